@@ -1,0 +1,5 @@
+"""`python -m fluxsmith` is the command line."""
+
+from fluxsmith.cli import main
+
+main()

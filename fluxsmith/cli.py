@@ -1,0 +1,184 @@
+"""The command line. Commands import what they need when they run, so that --help is quick."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from fluxsmith.errors import UserError
+
+app = typer.Typer(
+    name="fluxsmith",
+    help="Train, sample, measure and ship your own Flux.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Look at configs.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML config.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings in place of the config's."),
+]
+
+
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run's folder.")
+]
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="auto|PATH", help="Continue from the newest or a given checkpoint."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the run in the output folder first.")
+    ] = False,
+) -> None:
+    """Train a model."""
+    from fluxsmith.config import read_config, show
+    from fluxsmith.training.run import train as run
+
+    settings = read_config(config, overrides or [])
+    typer.echo(show(settings))
+    raise typer.Exit(run(settings, resume=resume, overwrite=overwrite))
+
+
+@app.command()
+def sample(
+    checkpoint: Checkpoint,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="What to draw; may be repeated. Without: captions at random."),
+    ] = None,
+    num_samples: Annotated[int | None, typer.Option(help="Number of pictures.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Solver steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off.")] = None,
+    solver: Annotated[str | None, typer.Option(help="euler, heun or midpoint.")] = None,
+    seed: Annotated[int, typer.Option(help="Equal seeds draw equal pictures.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
+    weights: Annotated[str, typer.Option(help="ema or model.")] = "ema",
+    filmstrip: Annotated[
+        bool, typer.Option("--filmstrip", help="Also the first picture's way from noise.")
+    ] = False,
+    gif: Annotated[bool, typer.Option("--gif", help="Also the way from noise, animated.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    config: Annotated[
+        Path | None, typer.Option(help="Refuse a checkpoint that was not trained with this config.")
+    ] = None,
+) -> None:
+    """Draw pictures with a trained model."""
+    from fluxsmith.checkpoint import newest
+    from fluxsmith.config import read_config
+    from fluxsmith.config.comparing import MODEL, check_same
+    from fluxsmith.drawing import Request, default_folder, draw
+    from fluxsmith.pipeline import Pipeline
+
+    expected = read_config(config) if config else None
+    path = newest(checkpoint)
+    pipeline = Pipeline.from_checkpoint(path, device=device, weights=weights)
+    if expected:
+        check_same(pipeline.config, expected, MODEL, str(path))
+    settings = pipeline.config.sample
+    request = Request(
+        checkpoint=path,
+        prompts=tuple(prompt or ()),
+        num_samples=num_samples,
+        steps=settings.steps if steps is None else steps,
+        guidance=settings.guidance if guidance is None else guidance,
+        solver=solver or settings.solver,
+        seed=seed,
+        weights=weights,
+        filmstrip=filmstrip,
+        gif=gif,
+    )
+    drawn = draw(pipeline, request, out or default_folder(pipeline))
+    typer.echo(f"grid        {drawn.grid}")
+    typer.echo(f"prompts     {drawn.prompts}")
+    typer.echo(f"pictures    {drawn.pictures}/")
+    if drawn.filmstrip:
+        typer.echo(f"filmstrip   {drawn.filmstrip}")
+    if drawn.gif:
+        typer.echo(f"animation   {drawn.gif}")
+
+
+@app.command()
+def evaluate(
+    checkpoint: Checkpoint,
+    num_samples: Annotated[int, typer.Option(min=1, help="Pictures to draw and judge.")] = 1000,
+    steps: Annotated[int | None, typer.Option(help="Solver steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off.")] = None,
+    solver: Annotated[str | None, typer.Option(help="euler, heun or midpoint.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
+    weights: Annotated[str, typer.Option(help="ema or model.")] = "ema",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Measure a trained model against its data set."""
+    from fluxsmith.checkpoint import newest
+    from fluxsmith.evaluation import Settings
+    from fluxsmith.evaluation.run import evaluate as run
+    from fluxsmith.pipeline import Pipeline
+
+    pipeline = Pipeline.from_checkpoint(newest(checkpoint), device=device, weights=weights)
+    given = pipeline.config.sample
+    settings = Settings(
+        num_samples=num_samples,
+        steps=given.steps if steps is None else steps,
+        guidance=given.guidance if guidance is None else guidance,
+        solver=solver or given.solver,
+        seed=seed,
+    )
+    run(pipeline, settings, json_file)
+
+
+@config_app.command("show")
+def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Print a config in full, with an explanation of each key."""
+    from fluxsmith.config import read_config, show
+
+    typer.echo(show(read_config(config, overrides or [])), nl=False)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of a config, for editors."""
+    from fluxsmith.config import json_schema
+
+    typer.echo(json_schema(), nl=False)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point: a user's mistake is a line and exit code 2, Ctrl-C is 130."""
+    try:
+        sys.exit(app(arguments, standalone_mode=False))
+    except UserError as error:
+        _fail(str(error))
+    except typer.Abort:
+        typer.echo("stopped", err=True)
+        sys.exit(130)
+    except Exception as error:
+        # Typer brings click along in some versions and depends on it in others, so its usage
+        # errors are told by what they can do.
+        if not hasattr(error, "format_message"):
+            raise
+        if message := error.format_message():
+            _fail(f"{message} (see --help)")
+        sys.exit(2)
+
+
+def _fail(message: str) -> NoReturn:
+    for line in message.splitlines():
+        typer.echo(f"error: {line}", err=True)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Whether two configs describe the same model on the same data, as resuming needs."""
+
+from typing import Any
+
+from fluxsmith.config.sections import RunConfig
+from fluxsmith.errors import UserError
+
+# What makes a model what it is, and what decides a run's course from its first step on.
+MODEL = ("data", "text", "autoencoder", "model")
+COURSE = (*MODEL, "seed", "flow", "train.batch_size")
+FREE = ("data.path",)  # where the files lie is not what they hold
+
+
+def check_same(before: RunConfig, now: RunConfig, keys: tuple[str, ...], origin: str) -> None:
+    """Raises a UserError that names the first setting below `keys` in which they differ."""
+    then = _flat(before.model_dump())
+    for key, value in _flat(now.model_dump()).items():
+        below = any(key == prefix or key.startswith(f"{prefix}.") for prefix in keys)
+        if below and key not in FREE and then[key] != value:
+            raise UserError(
+                f"{key}={value}: {origin} was trained with {key}={then[key]}; set it back, or use "
+                f"a checkpoint that fits this config"
+            )
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,173 @@
+"""From a YAML file and overrides to a RunConfig, with every mistake named in one line."""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from fluxsmith.config.sections import RunConfig
+from fluxsmith.errors import UserError
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data only, with YAML 1.2's floats (2e-4 is one) and no key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key if isinstance(key, str) else None)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config at `path` with `key=value` overrides, its name and output folder resolved."""
+    path = Path(path)
+    data = _read_yaml(path)
+    for override in overrides:
+        _apply(data, override)
+    below = _below_configs(path)
+    data.setdefault("name", below.name)
+    data.setdefault("output_dir", str(PurePath("output") / below))
+    return build_config(data, origin=str(path))
+
+
+def build_config(data: Mapping[str, Any], origin: str) -> RunConfig:
+    """A RunConfig from plain data; a UserError with one line for each mistake."""
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        lines = [f"{origin}: {_line(entry)}" for entry in error.errors()]
+        raise UserError("\n".join(lines)) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"no config at {path}{_suggest_config(path)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"can't read the config {path}: {error}") from None
+    try:
+        data = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {_yaml_problem(error)}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds no settings: a config is a mapping, such as `seed: 0`")
+    return data
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    """Puts one `section.key=value` into the data."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"override {override!r} is not KEY=VALUE, such as train.steps=2000")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: {_yaml_problem(error)}") from None
+    *sections, last = key.strip().split(".")
+    target = data
+    for section in sections:
+        inner = target.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"{key}: unknown key{_suggest_key(key)}")
+        target = inner
+    target[last] = value
+
+
+def _line(error: Mapping[str, Any]) -> str:
+    """One mistake in one line: the key, the value and the fix."""
+    key = ".".join(str(part) for part in error["loc"])
+    kind, value, context = error["type"], error.get("input"), error.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key{_suggest_key(key)}"
+    if kind == "missing":
+        return f"{key}: missing; add it"
+    if kind == "value_error":  # from our own checks, which name key, value and fix
+        return str(context["error"])
+    return f"{key}={_short(value)}: {_fix(kind, context, error['msg'])}"
+
+
+def _fix(kind: str, context: Mapping[str, Any], message: str) -> str:
+    fixes = {
+        "int_type": "must be a whole number",
+        "int_parsing": "must be a whole number",
+        "float_type": "must be a number",
+        "bool_type": "must be true or false",
+        "string_type": "must be text; put it in quotes",
+        "list_type": "must be a list, such as [16, 24, 24]",
+        "model_type": "must be a section of keys",
+        "finite_number": "must be a finite number",
+        "greater_than": "must be above {gt}",
+        "greater_than_equal": "must be at least {ge}",
+        "less_than": "must be below {lt}",
+        "less_than_equal": "must be at most {le}",
+        "multiple_of": "must be a multiple of {multiple_of}",
+        "literal_error": "must be one of {expected}",
+        "too_short": "must have {min_length} entries",
+        "too_long": "must have {max_length} entries",
+    }
+    return fixes[kind].format(**context) if kind in fixes else message
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _suggest_key(key: str) -> str:
+    keys = [*all_keys(RunConfig), *RunConfig.model_fields]
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    if not near:  # perhaps the right key in the wrong section
+        leaf = key.rpartition(".")[2]
+        near = [k for k in keys if k.rpartition(".")[2] == leaf]
+    return f"; did you mean {near[0]}?" if near else "; `fluxsmith config show` lists them all"
+
+
+def all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a section."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from all_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _below_configs(path: Path) -> PurePath:
+    """The config's path below its configs/ folder, without extension; its stem elsewhere."""
+    parts = path.with_suffix("").parts
+    if "configs" in parts[:-1]:
+        last = len(parts) - 1 - parts[::-1].index("configs", 1)
+        return PurePath(*parts[last + 1 :])
+    return PurePath(path.stem)
+
+
+def _suggest_config(path: Path) -> str:
+    known = sorted(str(p) for p in Path("configs").glob("**/*.yaml"))
+    near = difflib.get_close_matches(str(path), known, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; there are {', '.join(known)}" if known else "; check the path"
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
+    return " ".join(str(error).split())

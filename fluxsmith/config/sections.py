@@ -1,0 +1,252 @@
+"""Every setting of a run, typed, with its explanation beneath it, checked when it is built.
+
+The explanations are what `fluxsmith config show` and the JSON schema print.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+def _whole(value: Any) -> Any:
+    """Lets 1e4 stand for 10000 where a whole number is wanted."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Count = Annotated[Whole, Field(ge=1)]
+Interval = Annotated[Whole, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Unknown keys, wrong types and values that are no numbers are errors everywhere."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+class DataConfig(Section):
+    source: Literal["digits", "mnist"]
+    """The data set: digits (embedded, 8x8, nothing to download) or mnist."""
+    path: str | None = None
+    """Folder with the data's files; by default $FLUXSMITH_DATA, then a cache folder, is searched."""
+    image_size: Count = 32
+    """Height and width of the images that the model sees, in pixels."""
+    channels: Literal[1, 3] = 1
+    """1 for grey, 3 for RGB; any source is converted."""
+    resize: Literal["pad", "stretch"] = "pad"
+    """How images reach image_size: pad with their darkest value, or stretch."""
+    flip: bool = False
+    """Mirror half of the images, left to right. Wrong for digits and letters."""
+    caption_dropout: Share = 0.1
+    """Share of captions replaced by the empty prompt, which guidance needs."""
+
+
+class TextConfig(Section):
+    encoder: Literal["bytes"] = "bytes"
+    """The text encoder: bytes, learned with the model, for any UTF-8 string."""
+    width: Count = 768
+    """Width of the tokens and of the pooled vector that it gives."""
+    hidden_size: Annotated[Count, Field(multiple_of=64)] = 128
+    """Width inside the encoder; a multiple of 64."""
+    depth: Interval = 1
+    """Transformer layers inside the encoder."""
+    max_tokens: Count = 64
+    """The longest prompt, in tokens; a word of up to 16 bytes is one token."""
+
+
+class AutoencoderConfig(Section):
+    kind: Literal["pixel"] = "pixel"
+    """What the flow runs on: pixel, the images themselves."""
+
+
+class ModelConfig(Section):
+    patch_size: Count = 8
+    """An image token covers patch_size x patch_size pixels."""
+    hidden_size: Count = 384
+    """Width of the network; num_heads heads of hidden_size / num_heads."""
+    num_heads: Count = 6
+    """Attention heads."""
+    depth: Interval = 6
+    """Dual-stream blocks: text and image with weights of their own."""
+    depth_single_blocks: Interval = 12
+    """Single-stream blocks over text and image together."""
+    axes_dim: list[Count] = Field(default=[16, 24, 24], min_length=3, max_length=3)
+    """Channels of a head that the rotary embedding gives to (index, row, column)."""
+    mlp_ratio: Positive = 4.0
+    """Inner width of the MLPs, in multiples of hidden_size."""
+    theta: Positive = 10000.0
+    """Base of the rotary frequencies."""
+    qkv_bias: bool = True
+    """Whether the query, key and value projections of dual-stream blocks have a bias."""
+    guidance_embed: bool = False
+    """Whether the network takes the guidance scale as an input; plain training feeds it 1."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "ModelConfig":
+        hidden, heads = self.hidden_size, self.num_heads
+        if hidden % heads:
+            below = hidden - hidden % heads
+            options = " or ".join(str(n) for n in (below, below + heads) if n)
+            raise ValueError(
+                f"model.hidden_size={hidden}: not divisible by model.num_heads={heads}; "
+                f"use {options}"
+            )
+        if sum(self.axes_dim) != hidden // heads:
+            raise ValueError(
+                f"model.axes_dim={self.axes_dim}: sums to {sum(self.axes_dim)}; must sum to the "
+                f"head size, model.hidden_size / model.num_heads = {hidden // heads}"
+            )
+        if any(width % 2 for width in self.axes_dim):
+            raise ValueError(f"model.axes_dim={self.axes_dim}: each must be even")
+        return self
+
+
+class FlowConfig(Section):
+    timesteps: Literal["uniform", "logit_normal", "mode", "shifted"] = "logit_normal"
+    """Density of the training timesteps: uniform, logit_normal, mode or shifted."""
+    mean: float | None = None
+    """logit_normal: the mean of logit(t); 0 by default, above 0 leans towards noise."""
+    scale: float | None = None
+    """logit_normal: standard deviation of logit(t), 1 by default; mode: its scale, 1.29."""
+    shift: Positive | None = None
+    """shifted: how far the density leans towards noise; 3 by default, 1 is uniform."""
+    stratified: bool = True
+    """Spread each batch's timesteps evenly over the density: the same density, less variance."""
+
+    @model_validator(mode="after")
+    def _parameters_belong(self) -> "FlowConfig":
+        takes = {"logit_normal": {"mean", "scale"}, "mode": {"scale"}, "shifted": {"shift"}}
+        allowed = takes.get(self.timesteps, set())
+        for key, value in self.parameters().items():
+            if key not in allowed:
+                raise ValueError(
+                    f"flow.{key}={value}: the density flow.timesteps={self.timesteps} has no "
+                    f"{key}; remove the key or choose another density"
+                )
+        if self.timesteps == "logit_normal" and self.scale is not None and self.scale <= 0:
+            raise ValueError(f"flow.scale={self.scale}: must be above 0")
+        if self.timesteps == "mode" and self.scale is not None and not -1 <= self.scale <= 1.75:
+            raise ValueError(f"flow.scale={self.scale}: the mode density takes -1 to 1.75")
+        return self
+
+    def parameters(self) -> dict[str, float]:
+        """The density's parameters that were given."""
+        given = {"mean": self.mean, "scale": self.scale, "shift": self.shift}
+        return {key: value for key, value in given.items() if value is not None}
+
+
+class TrainConfig(Section):
+    steps: Count = 1000
+    """Optimiser steps in all."""
+    batch_size: Count = 64
+    """Images an optimiser step sees."""
+    accumulate: Count = 1
+    """Pieces that a batch is cut into to save memory; the gradients stay the same."""
+    learning_rate: Positive = 1e-3
+    """Peak learning rate of AdamW."""
+    warmup_steps: Interval = 100
+    """Steps over which the learning rate rises linearly from 0."""
+    schedule: Literal["constant", "cosine", "linear_tail"] = "linear_tail"
+    """What follows: constant, cosine to 0, or constant with a last part linear to 0."""
+    tail: Share = 0.3
+    """linear_tail: the share of the steps over which the rate falls to 0."""
+    weight_decay: NotNegative = 0.01
+    """AdamW's decoupled weight decay, on matrices only."""
+    betas: list[Decay] = Field(default=[0.9, 0.95], min_length=2, max_length=2)
+    """AdamW's decay rates of the first and second moment."""
+    grad_clip: NotNegative = 1.0
+    """Largest norm of the gradient; 0 switches clipping off."""
+    ema_decay: Decay = 0.999
+    """Decay of the moving average of the weights that samples are drawn with; warmed up."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the network: bfloat16 is autocast over float32 weights; auto means on CUDA."""
+    log_every: Count = 10
+    """Steps between lines of metrics.jsonl, TensorBoard points and console updates."""
+    sample_every: Interval = 0
+    """Steps between sample grids; 0: never."""
+    checkpoint_every: Interval = 1000
+    """Steps between checkpoints; 0: only the last one."""
+    keep_checkpoints: Interval = 2
+    """Newest checkpoints kept; 0: all."""
+    keep_every: Interval = 0
+    """Checkpoints at multiples of this step are kept for good; 0: none."""
+
+
+class SampleConfig(Section):
+    solver: Literal["euler", "heun", "midpoint"] = "euler"
+    """ODE solver: euler (one evaluation a step), heun or midpoint (two, second order)."""
+    steps: Count = 20
+    """Solver steps from noise to data."""
+    schedule: Literal["uniform", "flux"] = "uniform"
+    """Grid of times: uniform, or bent for large images as FLUX.1 does."""
+    guidance: float = 2.0
+    """Guidance scale; 1 is off and costs half."""
+    guidance_method: Literal["cfg", "embedded"] = "cfg"
+    """cfg: classifier-free, two evaluations; embedded: the scale is an input of the network."""
+    guidance_interval: list[Share] = Field(default=[0.0, 1.0], min_length=2, max_length=2)
+    """The lowest and highest t at which classifier-free guidance is on."""
+    num_samples: Count = 16
+    """Pictures drawn when no prompts are given, and in the grids during training."""
+
+
+class RunConfig(Section):
+    """A whole run. Build it with `read_config`, which resolves `name` and `output_dir`."""
+
+    name: str | None = None
+    """Name of the run; the config file's by default."""
+    seed: Whole = 0
+    """Everything random in the run follows from this."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to run; auto takes CUDA, then MPS, then the CPU."""
+    output_dir: str | None = None
+    """Folder of the run; output/ + the config's path below configs/ by default."""
+    data: DataConfig
+    text: TextConfig = TextConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    model: ModelConfig = ModelConfig()
+    flow: FlowConfig = FlowConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> "RunConfig":
+        size, patch = self.data.image_size, self.model.patch_size
+        if size % patch:
+            below = size - size % patch
+            options = " or ".join(str(n) for n in (below, below + patch) if n)
+            raise ValueError(
+                f"data.image_size={size}: not divisible by model.patch_size={patch}; use {options}"
+            )
+        train, sample = self.train, self.sample
+        if train.batch_size % train.accumulate:
+            raise ValueError(
+                f"train.accumulate={train.accumulate}: must divide "
+                f"train.batch_size={train.batch_size}"
+            )
+        if sample.guidance_method == "embedded" and not self.model.guidance_embed:
+            raise ValueError(
+                "sample.guidance_method=embedded: the network has no guidance input; set "
+                "model.guidance_embed=true or use cfg"
+            )
+        low, high = sample.guidance_interval
+        if low > high:
+            raise ValueError(
+                f"sample.guidance_interval=[{low}, {high}]: the lowest t comes first; swap them"
+            )
+        return self
+
+    @property
+    def resolved_output_dir(self) -> str:
+        if self.output_dir is None:
+            raise ValueError("output_dir is not resolved: build the config with read_config")
+        return self.output_dir

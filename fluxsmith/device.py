@@ -1,0 +1,30 @@
+"""Which device and arithmetic to run with."""
+
+import contextlib
+
+import torch
+
+from fluxsmith.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes CUDA, then MPS, then the CPU; a device that is not there is a UserError."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    kind = name.partition(":")[0]
+    if not available.get(kind, False):
+        there = ", ".join(kind for kind, there in available.items() if there)
+        raise UserError(f"device={name}: not available here; use auto or one of: {there}")
+    return torch.device(name)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """bfloat16 autocast where `precision` asks for it; `auto` means on CUDA."""
+    if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()

@@ -1,0 +1,163 @@
+"""From prompts to files: the grid, the single pictures, the prompts, a filmstrip, an animation.
+
+Every PNG says how to draw it again, and drawing it again gives the same bytes.
+"""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path, PurePath
+
+import torch
+from torch import Tensor
+
+from fluxsmith import render
+from fluxsmith.data.images import to_uint8
+from fluxsmith.errors import UserError
+from fluxsmith.pipeline import Pipeline
+from fluxsmith.randomness import generator
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw. The number of pictures is `num_samples`, or one a prompt."""
+
+    checkpoint: Path
+    prompts: Sequence[str] = ()  # none: captions of the data set, at random
+    num_samples: int | None = None
+    steps: int = 20
+    guidance: float = 2.0
+    solver: str = "euler"
+    seed: int = 0
+    weights: str = "ema"
+    filmstrip: bool = False
+    gif: bool = False
+
+    def command(self) -> str:
+        """The command that draws this again."""
+        words = ["fluxsmith", "sample", str(self.checkpoint)]
+        for prompt in self.prompts:
+            words += ["--prompt", prompt]
+        if self.num_samples is not None:
+            words += ["--num-samples", str(self.num_samples)]
+        words += ["--steps", str(self.steps), "--guidance", f"{self.guidance:g}"]
+        words += ["--solver", self.solver, "--seed", str(self.seed), "--weights", self.weights]
+        return shlex.join(words)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The files that were written."""
+
+    grid: Path
+    prompts: Path
+    pictures: Path  # a folder
+    filmstrip: Path | None
+    gif: Path | None
+
+
+def default_folder(pipeline: Pipeline) -> Path:
+    """output/image/mnist/flux -> output/image/mnist/sample/flux."""
+    run = PurePath(pipeline.config.resolved_output_dir)
+    return Path(run.parent / "sample" / run.name)
+
+
+def draw(pipeline: Pipeline, request: Request, folder: Path) -> Drawn:
+    """Draws what is asked for and writes it into `folder`, named by step and seed."""
+    prompts = choose_prompts(pipeline, request)
+    _make(folder)
+    trajectory = _Trajectory()
+    images = pipeline.generate(
+        prompts,
+        steps=request.steps,
+        guidance=request.guidance,
+        solver=request.solver,
+        seed=request.seed,
+        on_step=trajectory if request.filmstrip or request.gif else None,
+    )
+    pictures = to_uint8(images)  # (n, c, h, w)
+
+    stem = f"sample-{pipeline.step}-seed{request.seed}"
+    metadata = {
+        "software": f"fluxsmith {version('fluxsmith')}",
+        "command": request.command(),
+        "seed": str(request.seed),
+        "steps": str(request.steps),
+        "guidance": f"{request.guidance:g}",
+        "solver": request.solver,
+        "model": pipeline.digest(),
+    }
+    sheet = render.grid(pictures, prompts)
+    grid = folder / f"{stem}.png"
+    render.save_png(grid, sheet, metadata | {"prompts": prompts})
+    listing = grid.with_suffix(".txt")
+    listing.write_text("\n".join(prompts) + "\n", encoding="utf-8")
+    singles = _empty_folder(folder / stem)
+    for i, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
+        own = metadata | {"prompt": prompt, "index": str(i)}
+        render.save_png(singles / f"{i:04d}.png", render.to_pil(picture), own)
+
+    strip = folder / f"{stem}-filmstrip.png" if request.filmstrip else None
+    if strip is not None:
+        first = [frame[0] for frame in trajectory.frames]
+        render.save_png(
+            strip, render.filmstrip(first, trajectory.times), metadata | {"prompt": prompts[0]}
+        )
+    gif = folder / f"{stem}.gif" if request.gif else None
+    if gif is not None:
+        shown = prompts[: len(trajectory.frames[0])]
+        render.save_gif(gif, [render.grid(frame, shown) for frame in trajectory.frames])
+    return Drawn(grid, listing, singles, strip, gif)
+
+
+def choose_prompts(pipeline: Pipeline, request: Request) -> list[str]:
+    """The prompts as given, repeated in turn for `num_samples`; without any, captions at random."""
+    n = request.num_samples
+    if n is not None and n < 1:
+        raise UserError(f"--num-samples {n}: draw at least 1 picture")
+    if request.prompts:
+        n = len(request.prompts) if n is None else n
+        if n < len(request.prompts):
+            raise UserError(
+                f"--num-samples {n}: there are {len(request.prompts)} prompts; give at least that "
+                f"many samples, or fewer prompts"
+            )
+        return [request.prompts[i % len(request.prompts)] for i in range(n)]
+    if not pipeline.captions:
+        raise UserError("this checkpoint holds no captions to draw from; give --prompt")
+    n = pipeline.config.sample.num_samples if n is None else n
+    draws = torch.randint(
+        len(pipeline.captions), (n,), generator=generator(request.seed, "prompts")
+    )
+    return [pipeline.captions[i] for i in draws.tolist()]
+
+
+class _Trajectory:
+    """The first batch's pictures at every step, noise first."""
+
+    def __init__(self) -> None:
+        self.frames: list[Tensor] = []  # (b, c, h, w) uint8 each
+        self.times: list[float] = []
+        self._complete = False
+
+    def __call__(self, step: int, t: float, images: Tensor) -> None:
+        self._complete |= step == 0 and bool(self.frames)  # a second batch begins
+        if not self._complete:
+            self.frames.append(to_uint8(images.clamp(-1, 1)).cpu())
+            self.times.append(t)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"can't write to {folder}: {error.strerror}; give --out") from None
+
+
+def _empty_folder(folder: Path) -> Path:
+    """The folder, without the single pictures of an earlier call."""
+    _make(folder)
+    for path in folder.glob("[0-9][0-9][0-9][0-9].png"):
+        path.unlink()
+    return folder

@@ -1,0 +1,125 @@
+"""The judge: a small classifier of a reference set's own labels, which says what a picture shows.
+
+It is trained on the reference set's training images, never on samples, once, and kept in the cache
+under a digest of those images.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.progress import track
+from torch import Tensor, nn
+
+from fluxsmith.data.download import cache_folder
+from fluxsmith.data.images import to_unit
+from fluxsmith.data.imageset import ImageSet
+from fluxsmith.randomness import address_seed, generator
+
+RECIPE = "cnn-1"  # changes whenever the network or its training does, so that caches are not mixed
+FEATURES = 256
+BATCH = 128
+UPDATES = 1400  # three epochs of MNIST
+LEARNING_RATE = 3e-3
+SHIFT = 2  # pixels: images are moved at random by up to this much in training
+
+
+class Judge(nn.Module):
+    """Three convolutions and two linear layers, on images (n, c, h, w) in [-1, 1]."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv2d(channels, 32, 5, stride=2, padding=2, bias=False),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, padding=1, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(64, 128, 3, padding=1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            nn.AdaptiveMaxPool2d(4),
+            nn.Flatten(),
+            nn.Linear(128 * 4 * 4, FEATURES),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(FEATURES, classes)
+        self.register_buffer("test_accuracy", torch.zeros(()))
+        self.test_accuracy: Tensor  # share of the reference's test images that it names rightly
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the last layer sees: (n, FEATURES)."""
+        return self.trunk(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (n, classes)."""
+        return self.head(self.features(images))
+
+    @torch.no_grad()
+    def classify(self, images: Tensor) -> Tensor:
+        """The most likely label of each image, (n,), in eval mode, some hundreds at a time."""
+        self.eval()
+        return torch.cat([self(part).argmax(1) for part in images.split(500)])
+
+
+def trained_judge(train: ImageSet, test: ImageSet) -> Judge:
+    """The judge of this reference set, from the cache or trained now, with a progress bar."""
+    judge = Judge(train.images.shape[1], len(train.captions))
+    path = cache_folder() / "judges" / f"{_digest(train, test)}.pt"
+    if path.is_file():
+        judge.load_state_dict(torch.load(path, weights_only=True))
+        return judge.eval()
+    judge = train_judge(train, updates=UPDATES)
+    truth = test.labels
+    right = judge.classify(to_unit(test.images)) == truth
+    judge.test_accuracy.fill_(right.float().mean())
+    _save(path, judge)
+    return judge
+
+
+def train_judge(data: ImageSet, updates: int) -> Judge:
+    """Trains on shifted images with AdamW and a one-cycle learning rate; addressed randomness."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(address_seed("judge", "weights"))
+        judge = Judge(data.images.shape[1], len(data.captions))
+    judge.train()
+    optimiser = torch.optim.AdamW(judge.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, updates)
+    for step in track(range(updates), description="training the judge", transient=True):
+        draw = generator("judge", "batch", step)
+        rows = torch.randint(len(data), (BATCH,), generator=draw)
+        images = _shifted(to_unit(data.images[rows]), draw)
+        loss = F.cross_entropy(judge(images), data.labels[rows])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    return judge.eval()
+
+
+def _shifted(images: Tensor, draw: torch.Generator) -> Tensor:
+    """The whole batch moved by one offset of up to SHIFT pixels each way; black comes in."""
+    height, width = images.shape[-2:]
+    down, right = torch.randint(2 * SHIFT + 1, (2,), generator=draw).tolist()
+    padded = F.pad(images, (SHIFT, SHIFT, SHIFT, SHIFT), value=-1.0)
+    return padded[..., down : down + height, right : right + width]
+
+
+def _digest(train: ImageSet, test: ImageSet) -> str:
+    found = hashlib.sha256(RECIPE.encode())
+    for data in (train, test):
+        found.update(str(tuple(data.images.shape)).encode())
+        found.update(data.images.numpy().tobytes())
+        found.update(data.labels.numpy().tobytes())
+    return found.hexdigest()[:24]
+
+
+def _save(path: Path, judge: Judge) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    torch.save(judge.state_dict(), temporary)
+    temporary.replace(path)

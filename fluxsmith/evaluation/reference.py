@@ -1,0 +1,40 @@
+"""The data that a model is measured against, and the judge made from it, each loaded when it is
+first needed."""
+
+from functools import cached_property
+
+from fluxsmith.config import RunConfig
+from fluxsmith.data import load
+from fluxsmith.data.images import Split
+from fluxsmith.data.imageset import ImageSet
+from fluxsmith.evaluation.judge import Judge, trained_judge
+
+
+class Reference:
+    """The training and test images of a config's data set, as its model sees them."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._data = config.data
+
+    @cached_property
+    def train(self) -> ImageSet:
+        return self._load("train")
+
+    @cached_property
+    def test(self) -> ImageSet:
+        return self._load("test")
+
+    @cached_property
+    def judge(self) -> Judge:
+        return trained_judge(self.train, self.test)
+
+    def _load(self, split: Split) -> ImageSet:
+        data = self._data
+        return load(
+            data.source,
+            data.path,
+            split,
+            image_size=data.image_size,
+            channels=data.channels,
+            resize=data.resize,
+        )

@@ -1,0 +1,48 @@
+"""Guidance: each function makes one velocity closure out of others, so solvers never learn of it.
+
+A scale of 1 means no guidance everywhere, and costs one evaluation.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from fluxsmith.flow.path import Velocity
+
+
+def classifier_free(conditional: Velocity, unconditional: Velocity, scale: float) -> Velocity:
+    """v = v_u + scale (v_c - v_u): Ho & Salimans 2022, eq. 6 with scale = 1 + w, on velocities."""
+    if scale == 1:
+        return conditional
+
+    def guided(x: Tensor, t: Tensor) -> Tensor:
+        v_u = unconditional(x, t)
+        return v_u + scale * (conditional(x, t) - v_u)
+
+    return guided
+
+
+def within_interval(
+    guided: Velocity, conditional: Velocity, low: float, high: float
+) -> Velocity:
+    """`guided` for low <= t <= high and `conditional`, at half the cost, outside.
+
+    Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval", eq. 5, with t for sigma.
+    `t` must be a scalar, as solvers pass it.
+    """
+    if guided is conditional or (low <= 0 and high >= 1):
+        return guided
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        inside = low <= float(t) <= high
+        return guided(x, t) if inside else conditional(x, t)
+
+    return velocity
+
+
+def embedded(velocity: Callable[[Tensor, Tensor, float], Tensor], scale: float) -> Velocity:
+    """The scale as an input of a guidance-distilled network, such as FLUX.1 dev: one evaluation.
+
+    Meng et al. 2023, "On Distillation of Guided Diffusion Models", sec. 3.1.
+    """
+    return lambda x, t: velocity(x, t, scale)

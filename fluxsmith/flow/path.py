@@ -1,0 +1,54 @@
+"""The straight path between data and noise, and the loss of the velocity along it.
+
+Rectified flow: Liu et al. 2022, "Flow Straight and Fast", eq. 1; the direction of time is that of
+Esser et al. 2024, "Scaling Rectified Flow Transformers", eq. 13.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+# (x_t (b, c, h, w), t (b,) or scalar) -> v (b, c, h, w)
+Velocity = Callable[[Tensor, Tensor], Tensor]
+
+
+def interpolate(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """x_t = (1 - t) x0 + t eps: the data at t = 0, the noise at t = 1. `t` is (b,) or a scalar."""
+    t = _beside(t, x0)
+    return (1 - t) * x0 + t * eps
+
+
+def velocity_target(x0: Tensor, eps: Tensor) -> Tensor:
+    """v = d x_t / dt = eps - x0, the same all along the path."""
+    return eps - x0
+
+
+def flow_matching_loss(velocity: Velocity, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """The squared error of the predicted velocity, averaged over each image: (b,), in float32.
+
+    Liu et al. 2022, eq. 1: min_v E ||(eps - x0) - v(x_t, t)||^2.
+    """
+    x_t = interpolate(x0, eps, t)
+    v = velocity_target(x0, eps)
+    error = velocity(x_t, t).float() - v.float()
+    return error.square().flatten(1).mean(1)
+
+
+def x0_from_velocity(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    """The data end of the straight line through x_t with velocity v."""
+    return x_t - _beside(t, x_t) * v
+
+
+def eps_from_velocity(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    """The noise end of the straight line through x_t with velocity v."""
+    return x_t + (1 - _beside(t, x_t)) * v
+
+
+def _beside(t: Tensor, x: Tensor) -> Tensor:
+    """`t` shaped to broadcast over everything but the batch. A (b,) tensor against (b, c, h, w)
+    would otherwise line up with the width, silently wherever b = w."""
+    if t.ndim == 0:
+        return t
+    if t.shape != x.shape[:1]:
+        raise ValueError(f"t has shape {tuple(t.shape)}; a batch of {x.shape[0]} needs () or (b,)")
+    return t.view(-1, *[1] * (x.ndim - 1))

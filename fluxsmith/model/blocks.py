@@ -1,0 +1,204 @@
+"""The parts of Flux, with the parameter names of Black Forest Labs' released weights.
+
+Sources: adaLN-zero, Peebles & Xie 2023, "DiT", sec. 3.2; dual-stream (MMDiT) blocks, Esser et al.
+2024, sec. 4 and fig. 2b; parallel attention and MLP, and normalised queries and keys, Dehghani et
+al. 2023, "ViT-22B", sec. 2.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fluxsmith.model.rope import RotaryTable, rotate
+
+
+def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000) -> Tensor:
+    """cos and sin of 1000 t at width/2 frequencies (Vaswani et al. 2017, sec. 3.5): (b, width).
+
+    `t` (b,) in [0, 1]; computed and returned in float32.
+    """
+    half = width // 2
+    frequency = torch.exp(
+        -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half
+    )
+    angle = 1000.0 * t.float()[:, None] * frequency  # (b, width/2)
+    return torch.cat((angle.cos(), angle.sin()), dim=-1)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, pe: RotaryTable, mask: Tensor | None) -> Tensor:
+    """Attention with rotated queries and keys, (b, h, l, k) each -> (b, l, h*k).
+
+    `mask` (b, 1, 1, l) is true where a key may be attended to.
+    """
+    x = F.scaled_dot_product_attention(rotate(q, pe), rotate(k, pe), v, attn_mask=mask)
+    return x.transpose(1, 2).flatten(2)
+
+
+class MLPEmbedder(nn.Module):
+    """Two linear layers around SiLU: a vector's way into the modulation."""
+
+    def __init__(self, in_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.in_layer = nn.Linear(in_dim, hidden_dim)
+        self.out_layer = nn.Linear(hidden_dim, hidden_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out_layer(F.silu(self.in_layer(x)))
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis (Zhang & Sennrich 2019, eq. 4), in float32."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.scale.shape, self.scale.float(), eps=1e-6).to(x.dtype)
+
+
+class QKNorm(nn.Module):
+    """RMS-normalised queries and keys, which keeps attention logits from growing."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.query_norm = RMSNorm(dim)
+        self.key_norm = RMSNorm(dim)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return self.query_norm(q).to(v.dtype), self.key_norm(k).to(v.dtype)
+
+
+class SelfAttention(nn.Module):
+    """The projections of one stream; attention itself is joint, in the block."""
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.norm = QKNorm(dim // num_heads)
+        self.proj = nn.Linear(dim, dim)
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(b, l, d) -> three times (b, h, l, k), queries and keys normalised."""
+        q, k, v = split_heads(self.qkv(x), self.num_heads)
+        q, k = self.norm(q, k, v)
+        return q, k, v
+
+
+def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(b, l, 3*h*k) -> three times (b, h, l, k)."""
+    b, length, _ = qkv.shape
+    q, k, v = qkv.view(b, length, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
+    return q, k, v
+
+
+class Modulated(NamedTuple):
+    """What adaLN gives one half of a block: (b, 1, d) each."""
+
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor
+
+
+class Modulation(nn.Module):
+    """adaLN-zero: shift, scale and gate of each half of a block from the vector `vec`."""
+
+    def __init__(self, dim: int, double: bool) -> None:
+        super().__init__()
+        self.halves = 2 if double else 1
+        self.lin = nn.Linear(dim, 3 * self.halves * dim)
+
+    def forward(self, vec: Tensor) -> list[Modulated]:
+        parts = self.lin(F.silu(vec))[:, None, :].chunk(3 * self.halves, dim=-1)
+        return [Modulated(*parts[3 * i : 3 * i + 3]) for i in range(self.halves)]
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """A layer norm without parameters of its own, then scale and shift: (b, l, d)."""
+    x = F.layer_norm(x, x.shape[-1:], eps=1e-6)
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+def mlp(hidden: int, inner: int) -> nn.Sequential:
+    """The two-layer perceptron of a stream, with the tanh form of GELU."""
+    return nn.Sequential(
+        nn.Linear(hidden, inner), nn.GELU(approximate="tanh"), nn.Linear(inner, hidden)
+    )
+
+
+class DoubleStreamBlock(nn.Module):
+    """Text and image with weights of their own, meeting in one joint attention (MMDiT)."""
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, qkv_bias: bool) -> None:
+        super().__init__()
+        inner = int(hidden_size * mlp_ratio)
+        self.img_mod = Modulation(hidden_size, double=True)
+        self.img_attn = SelfAttention(hidden_size, num_heads, qkv_bias)
+        self.img_mlp = mlp(hidden_size, inner)
+        self.txt_mod = Modulation(hidden_size, double=True)
+        self.txt_attn = SelfAttention(hidden_size, num_heads, qkv_bias)
+        self.txt_mlp = mlp(hidden_size, inner)
+
+    def forward(
+        self, img: Tensor, txt: Tensor, vec: Tensor, pe: RotaryTable, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        img_mod1, img_mod2 = self.img_mod(vec)
+        txt_mod1, txt_mod2 = self.txt_mod(vec)
+
+        img_q, img_k, img_v = self.img_attn.queries_keys_values(
+            modulate(img, img_mod1.shift, img_mod1.scale)
+        )
+        txt_q, txt_k, txt_v = self.txt_attn.queries_keys_values(
+            modulate(txt, txt_mod1.shift, txt_mod1.scale)
+        )
+        q = torch.cat((txt_q, img_q), dim=2)  # (b, h, l_txt + l_img, k): text first
+        k = torch.cat((txt_k, img_k), dim=2)
+        v = torch.cat((txt_v, img_v), dim=2)
+        txt_out, img_out = attention(q, k, v, pe, mask).split([txt.shape[1], img.shape[1]], dim=1)
+
+        img = img + img_mod1.gate * self.img_attn.proj(img_out)
+        img = img + img_mod2.gate * self.img_mlp(modulate(img, img_mod2.shift, img_mod2.scale))
+        txt = txt + txt_mod1.gate * self.txt_attn.proj(txt_out)
+        txt = txt + txt_mod2.gate * self.txt_mlp(modulate(txt, txt_mod2.shift, txt_mod2.scale))
+        return img, txt
+
+
+class SingleStreamBlock(nn.Module):
+    """One stream over text and image together; attention and MLP side by side, in two products."""
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.num_heads = num_heads
+        self.inner = int(hidden_size * mlp_ratio)
+        self.linear1 = nn.Linear(hidden_size, 3 * hidden_size + self.inner)  # qkv and MLP in
+        self.linear2 = nn.Linear(hidden_size + self.inner, hidden_size)  # attention and MLP out
+        self.norm = QKNorm(hidden_size // num_heads)
+        self.modulation = Modulation(hidden_size, double=False)
+
+    def forward(self, x: Tensor, vec: Tensor, pe: RotaryTable, mask: Tensor | None) -> Tensor:
+        (mod,) = self.modulation(vec)
+        x_mod = modulate(x, mod.shift, mod.scale)
+        qkv, inner = self.linear1(x_mod).split([3 * self.hidden_size, self.inner], dim=-1)
+        q, k, v = split_heads(qkv, self.num_heads)
+        q, k = self.norm(q, k, v)
+        attended = attention(q, k, v, pe, mask)
+        out = self.linear2(torch.cat((attended, F.gelu(inner, approximate="tanh")), dim=-1))
+        return x + mod.gate * out
+
+
+class LastLayer(nn.Module):
+    """The last modulation and the projection from hidden width to a patch."""
+
+    def __init__(self, hidden_size: int, out_channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
+
+    def forward(self, x: Tensor, vec: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(vec)[:, None, :].chunk(2, dim=-1)
+        return self.linear(modulate(x, shift, scale))

@@ -1,0 +1,250 @@
+"""The one way to call the model: built from a config, it encodes text, gives the velocity of
+images, and draws. Training, validation, the solvers and teachers all go through `velocity`.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fluxsmith import checkpoint as checkpoints
+from fluxsmith.autoencoder import Autoencoder
+from fluxsmith.autoencoder.pixel import PixelAutoencoder
+from fluxsmith.config import RunConfig
+from fluxsmith.config.reading import build_config
+from fluxsmith.device import autocast, pick_device
+from fluxsmith.errors import UserError
+from fluxsmith.flow.guidance import classifier_free, embedded, within_interval
+from fluxsmith.flow.path import Velocity
+from fluxsmith.flow.schedule import SCHEDULES
+from fluxsmith.flow.solvers import SOLVERS
+from fluxsmith.model.flux import Flux, FluxParams
+from fluxsmith.model.tokens import image_ids, patchify, text_ids, token_grid, unpatchify
+from fluxsmith.randomness import address_seed, image_noise
+from fluxsmith.text.byte_encoder import ByteEncoder
+from fluxsmith.text.encoder import NULL_PROMPT, TextEmbedding
+
+# Called with (step, t, images): step 0 is the noise, and the images are decoded, unclamped.
+OnStep = Callable[[int, float, Tensor], None]
+
+
+class Pipeline(nn.Module):
+    """A text encoder, a Flux and an autoencoder, together a text-to-image model."""
+
+    def __init__(
+        self, config: RunConfig, network: Flux, text: ByteEncoder, autoencoder: Autoencoder
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.network = network
+        self.text = text
+        self.autoencoder = autoencoder
+        # Of the checkpoint this came from; a new model has none.
+        self.step = 0
+        self.captions: list[str] = []
+
+    @classmethod
+    def build(cls, config: RunConfig, device: torch.device | str = "cpu") -> "Pipeline":
+        """A new model, its weights drawn from config.seed, the same on every device."""
+        autoencoder = PixelAutoencoder(config.data.channels)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(address_seed(config.seed, "weights"))
+            text = ByteEncoder(
+                config.text.width,
+                config.text.hidden_size,
+                config.text.depth,
+                config.text.max_tokens,
+            )
+            network = Flux(flux_params(config, autoencoder, text))
+        return cls(config, network, text, autoencoder).to(device)
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: str | Path, device: str = "auto", weights: str = "ema"
+    ) -> "Pipeline":
+        """The model in a checkpoint; `weights` is `ema` (the average) or `model` (the raw ones)."""
+        if weights not in ("ema", "model"):
+            raise UserError(f"weights={weights}: must be ema or model")
+        return cls.from_contents(checkpoints.load(path), path, device, weights)
+
+    @classmethod
+    def from_contents(
+        cls, contents: dict[str, Any], path: str | Path, device: str, weights: str
+    ) -> "Pipeline":
+        config = build_config(contents["config"], origin=str(path))
+        pipeline = cls.build(config)
+        pipeline.load_weights(contents[weights], origin=str(path))
+        pipeline.step = contents["step"]
+        pipeline.captions = list(contents["metadata"].get("captions", []))
+        return pipeline.to(pick_device(device)).eval()
+
+    def load_weights(self, weights: dict[str, Tensor], origin: str) -> None:
+        """Loads tensors by name; a UserError names the first that don't fit."""
+        own = self.state_dict()
+        missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+        if missing or extra:
+            raise UserError(
+                f"{origin} doesn't fit this model: {len(missing)} tensors missing "
+                f"{missing[:3]}, {len(extra)} unknown {extra[:3]}; was it another config's?"
+            )
+        for name, tensor in weights.items():
+            if tensor.shape != own[name].shape:
+                raise UserError(
+                    f"{origin} doesn't fit this model: {name} is {tuple(tensor.shape)} in the "
+                    f"file, {tuple(own[name].shape)} here; was it another config's?"
+                )
+        self.load_state_dict(weights)
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.img_in.weight.device
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(c, h, w) of what the flow runs on."""
+        size = self.config.data.image_size // self.autoencoder.factor
+        return self.autoencoder.channels, size, size
+
+    @property
+    def image_tokens(self) -> int:
+        _, height, width = self.latent_shape
+        rows, columns = token_grid(height, width, self.config.model.patch_size)
+        return rows * columns
+
+    def encode_text(self, prompts: Sequence[str]) -> TextEmbedding:
+        """The prompts as the network takes them, one row each."""
+        with autocast(self.device, self.config.train.precision):
+            return self.text(prompts)
+
+    def velocity(
+        self, x: Tensor, t: Tensor, cond: TextEmbedding, guidance: float = 1.0
+    ) -> Tensor:
+        """The velocity of x (b, c, h, w) at times t, (b,) or a scalar, in float32.
+
+        `guidance` reaches networks with a guidance input; the others have no use for it but 1.
+        """
+        b, _, height, width = x.shape
+        patch = self.config.model.patch_size
+        tokens = patchify(x, patch)  # (b, l, c p p)
+        embeds = self.config.model.guidance_embed
+        if guidance != 1 and not embeds:
+            raise ValueError(f"guidance {guidance} given to a network without a guidance input")
+        with autocast(self.device, self.config.train.precision):
+            v = self.network(
+                img=tokens,
+                img_ids=image_ids(*token_grid(height, width, patch), x.device),
+                txt=cond.tokens,
+                txt_ids=text_ids(cond.tokens.shape[1], x.device),
+                timesteps=t.expand(b),
+                y=cond.pooled,
+                guidance=x.new_full((b,), guidance) if embeds else None,
+                txt_mask=cond.mask,
+            )
+        return unpatchify(v.float(), patch, height, width)
+
+    def guided_velocity(self, cond: TextEmbedding, guidance: float) -> Velocity:
+        """The velocity that a solver follows for these prompts at this guidance scale."""
+        sample = self.config.sample
+        if sample.guidance_method == "embedded":
+            return embedded(lambda x, t, scale: self.velocity(x, t, cond, scale), guidance)
+        null = self.encode_text([NULL_PROMPT]).expand(len(cond)) if guidance != 1 else cond
+
+        def conditional(x: Tensor, t: Tensor) -> Tensor:
+            return self.velocity(x, t, cond)
+
+        def unconditional(x: Tensor, t: Tensor) -> Tensor:
+            return self.velocity(x, t, null)
+
+        guided = classifier_free(conditional, unconditional, guidance)
+        return within_interval(guided, conditional, *sample.guidance_interval)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        solver: str | None = None,
+        first_index: int = 0,
+        batch_size: int = 64,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """One picture a prompt: (n, c, h, w) in [-1, 1], on the CPU.
+
+        Settings left out are the config's. Picture i starts from the noise addressed by
+        (seed, first_index + i), so it does not depend on what is drawn beside it. `on_step` sees
+        the pictures of one batch at a time. Raises a UserError for settings that can't be used.
+        """
+        settings = self.config.sample
+        steps = settings.steps if steps is None else steps
+        guidance = settings.guidance if guidance is None else guidance
+        solver = settings.solver if solver is None else solver
+        if solver not in SOLVERS:
+            raise UserError(f"solver={solver}: must be one of {', '.join(SOLVERS)}")
+        if steps < 1:
+            raise UserError(f"steps={steps}: sampling needs at least 1")
+        if not math.isfinite(guidance):
+            raise UserError(f"guidance={guidance}: must be a finite number")
+        if not prompts:
+            raise UserError("there is no prompt to draw; give at least one")
+        self.text.check(prompts)
+
+        training = self.training
+        self.eval()
+        try:
+            pictures = []
+            for start in range(0, len(prompts), batch_size):
+                part = prompts[start : start + batch_size]
+                first = first_index + start
+                x = image_noise(self.latent_shape, seed, range(first, first + len(part)))
+                ts = SCHEDULES[settings.schedule](steps, self.image_tokens).to(self.device)
+                x = SOLVERS[solver](
+                    self.guided_velocity(self.encode_text(part), guidance),
+                    x.to(self.device),
+                    ts,
+                    self._decoded(on_step) if on_step is not None else None,
+                )
+                pictures.append(self.autoencoder.decode(x).clamp(-1, 1).cpu())
+            return torch.cat(pictures)
+        finally:
+            self.train(training)
+
+    def digest(self) -> str:
+        """A short digest of the config's model and of every weight: equal means equal pictures."""
+        settings = self.config.model_dump(include={"data", "text", "autoencoder", "model"})
+        found = hashlib.sha256(repr(settings).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            found.update(name.encode())
+            found.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()[:16]
+
+    def _decoded(self, on_step: OnStep) -> Callable[[int, Tensor, Tensor], None]:
+        def report(step: int, t: Tensor, x: Tensor) -> None:
+            on_step(step, float(t), self.autoencoder.decode(x))
+
+        return report
+
+
+def flux_params(config: RunConfig, autoencoder: Autoencoder, text: ByteEncoder) -> FluxParams:
+    """The network's sizes: those of the config, and the widths that follow from its neighbours."""
+    model = config.model
+    return FluxParams(
+        in_channels=autoencoder.channels * model.patch_size**2,
+        vec_in_dim=text.pooled_width,
+        context_in_dim=text.token_width,
+        hidden_size=model.hidden_size,
+        mlp_ratio=model.mlp_ratio,
+        num_heads=model.num_heads,
+        depth=model.depth,
+        depth_single_blocks=model.depth_single_blocks,
+        axes_dim=tuple(model.axes_dim),
+        theta=model.theta,
+        qkv_bias=model.qkv_bias,
+        guidance_embed=model.guidance_embed,
+    )

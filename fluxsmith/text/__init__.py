@@ -1,0 +1,1 @@
+"""From prompts to what the network is conditioned on."""

@@ -1,0 +1,118 @@
+"""A text encoder learned with the model: any UTF-8 string, no vocabulary file, no download.
+
+A prompt is cut into pieces, a word each (a long word makes several), and every piece becomes one
+token. So "three" costs one token where characters would cost five, and captions of one word need
+no padding at all.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fluxsmith.errors import UserError
+from fluxsmith.text.encoder import TextEmbedding, distinct
+
+PIECE_BYTES = 16  # at most this many bytes of a word go into one token
+HEAD = 64  # width of an attention head
+NO_BYTE = 256  # fills a piece up; its embedding is zero
+
+
+class ByteEncoder(nn.Module):
+    """Bytes -> pieces -> a small transformer over the pieces -> tokens and a pooled vector.
+
+    A piece starts as the sum of an embedding for each (place in the piece, byte), which is a
+    linear map of its one-hot bytes, so no two pieces start alike.
+    """
+
+    def __init__(self, width: int, hidden_size: int, depth: int, max_tokens: int) -> None:
+        super().__init__()
+        if hidden_size % HEAD:
+            raise ValueError(f"hidden_size is {hidden_size}; it must be a multiple of {HEAD}")
+        self.token_width = self.pooled_width = width
+        self.max_tokens = max_tokens
+        self.bytes_in = nn.Embedding(PIECE_BYTES * (NO_BYTE + 1), hidden_size)
+        self.position = nn.Embedding(max_tokens, hidden_size)
+        self.piece_mlp = nn.Sequential(
+            nn.Linear(hidden_size, 4 * hidden_size),
+            nn.GELU(),
+            nn.Linear(4 * hidden_size, hidden_size),
+        )
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                hidden_size,
+                nhead=hidden_size // HEAD,
+                dim_feedforward=4 * hidden_size,
+                dropout=0.0,
+                activation="gelu",
+                batch_first=True,
+                norm_first=True,
+            )
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(hidden_size)
+        self.tokens_out = nn.Linear(hidden_size, width)
+        self.pooled_out = nn.Linear(hidden_size, width)
+        # Unit variance for a typical word of five letters, positions a little below.
+        nn.init.normal_(self.bytes_in.weight, std=0.4)
+        nn.init.normal_(self.position.weight, std=0.2)
+        offsets = torch.arange(PIECE_BYTES) * (NO_BYTE + 1)
+        self.register_buffer("offsets", offsets, persistent=False)
+        self.offsets: Tensor
+
+    def check(self, prompts: Sequence[str]) -> None:
+        for number, prompt in enumerate(prompts, start=1):
+            try:
+                count = len(pieces(prompt))
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f"prompt {number} is not valid text: {error.reason} at character "
+                    f"{error.start}; give it in UTF-8"
+                ) from None
+            if count > self.max_tokens:
+                raise UserError(
+                    f"prompt {number} ({prompt[:40]!r}...) makes {count} tokens; this encoder "
+                    f"takes {self.max_tokens} (text.max_tokens): shorten the prompt"
+                )
+
+    def forward(self, prompts: Sequence[str]) -> TextEmbedding:
+        """Encodes each distinct prompt once; as many tokens as the longest one needs."""
+        self.check(prompts)
+        strings, rows = distinct(prompts)
+        cut = [pieces(string) for string in strings]
+        lengths = [len(words) for words in cut]
+        codes = torch.full((len(cut), max(lengths), PIECE_BYTES), NO_BYTE)
+        for row, words in enumerate(cut):
+            for column, word in enumerate(words):
+                codes[row, column, : len(word)] = torch.tensor(list(word), dtype=torch.long)
+        mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        device = self.offsets.device
+        padded = min(lengths) < max(lengths)
+        embedding = self.encode(codes.to(device), mask.to(device) if padded else None)
+        return embedding[rows.to(device)]
+
+    def encode(self, codes: Tensor, mask: Tensor | None) -> TextEmbedding:
+        """From byte codes (n, t, PIECE_BYTES) and the mask of real pieces (n, t)."""
+        x = self.bytes_in(codes + self.offsets)  # (n, t, PIECE_BYTES, d)
+        x = (x * (codes != NO_BYTE)[..., None]).sum(dim=2)  # (n, t, d)
+        x = x + self.piece_mlp(x) + self.position.weight[: x.shape[1]]
+        ignore = None if mask is None else ~mask
+        for layer in self.layers:
+            x = layer(x, src_key_padding_mask=ignore)
+        x = self.norm(x)
+        if mask is None:
+            mean = x.mean(dim=1)
+        else:
+            real = mask[..., None].to(x.dtype)
+            mean = (x * real).sum(dim=1) / real.sum(dim=1)  # (n, d)
+        return TextEmbedding(self.tokens_out(x), self.pooled_out(F.silu(mean)), mask)
+
+
+@lru_cache(maxsize=65536)
+def pieces(prompt: str) -> tuple[bytes, ...]:
+    """The words of a prompt in UTF-8, in pieces of at most PIECE_BYTES; one empty piece for ""."""
+    words = [word.encode() for word in prompt.split()]
+    cut = [w[i : i + PIECE_BYTES] for w in words for i in range(0, len(w), PIECE_BYTES)]
+    return tuple(cut) or (b"",)

@@ -1,0 +1,55 @@
+"""What a text encoder gives, and what it has to offer to be used as one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+NULL_PROMPT = ""  # what caption dropout puts in a caption's place, and guidance steers away from
+
+
+@dataclass(frozen=True)
+class TextEmbedding:
+    """The text of a batch: `tokens` (b, t, d), `pooled` (b, p), and `mask` (b, t), true at real
+    tokens. A mask of None says, without a look at the device, that every token is real."""
+
+    tokens: Tensor
+    pooled: Tensor
+    mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.pooled.shape[0]
+
+    def __getitem__(self, rows: slice | Tensor) -> "TextEmbedding":
+        """The embeddings of some rows of the batch, in that order, padding and all."""
+        mask = None if self.mask is None else self.mask[rows]
+        return TextEmbedding(self.tokens[rows], self.pooled[rows], mask)
+
+    def expand(self, batch: int) -> "TextEmbedding":
+        """A single prompt's embedding repeated, without copying, for a batch."""
+        mask = None if self.mask is None else self.mask.expand(batch, -1)
+        return TextEmbedding(
+            self.tokens.expand(batch, -1, -1), self.pooled.expand(batch, -1), mask
+        )
+
+
+class TextEncoder(Protocol):
+    """`token_width` and `pooled_width` become the network's context_in_dim and vec_in_dim."""
+
+    token_width: int
+    pooled_width: int
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raises a UserError that names the first prompt which can't be encoded, and why."""
+        ...
+
+    def __call__(self, prompts: Sequence[str]) -> TextEmbedding: ...
+
+
+def distinct(prompts: Sequence[str]) -> tuple[list[str], Tensor]:
+    """The different prompts, in order of appearance, and for each prompt its index among them."""
+    index: dict[str, int] = {}
+    rows = [index.setdefault(prompt, len(index)) for prompt in prompts]
+    return list(index), torch.tensor(rows)

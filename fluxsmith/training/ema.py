@@ -1,0 +1,46 @@
+"""The exponential moving average of the weights, which samples are drawn with."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """A float32 average of a module's parameters, by name, on their device.
+
+    The decay of update n (from 0) is min(decay, (1 + n) / (10 + n)), as in TensorFlow's
+    ExponentialMovingAverage, so that a short run isn't held back by its first weights.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {
+            name: p.detach().float().clone(memory_format=torch.contiguous_format)
+            for name, p in module.named_parameters()
+        }
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, n: int) -> None:
+        """ema += (1 - decay) (weights - ema), for every tensor in one call."""
+        decay = min(self.decay, (1 + n) / (10 + n))
+        current = [p.detach().float() for p in module.parameters()]
+        torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)
+
+    @torch.no_grad()
+    def load(self, weights: dict[str, Tensor]) -> None:
+        for name, tensor in self.weights.items():
+            tensor.copy_(weights[name])
+
+    @contextmanager
+    def in_place_of(self, module: nn.Module) -> Iterator[None]:
+        """Inside, the module runs with the averaged weights; afterwards with its own, untouched."""
+        own = {name: p.data for name, p in module.named_parameters()}
+        for name, p in module.named_parameters():
+            p.data = self.weights[name].to(p.dtype)
+        try:
+            yield
+        finally:
+            for name, p in module.named_parameters():
+                p.data = own[name]

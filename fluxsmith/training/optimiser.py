@@ -1,0 +1,50 @@
+"""AdamW and the course of its learning rate."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from fluxsmith.config.sections import TrainConfig
+
+
+def build_optimiser(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019), fused. Matrices decay; biases and scales do not."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    beta1, beta2 = config.betas
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(beta1, beta2), fused=True)
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """The rate of optimiser step `step`, counted from 0."""
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    return config.learning_rate * warmup * _SCHEDULES[config.schedule](step, config)
+
+
+def _constant(step: int, config: TrainConfig) -> float:
+    return 1.0
+
+
+def _cosine(step: int, config: TrainConfig) -> float:
+    """From 1 after the warm-up to 0 at the end (Loshchilov & Hutter 2017, eq. 5)."""
+    span = max(1, config.steps - config.warmup_steps)
+    progress = min(1.0, max(0, step - config.warmup_steps) / span)
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _linear_tail(step: int, config: TrainConfig) -> float:
+    """1, then over the last share `tail` of the steps linearly to 0 (Hägele et al. 2024, sec. 3)."""
+    length = config.tail * config.steps
+    return min(1.0, max(0.0, (config.steps - step) / length)) if length else 1.0
+
+
+_SCHEDULES: dict[str, Callable[[int, TrainConfig], float]] = {
+    "constant": _constant,
+    "cosine": _cosine,
+    "linear_tail": _linear_tail,
+}

@@ -1,0 +1,135 @@
+"""A run from its config: the folder it writes to, where it starts, what it leaves behind."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from fluxsmith import checkpoint as checkpoints
+from fluxsmith.config import RunConfig, show
+from fluxsmith.config.comparing import COURSE, check_same
+from fluxsmith.config.reading import build_config
+from fluxsmith.data import load
+from fluxsmith.data.loader import MemoryLoader
+from fluxsmith.device import pick_device
+from fluxsmith.errors import UserError
+from fluxsmith.flow.timesteps import DENSITIES
+from fluxsmith.pipeline import Pipeline
+from fluxsmith.training.console import TrainingConsole
+from fluxsmith.training.curves import plot_loss
+from fluxsmith.training.interrupt import watch
+from fluxsmith.training.metrics import Recorder
+from fluxsmith.training.objective import FlowMatching
+from fluxsmith.training.trainer import Trainer
+
+def train(config: RunConfig, resume: str | None = None, overwrite: bool = False) -> int:
+    """Trains to the end and returns the exit code: 0, or 128 + the signal that stopped it.
+
+    `resume` is a checkpoint's path, or `auto` for the newest one in the run's folder, if any.
+    `overwrite` deletes the run that is in the folder.
+    """
+    folder = Path(config.resolved_output_dir)
+    device = pick_device(config.device)
+    start = _checkpoint_to_resume(folder, config, resume, overwrite)
+    trainer = build_trainer(config, device)
+    if start is not None:
+        trainer.load_state_dict(checkpoints.load(start), str(start))
+    _prepare(folder, config, overwrite)
+
+    steps = config.train.steps
+    with watch() as interrupt, TrainingConsole(steps, trainer.step) as console:
+        _announce(console, config, trainer, start)
+        if trainer.step >= steps:
+            console.say(f"nothing to do: {start} is at step {trainer.step} of {steps}")
+            return 0
+        recorder = Recorder(folder, trainer.step)
+        try:
+            trainer.run(recorder, console, interrupt)
+        finally:
+            recorder.close()
+
+    newest = checkpoints.checkpoint_path(folder, trainer.step)
+    if interrupt:
+        console.say(f"stopped after step {trainer.step} of {steps}; everything is in {newest}")
+        console.say("continue with the same command and --resume auto")
+    else:
+        curve = folder / "loss.png"
+        plot_loss(folder / "metrics.jsonl", curve, str(config.name))
+        console.say(f"checkpoint  {newest}")
+        console.say(f"loss curve  {curve}")
+        console.say(f"draw with:  fluxsmith sample {newest}")
+    return interrupt.exit_code
+
+
+def build_trainer(config: RunConfig, device: Any) -> Trainer:
+    """The trainer of a config at step 0, with its data loaded and its weights new."""
+    data = load(
+        config.data.source,
+        config.data.path,
+        "train",
+        image_size=config.data.image_size,
+        channels=config.data.channels,
+        resize=config.data.resize,
+    )
+    pipeline = Pipeline.build(config, device)
+    pipeline.text.check(data.distinct_captions())
+    loader = MemoryLoader(
+        data,
+        config.train.batch_size,
+        config.seed,
+        caption_dropout=config.data.caption_dropout,
+        flip=config.data.flip,
+        device=device,
+    )
+    density = DENSITIES[config.flow.timesteps](**config.flow.parameters())
+    objective = FlowMatching(pipeline, density, config.flow.stratified)
+    return Trainer(config, pipeline, loader, objective)
+
+
+def _checkpoint_to_resume(
+    folder: Path, config: RunConfig, resume: str | None, overwrite: bool
+) -> Path | None:
+    """The checkpoint that the run starts from; a UserError rather than writing over a run."""
+    if resume is not None and overwrite:
+        raise UserError("--resume and --overwrite contradict each other; give one of them")
+    there = checkpoints.find(folder)
+    if resume is None:
+        if there and not overwrite:
+            raise UserError(
+                f"{folder} already holds a run, at step {there[-1][0]}; add --resume auto to "
+                f"continue it, --overwrite to start again, or output_dir=... to leave it alone"
+            )
+        return None
+    path = (there[-1][1] if there else None) if resume == "auto" else Path(resume)
+    if path is not None:
+        before = build_config(checkpoints.load(path)["config"], origin=str(path))
+        check_same(before, config, COURSE, str(path))
+    return path
+
+
+def _prepare(folder: Path, config: RunConfig, overwrite: bool) -> None:
+    """Makes the folder, empties it of an old run's files if asked to, and writes config.yaml."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            for pattern in ("diffusion-*.pt", "sample-*.png", "sample-*.txt", "metrics.jsonl"):
+                for path in folder.glob(pattern):
+                    path.unlink()
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        (folder / "config.yaml").write_text(show(config), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"can't write to the output folder {folder}: {error.strerror}; set output_dir"
+        ) from None
+
+
+def _announce(
+    console: TrainingConsole, config: RunConfig, trainer: Trainer, start: Path | None
+) -> None:
+    network = sum(p.numel() for p in trainer.pipeline.network.parameters())
+    text = sum(p.numel() for p in trainer.pipeline.text.parameters())
+    console.say(
+        f"{config.name}: {network:,} parameters + {text:,} in the text encoder, "
+        f"{len(trainer.loader.data):,} images, on {trainer.pipeline.device}"
+    )
+    where = f"from {start}" if start else "from scratch"
+    console.say(f"writing to {trainer.folder}, {where}")

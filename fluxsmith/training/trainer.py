@@ -1,0 +1,161 @@
+"""The training loop: draw, losses, gradient, clip, optimiser, average; records, samples,
+checkpoints. It holds no knowledge of the objective, and every step is a function of its number and
+the weights, which is what makes a resumed run the run.
+"""
+
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fluxsmith import checkpoint as checkpoints
+from fluxsmith import render
+from fluxsmith.config import RunConfig
+from fluxsmith.data.images import to_uint8
+from fluxsmith.data.loader import MemoryLoader
+from fluxsmith.pipeline import Pipeline
+from fluxsmith.randomness import generator
+from fluxsmith.training.console import TrainingConsole
+from fluxsmith.training.ema import EMA
+from fluxsmith.training.interrupt import Interrupt
+from fluxsmith.training.metrics import Recorder, Window
+from fluxsmith.training.objective import Objective
+from fluxsmith.training.optimiser import build_optimiser, learning_rate
+
+CAPTIONS_KEPT = 1000  # so many distinct captions travel in a checkpoint, to draw samples from
+
+
+class Trainer:
+    """Trains a pipeline on batches, from step `self.step` to `config.train.steps`."""
+
+    def __init__(
+        self, config: RunConfig, pipeline: Pipeline, loader: MemoryLoader, objective: Objective
+    ) -> None:
+        self.config = config
+        self.pipeline = pipeline
+        self.loader = loader
+        self.objective = objective
+        self.folder = Path(config.resolved_output_dir)
+        self.optimiser = build_optimiser(pipeline, config.train)
+        self.ema = EMA(pipeline, config.train.ema_decay)
+        self.window = Window(pipeline.device)
+        self.captions = spread(loader.data.distinct_captions(), CAPTIONS_KEPT)
+        self.step = 0  # optimiser steps done
+
+    def run(self, recorder: Recorder, console: TrainingConsole, interrupt: Interrupt) -> None:
+        """Trains to the end, or to the end of the step in which the interrupt came."""
+        train = self.config.train
+        saved_at = self.step
+        clock, clock_step = time.perf_counter(), self.step
+        self.pipeline.train()
+        while self.step < train.steps and not interrupt:
+            rate = self.train_step()
+            console.advance(self.step)
+            if self.step % train.log_every == 0 or self.step == train.steps:
+                record = self.window.means()
+                now = time.perf_counter()
+                speed = (self.step - clock_step) * train.batch_size / (now - clock)
+                clock, clock_step = now, self.step
+                record |= {"learning_rate": rate, "images_per_second": round(speed, 1)}
+                recorder.write(self.step, record)
+                console.show(self.step, record["loss"], speed)
+            if _due(self.step, train.sample_every):
+                recorder.write_picture(self.step, self.draw_samples())
+            if _due(self.step, train.checkpoint_every):
+                self.save()
+                saved_at = self.step
+        if saved_at != self.step:
+            self.save()
+
+    def train_step(self) -> float:
+        """One optimiser step; returns the learning rate that it took."""
+        train = self.config.train
+        rate = learning_rate(self.step, train)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        batch = self.loader.batch(self.step)
+        noise = generator(self.config.seed, "train", self.step, 0, device=self.pipeline.device)
+        for piece in self.objective.draw(batch, noise).split(train.accumulate):
+            losses = self.objective(piece)
+            (losses.values.mean() / train.accumulate).backward()
+            self.window.add_losses(losses)
+        largest = train.grad_clip or float("inf")
+        norm = nn.utils.clip_grad_norm_(self.pipeline.parameters(), largest, foreach=True)
+        self.window.add_norm(norm)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.ema.update(self.pipeline, self.step)
+        self.step += 1
+        return rate
+
+    def draw_samples(self) -> np.ndarray:
+        """Draws the grid of this step with the averaged weights and the same noise as ever."""
+        prompts = spread(self.captions, self.config.sample.num_samples)
+        with self.ema.in_place_of(self.pipeline):
+            images = self.pipeline.generate(prompts, seed=self.config.seed)
+        sheet = render.grid(to_uint8(images), prompts)
+        path = self.folder / f"sample-{self.step}.png"
+        render.save_png(path, sheet, {"step": self.step, "seed": self.config.seed})
+        path.with_suffix(".txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+        return np.asarray(sheet)
+
+    def save(self) -> Path:
+        """Writes the checkpoint of this step and deletes those past retention."""
+        train = self.config.train
+        path = checkpoints.checkpoint_path(self.folder, self.step)
+        checkpoints.save(path, self.state_dict())
+        checkpoints.prune(self.folder, train.keep_checkpoints, train.keep_every)
+        return path
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole state, as a checkpoint holds it."""
+        return {
+            "format": checkpoints.FORMAT,
+            "step": self.step,
+            "images_seen": self.step * self.config.train.batch_size,
+            "config": self.config.model_dump(),
+            "model": self.pipeline.state_dict(),
+            "ema": self.ema.weights,
+            "optimizer": self.optimiser.state_dict(),
+            "data": self.loader.position(self.step),
+            "window": self.window.state_dict(),
+            "metadata": {
+                "fluxsmith": version("fluxsmith"),
+                "torch": torch.__version__.partition("+")[0],
+                "captions": self.captions,
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any], origin: str) -> None:
+        """Takes over from a checkpoint; the next step is the one that would have come next."""
+        self.pipeline.load_weights(state["model"], origin)
+        self.ema.load(state["ema"])
+        self.optimiser.load_state_dict(_copied(state["optimizer"]))
+        self.window.load_state_dict(state["window"])
+        self.step = state["step"]
+
+
+def spread(captions: list[str], n: int) -> list[str]:
+    """n captions, evenly spread over those there are; they repeat where there are fewer."""
+    if len(captions) <= n:
+        return [captions[i % len(captions)] for i in range(n)]
+    return [captions[i * len(captions) // n] for i in range(n)]
+
+
+def _due(step: int, interval: int) -> bool:
+    return interval > 0 and step % interval == 0
+
+
+def _copied(state: Any) -> Any:
+    """A copy in memory: AdamW would otherwise go on writing into the mapped file's pages."""
+    if isinstance(state, Tensor):
+        return state.clone()
+    if isinstance(state, dict):
+        return {key: _copied(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_copied(value) for value in state]
+    return state
