@@ -43,11 +43,10 @@ def train(
     ] = False,
 ) -> None:
     """Train a model."""
-    from fluxsmith.config import read_config, show
+    from fluxsmith.config import read_config
     from fluxsmith.training.run import train as run
 
     settings = read_config(config, overrides or [])
-    typer.echo(show(settings))
     raise typer.Exit(run(settings, resume=resume, overwrite=overwrite))
 
 
@@ -118,7 +117,9 @@ def evaluate(
     solver: Annotated[str | None, typer.Option(help="euler, heun or midpoint.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     weights: Annotated[str, typer.Option(help="ema or model.")] = "ema",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures here.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Measure a trained model against its data set."""

@@ -66,6 +66,7 @@ def default_folder(pipeline: Pipeline) -> Path:
 def draw(pipeline: Pipeline, request: Request, folder: Path) -> Drawn:
     """Draws what is asked for and writes it into `folder`, named by step and seed."""
     prompts = choose_prompts(pipeline, request)
+    pipeline.check_drawable(prompts, request.steps, request.guidance, request.solver)
     _make(folder)
     trajectory = _Trajectory()
     images = pipeline.generate(

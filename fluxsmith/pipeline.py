@@ -120,9 +120,7 @@ class Pipeline(nn.Module):
         with autocast(self.device, self.config.train.precision):
             return self.text(prompts)
 
-    def velocity(
-        self, x: Tensor, t: Tensor, cond: TextEmbedding, guidance: float = 1.0
-    ) -> Tensor:
+    def velocity(self, x: Tensor, t: Tensor, cond: TextEmbedding, guidance: float = 1.0) -> Tensor:
         """The velocity of x (b, c, h, w) at times t, (b,) or a scalar, in float32.
 
         `guidance` reaches networks with a guidance input; the others have no use for it but 1.
@@ -185,15 +183,7 @@ class Pipeline(nn.Module):
         steps = settings.steps if steps is None else steps
         guidance = settings.guidance if guidance is None else guidance
         solver = settings.solver if solver is None else solver
-        if solver not in SOLVERS:
-            raise UserError(f"solver={solver}: must be one of {', '.join(SOLVERS)}")
-        if steps < 1:
-            raise UserError(f"steps={steps}: sampling needs at least 1")
-        if not math.isfinite(guidance):
-            raise UserError(f"guidance={guidance}: must be a finite number")
-        if not prompts:
-            raise UserError("there is no prompt to draw; give at least one")
-        self.text.check(prompts)
+        self.check_drawable(prompts, steps, guidance, solver)
 
         training = self.training
         self.eval()
@@ -214,6 +204,20 @@ class Pipeline(nn.Module):
             return torch.cat(pictures)
         finally:
             self.train(training)
+
+    def check_drawable(
+        self, prompts: Sequence[str], steps: int, guidance: float, solver: str
+    ) -> None:
+        """Raises a UserError that names the first of these which `generate` could not use."""
+        if solver not in SOLVERS:
+            raise UserError(f"solver={solver}: must be one of {', '.join(SOLVERS)}")
+        if steps < 1:
+            raise UserError(f"steps={steps}: sampling needs at least 1")
+        if not math.isfinite(guidance):
+            raise UserError(f"guidance={guidance}: must be a finite number")
+        if not prompts:
+            raise UserError("there is no prompt to draw; give at least one")
+        self.text.check(prompts)
 
     def digest(self) -> str:
         """A short digest of the config's model and of every weight: equal means equal pictures."""

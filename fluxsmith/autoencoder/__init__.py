@@ -8,8 +8,11 @@ from torch import Tensor
 class Autoencoder(Protocol):
     """Images (b, c, H, W) in [-1, 1] to latents (b, channels, H/factor, W/factor) and back."""
 
-    channels: int
-    factor: int
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def factor(self) -> int: ...
 
     def encode(self, images: Tensor) -> Tensor: ...
 

@@ -38,7 +38,7 @@ class DataConfig(Section):
     source: Literal["digits", "mnist"]
     """The data set: digits (embedded, 8x8, nothing to download) or mnist."""
     path: str | None = None
-    """Folder with the data's files; by default $FLUXSMITH_DATA, then a cache folder, is searched."""
+    """Folder with the data's files; by default $FLUXSMITH_DATA and a cache folder are searched."""
     image_size: Count = 32
     """Height and width of the images that the model sees, in pixels."""
     channels: Literal[1, 3] = 1

@@ -9,20 +9,24 @@ from pydantic import BaseModel
 from fluxsmith.config.sections import RunConfig
 
 
-def show(config: RunConfig) -> str:
-    """The resolved config as YAML with a comment for each key; reading it gives the same config."""
-    return "\n".join(_lines(config, indent="")) + "\n"
+def show(config: RunConfig, comments: bool = True) -> str:
+    """The resolved config as YAML, with an explanation of each key beside it or without.
+
+    Reading it gives the same config.
+    """
+    return "\n".join(_lines(config, "", comments)) + "\n"
 
 
-def _lines(section: BaseModel, indent: str) -> list[str]:
+def _lines(section: BaseModel, indent: str, comments: bool) -> list[str]:
     lines = []
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, BaseModel):
-            lines += ["", f"{indent}{name}:", *_lines(value, indent + "  ")]
+            gap = [""] if comments else []
+            lines += [*gap, f"{indent}{name}:", *_lines(value, indent + "  ", comments)]
         else:
             setting = f"{indent}{name}: {_scalar(value)}"
-            lines.append(f"{setting:<40}  # {field.description}")
+            lines.append(f"{setting:<40}  # {field.description}" if comments else setting)
     return lines
 
 

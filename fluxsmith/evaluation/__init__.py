@@ -21,6 +21,8 @@ class Evaluator(Protocol):
         ...
 
 
+__all__ = ["EVALUATORS", "Evaluator", "Reference", "Settings"]
+
 EVALUATORS: dict[str, Evaluator] = {
     "validation_loss": validation_loss,
     "prompt_accuracy": prompt_accuracy,

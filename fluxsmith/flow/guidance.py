@@ -22,9 +22,7 @@ def classifier_free(conditional: Velocity, unconditional: Velocity, scale: float
     return guided
 
 
-def within_interval(
-    guided: Velocity, conditional: Velocity, low: float, high: float
-) -> Velocity:
+def within_interval(guided: Velocity, conditional: Velocity, low: float, high: float) -> Velocity:
     """`guided` for low <= t <= high and `conditional`, at half the cost, outside.
 
     Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval", eq. 5, with t for sigma.

@@ -199,6 +199,12 @@ class LastLayer(nn.Module):
         self.linear = nn.Linear(hidden_size, out_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
 
+    @property
+    def modulation(self) -> nn.Linear:
+        linear = self.adaLN_modulation[1]
+        assert isinstance(linear, nn.Linear)
+        return linear
+
     def forward(self, x: Tensor, vec: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(vec)[:, None, :].chunk(2, dim=-1)
         return self.linear(modulate(x, shift, scale))

@@ -30,4 +30,4 @@ def initialise(network: nn.Module) -> None:
             nn.init.zeros_(module.lin.weight)
         elif isinstance(module, LastLayer):
             nn.init.zeros_(module.linear.weight)
-            nn.init.zeros_(module.adaLN_modulation[1].weight)
+            nn.init.zeros_(module.modulation.weight)

@@ -47,7 +47,7 @@ class RotaryCache:
         self.axes_dim = axes_dim
         self.theta = theta
         self.size = size
-        self._tables: dict[tuple[int, ...], tuple[list[weakref.ref], RotaryTable]] = {}
+        self._tables: dict[tuple[int, ...], tuple[list[weakref.ref[Tensor]], RotaryTable]] = {}
 
     def __call__(self, *ids: Tensor) -> RotaryTable:
         """The table of the concatenation of `ids` along the sequence."""

@@ -30,9 +30,7 @@ class TextEmbedding:
     def expand(self, batch: int) -> "TextEmbedding":
         """A single prompt's embedding repeated, without copying, for a batch."""
         mask = None if self.mask is None else self.mask.expand(batch, -1)
-        return TextEmbedding(
-            self.tokens.expand(batch, -1, -1), self.pooled.expand(batch, -1), mask
-        )
+        return TextEmbedding(self.tokens.expand(batch, -1, -1), self.pooled.expand(batch, -1), mask)
 
 
 class TextEncoder(Protocol):

@@ -68,7 +68,7 @@ class Recorder:
 
         self.path = folder / "metrics.jsonl"
         _keep_up_to(self.path, resumed_at)
-        self._file = open(self.path, "a", encoding="utf-8")
+        self._file = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1)
 
     def write(self, step: int, record: dict[str, float]) -> None:

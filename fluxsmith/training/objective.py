@@ -24,9 +24,7 @@ class Example:
     def split(self, parts: int) -> "list[Example]":
         """Equal pieces, in order."""
         size = len(self.batch) // parts
-        pieces = zip(
-            self.batch.split(parts), self.t.split(size), self.eps.split(size), strict=True
-        )
+        pieces = zip(self.batch.split(parts), self.t.split(size), self.eps.split(size), strict=True)
         return [Example(*piece) for piece in pieces]
 
 

@@ -38,7 +38,7 @@ def _cosine(step: int, config: TrainConfig) -> float:
 
 
 def _linear_tail(step: int, config: TrainConfig) -> float:
-    """1, then over the last share `tail` of the steps linearly to 0 (Hägele et al. 2024, sec. 3)."""
+    """1, then over the last share `tail` of the steps linearly to 0 (Hägele et al. 2024)."""
     length = config.tail * config.steps
     return min(1.0, max(0.0, (config.steps - step) / length)) if length else 1.0
 

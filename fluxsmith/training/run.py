@@ -21,6 +21,7 @@ from fluxsmith.training.metrics import Recorder
 from fluxsmith.training.objective import FlowMatching
 from fluxsmith.training.trainer import Trainer
 
+
 def train(config: RunConfig, resume: str | None = None, overwrite: bool = False) -> int:
     """Trains to the end and returns the exit code: 0, or 128 + the signal that stopped it.
 
@@ -125,6 +126,7 @@ def _prepare(folder: Path, config: RunConfig, overwrite: bool) -> None:
 def _announce(
     console: TrainingConsole, config: RunConfig, trainer: Trainer, start: Path | None
 ) -> None:
+    console.say(show(config, comments=False))
     network = sum(p.numel() for p in trainer.pipeline.network.parameters())
     text = sum(p.numel() for p in trainer.pipeline.text.parameters())
     console.say(

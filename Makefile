@@ -1,0 +1,46 @@
+# The few commands a newcomer and a contributor need. Each can be run again at any time.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CORE := $(VENV)/core.installed
+DEV := $(VENV)/dev.installed
+TINY := output/image/digits/tiny
+
+.PHONY: demo test check lint format clean help
+
+help:
+	@echo "make demo    train a tiny model on handwritten digits and draw with it (minutes)"
+	@echo "make test    the whole test suite"
+	@echo "make check   lint, format and types"
+	@echo "make format  rewrite the code in the house format"
+	@echo "make clean   remove the environment; trained models in output/ stay"
+
+demo: $(CORE)
+	$(BIN)/fluxsmith train configs/image/digits/tiny.yaml --overwrite
+	$(BIN)/fluxsmith sample $(TINY) --num-samples 20 --filmstrip --gif
+	@echo "loss curve  $(TINY)/loss.png"
+
+test: $(DEV)
+	$(BIN)/python -m pytest
+
+check: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(DEV)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV)
+
+$(CORE): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable .
+	@touch $@
+
+$(DEV): $(CORE)
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@

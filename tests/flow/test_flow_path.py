@@ -1,0 +1,88 @@
+"""The straight path: its ends, its inverses, and the loss of a velocity along it."""
+
+import pytest
+import torch
+
+from fluxsmith.flow.path import (
+    eps_from_velocity,
+    flow_matching_loss,
+    interpolate,
+    velocity_target,
+    x0_from_velocity,
+)
+
+SHAPES = [(3, 1, 4, 5), (4, 2, 3, 4), (5, 5, 5, 5)]  # the last two: b = w, where () and (b,) blur
+
+
+@pytest.fixture(params=SHAPES, ids=str)
+def sample(request):
+    """Data, noise and one time per image: (b, c, h, w), (b, c, h, w), (b,)."""
+    g = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, *request.param, generator=g).double()
+    return x0, eps, torch.rand(request.param[0], generator=g).double()
+
+
+def test_path_runs_from_data_at_0_to_noise_at_1(sample):
+    x0, eps, t = sample
+    assert torch.equal(interpolate(x0, eps, torch.zeros_like(t)), x0)
+    assert torch.equal(interpolate(x0, eps, torch.ones_like(t)), eps)
+    assert torch.equal(interpolate(x0, eps, torch.tensor(0.0)), x0)
+    assert torch.equal(interpolate(x0, eps, torch.tensor(1.0)), eps)
+
+
+def test_each_image_is_mixed_by_its_own_time(sample):
+    x0, eps, t = sample
+    x_t = interpolate(x0, eps, t)
+    for i in range(len(t)):
+        torch.testing.assert_close(x_t[i], (1 - t[i].item()) * x0[i] + t[i].item() * eps[i])
+
+
+def test_velocity_is_the_slope_of_the_path(sample):
+    """Between any two times, since the path is straight."""
+    x0, eps, t = sample
+    rise = interpolate(x0, eps, t / 2 + 0.5) - interpolate(x0, eps, t / 2)
+    torch.testing.assert_close(rise / 0.5, velocity_target(x0, eps))
+
+
+def test_data_and_noise_come_back_from_the_velocity(sample):
+    x0, eps, t = sample
+    x_t, v = interpolate(x0, eps, t), velocity_target(x0, eps)
+    torch.testing.assert_close(x0_from_velocity(x_t, v, t), x0)
+    torch.testing.assert_close(eps_from_velocity(x_t, v, t), eps)
+
+
+def test_one_time_for_all_is_that_time_for_each(sample):
+    x0, eps, t = sample
+    for function in (interpolate, x0_from_velocity, eps_from_velocity):
+        assert torch.equal(function(x0, eps, t[0]), function(x0, eps, t[0].expand(len(t))))
+
+
+@pytest.mark.parametrize("shape", [(1,), (4,), (3, 1), (3, 1, 1, 1)])
+def test_a_time_of_the_wrong_shape_is_refused(shape):
+    x = torch.zeros(3, 1, 4, 4)
+    for function in (interpolate, x0_from_velocity, eps_from_velocity):
+        with pytest.raises(ValueError, match="batch of 3"):
+            function(x, x, torch.zeros(shape))
+
+
+def test_loss_is_the_mean_squared_error_of_each_image(sample):
+    x0, eps, t = sample
+    loss = flow_matching_loss(lambda x, t: x.sin() + t[:, None, None, None], x0, eps, t)
+    assert loss.shape == t.shape
+    assert loss.dtype == torch.float32
+    for i in range(len(t)):
+        x_t = (1 - t[i]) * x0[i] + t[i] * eps[i]
+        by_hand = ((x_t.sin() + t[i] - (eps[i] - x0[i])) ** 2).mean()
+        torch.testing.assert_close(loss[i], by_hand.float())
+
+
+def test_the_true_velocity_has_no_loss(sample):
+    x0, eps, t = sample
+    assert torch.equal(flow_matching_loss(lambda x, t: eps - x0, x0, eps, t), torch.zeros(len(t)))
+
+
+def test_loss_of_a_half_precision_velocity_is_float32():
+    x = torch.randn(2, 1, 4, 4)
+    assert (
+        flow_matching_loss(lambda x, t: x.bfloat16(), x, -x, torch.rand(2)).dtype == torch.float32
+    )

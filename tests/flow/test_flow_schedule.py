@@ -1,0 +1,75 @@
+"""Sampling grids: the uniform one, and FLUX.1's shift against its published values."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fluxsmith.flow.schedule import (
+    SCHEDULES,
+    flux_grid,
+    flux_mu,
+    shift,
+    uniform_grid,
+    uniform_schedule,
+)
+
+
+def test_uniform_grid_has_equal_steps_from_1_to_0():
+    assert uniform_grid(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
+    assert uniform_grid(1).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+def test_a_grid_without_a_step_is_refused_by_number(steps):
+    with pytest.raises(ValueError, match=str(steps)):
+        uniform_grid(steps)
+
+
+def test_mu_is_published_at_256_and_4096_tokens_and_linear_between():
+    assert flux_mu(256) == pytest.approx(0.5)
+    assert flux_mu(4096) == pytest.approx(1.15)
+    assert flux_mu(1024) == pytest.approx(0.5 + 0.65 * 768 / 3840)  # = 0.63
+    assert flux_mu(16) == pytest.approx(math.log(1.58), abs=2e-3)  # the shift a 32x32 image gets
+
+
+@pytest.mark.parametrize("mu", [-0.7, 0.5, 0.63, 1.15, 3.0])
+def test_shift_is_its_formula_and_keeps_the_ends(mu):
+    t = torch.linspace(0.01, 1, 100, dtype=torch.float64)
+    torch.testing.assert_close(shift(t, mu), math.exp(mu) / (math.exp(mu) + (1 / t - 1)))
+    assert shift(torch.tensor([0.0, 1.0]), mu).tolist() == [0, 1]
+
+
+def test_shift_by_nothing_is_nothing_and_by_minus_mu_the_inverse():
+    t = torch.linspace(0, 1, 11, dtype=torch.float64)
+    assert torch.equal(shift(t, 0.0), t)
+    torch.testing.assert_close(shift(shift(t, 1.15), -1.15), t)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("steps", [1, 7, 50])
+def test_every_schedule_falls_from_1_to_0(name, steps):
+    ts = SCHEDULES[name](steps, 1024)
+    assert ts.shape == (steps + 1,)
+    assert ts.dtype == torch.float32
+    assert ts[0] == 1
+    assert ts[-1] == 0
+    assert (ts.diff() < 0).all()
+
+
+def test_uniform_schedule_does_not_see_the_resolution():
+    assert torch.equal(uniform_schedule(9, 16), uniform_schedule(9, 4096))
+
+
+@pytest.mark.parametrize("tokens", [16, 256, 1024, 4096])
+@pytest.mark.parametrize("steps", [4, 50])
+def test_flux_grid_is_that_of_diffusers(steps, tokens):
+    """FluxPipeline: sigmas linear from 1 to 1/steps, mu from the line in the scheduler's config."""
+    scheduling = pytest.importorskip("diffusers.schedulers.scheduling_flow_match_euler_discrete")
+    scheduler = scheduling.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    c = scheduler.config
+    slope = (c.max_shift - c.base_shift) / (c.max_image_seq_len - c.base_image_seq_len)
+    mu = c.base_shift + slope * (tokens - c.base_image_seq_len)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=mu)
+    torch.testing.assert_close(flux_grid(steps, tokens), scheduler.sigmas, rtol=0, atol=1e-6)

@@ -1,0 +1,58 @@
+"""The network against diffusers' FluxTransformer2DModel, an implementation that isn't ours."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from flux_at_random import flux_at_random, inputs, tiny_params
+
+from fluxsmith.model.flux import PRESETS, Flux
+
+pytest.importorskip("diffusers")
+from diffusers_mapping import FluxTransformer2DModel, diffusers_flux
+
+SIZES = {
+    "tiny": tiny_params(),
+    "uneven": tiny_params(
+        hidden_size=60,
+        num_heads=3,
+        axes_dim=(2, 8, 10),
+        depth=1,
+        depth_single_blocks=3,
+        out_channels=7,
+    ),
+    "lesson": PRESETS["lesson"],
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guidance_embed", [False, True], ids=["plain", "guidance"])
+@pytest.mark.parametrize("params", SIZES.values(), ids=SIZES)
+def test_equals_diffusers(params, guidance_embed):
+    flux = flux_at_random(replace(params, guidance_embed=guidance_embed))
+    x = inputs(flux.params)
+    ours = flux(**x)
+    theirs = diffusers_flux(flux)(
+        hidden_states=x["img"],
+        encoder_hidden_states=x["txt"],
+        pooled_projections=x["y"],
+        timestep=x["timesteps"],
+        img_ids=x["img_ids"],
+        txt_ids=x["txt_ids"],
+        guidance=x["guidance"],
+    ).sample
+    assert ours.shape == (3, 15, params.out_channels or params.in_channels)
+    assert 0.3 < ours.std() < 3  # of order 1, so that 1e-5 means something
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("preset", "count"), [("flux1-schnell", 11_891_178_560), ("flux1-dev", 11_901_408_320)]
+)
+def test_parameter_counts_of_flux1_are_those_of_the_released_weights(preset, count):
+    """Which are also those of diffusers' default configuration."""
+    with torch.device("meta"):
+        ours = Flux(PRESETS[preset])
+        theirs = FluxTransformer2DModel(guidance_embeds=PRESETS[preset].guidance_embed)
+    assert sum(p.numel() for p in ours.parameters()) == count
+    assert sum(p.numel() for p in theirs.parameters()) == count

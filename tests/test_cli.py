@@ -1,0 +1,330 @@
+"""The command line as a user meets it: what it prints, its exit codes, and that nothing is lost."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import same
+
+from fluxsmith import checkpoint as checkpoints
+from fluxsmith.cli import main
+from fluxsmith.config import read_config
+from fluxsmith.training.metrics import read_metrics
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments: object) -> int:
+    """The exit code of a command run in this process."""
+    with pytest.raises(SystemExit) as exit_:
+        main([str(a) for a in arguments])
+    return int(exit_.value.code or 0)
+
+
+def start(*arguments: object, **options: object) -> "subprocess.Popen[str]":
+    """A command run as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "fluxsmith", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def wait_for(condition, process, seconds=120):
+    """Waits until the condition holds, while the process lives."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def refused(capsys, *arguments: object) -> str:
+    """The one line that a mistake gives, with exit code 2 and no traceback."""
+    capsys.readouterr()
+    assert run(*arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1, printed.err
+    assert printed.err.startswith("error: ")
+    assert "Traceback" not in printed.err + printed.out
+    return printed.err
+
+
+@pytest.fixture
+def trained(toy_file, tmp_path):
+    """The folder of a finished toy run."""
+    assert run("train", toy_file) == 0
+    return tmp_path / "run"
+
+
+def test_train_prints_the_resolved_config_and_writes_it(toy_file, tmp_path, capsys):
+    assert run("train", toy_file, "train.steps=2", "seed=3") == 0
+    printed = capsys.readouterr().out
+    assert "  steps: 2\n" in printed
+    assert "diffusion-2.pt" in printed
+    written = read_config(tmp_path / "run" / "config.yaml")
+    assert written == read_config(toy_file, ["train.steps=2", "seed=3"])
+
+
+def test_sample_draws_what_the_pipeline_draws(trained, tmp_path, capsys):
+    from PIL import Image
+
+    from fluxsmith import Pipeline
+    from fluxsmith.data.images import to_uint8
+    from fluxsmith.render import to_pil
+
+    out = tmp_path / "out"
+    options = ("--prompt", "seven", "--prompt", "3", "--steps", 4, "--seed", 7, "--out", out)
+    assert run("sample", trained, *options) == 0
+    assert f"grid        {out / 'sample-6-seed7.png'}" in capsys.readouterr().out
+    assert (out / "sample-6-seed7.txt").read_text() == "seven\n3\n"
+    pipeline = Pipeline.from_checkpoint(trained / "diffusion-6.pt", device="cpu")
+    images = to_uint8(pipeline.generate(["seven", "3"], steps=4, seed=7))
+    for i in range(2):
+        with Image.open(out / "sample-6-seed7" / f"{i:04d}.png") as picture:
+            assert picture.tobytes() == to_pil(images[i]).tobytes()
+            assert picture.text["prompt"] == ["seven", "3"][i]
+            assert picture.text["index"] == str(i)
+
+
+def test_a_picture_says_how_to_draw_it_again_and_that_gives_the_same_bytes(trained, tmp_path):
+    import shlex
+
+    from PIL import Image
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = ("--num-samples", 3, "--prompt", "it's 3", "--seed", 2, "--filmstrip", "--gif")
+    assert run("sample", trained, *options, "--out", one) == 0
+    with Image.open(one / "sample-6-seed2" / "0001.png") as picture:
+        program, *arguments = shlex.split(picture.text["command"])
+    assert program == "fluxsmith"
+    assert run(*arguments, "--filmstrip", "--gif", "--out", two) == 0
+    files = sorted(p.relative_to(one) for p in one.rglob("*") if p.is_file())
+    assert len(files) == 3 + 4  # pictures; grid, prompts, filmstrip, animation
+    for file in files:
+        assert (one / file).read_bytes() == (two / file).read_bytes(), file
+
+
+def test_without_prompts_it_draws_captions_of_the_data(trained, tmp_path):
+    from fluxsmith.data.captions import DIGIT_CAPTIONS
+
+    known = {caption for ways in DIGIT_CAPTIONS for caption in ways}
+    drawn = []
+    for seed in (0, 1):
+        assert run("sample", trained, "--num-samples", 12, "--seed", seed, "--out", tmp_path) == 0
+        drawn.append((tmp_path / f"sample-6-seed{seed}.txt").read_text().split())
+    assert len(drawn[0]) == 12
+    assert set(drawn[0]) <= known
+    assert drawn[0] != drawn[1]
+
+
+def test_fewer_pictures_leave_none_of_an_earlier_call_behind(trained, tmp_path):
+    for n in (5, 2):
+        assert run("sample", trained, "--num-samples", n, "--out", tmp_path) == 0
+    assert len(list((tmp_path / "sample-6-seed0").iterdir())) == 2
+
+
+def test_config_show_reads_back_and_schema_is_json(toy_file, tmp_path, capsys):
+    assert run("config", "show", toy_file, "train.steps=9") == 0
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(capsys.readouterr().out)
+    assert read_config(shown) == read_config(toy_file, ["train.steps=9"])
+    assert run("config", "schema") == 0
+    assert "train" in json.loads(capsys.readouterr().out)["properties"]
+
+
+def test_help_names_the_commands(capsys):
+    assert run("--help") == 0
+    printed = capsys.readouterr().out
+    assert all(command in printed for command in ("train", "sample", "evaluate", "config"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (
+            ["train", "configs/image/mnist/smal.yaml"],
+            "did you mean configs/image/mnist/small.yaml?",
+        ),
+        (
+            ["train", "{toy}", "train.stesp=3"],
+            "train.stesp: unknown key; did you mean train.steps?",
+        ),
+        (["train", "{toy}", "train.steps=-1"], "train.steps=-1: must be at least 1"),
+        (["train", "{toy}", "train.steps"], "KEY=VALUE"),
+        (["train", "{toy}", "output_dir=/proc/no"], "can't write to the output folder /proc/no"),
+        (["train", "{toy}", "--resume", "nope.pt"], "no checkpoint at nope.pt"),
+        (["sample", "nope.pt"], "no checkpoint at nope.pt"),
+        (["sample", "."], "no checkpoint in ."),
+        (["evaluate", "nope.pt"], "no checkpoint at nope.pt"),
+        (["evaluate", "x.pt", "--num-samples", "0"], "--num-samples"),
+        (["smaple"], "smaple"),
+        (["sample", "x.pt", "--steps", "many"], "--steps"),
+        (["train"], "CONFIG"),
+    ],
+)
+def test_mistakes_are_one_line(toy_file, capsys, monkeypatch, arguments, names):
+    monkeypatch.chdir(ROOT)
+    assert names in refused(capsys, *(a.format(toy=toy_file) for a in arguments))
+
+
+def test_several_mistakes_are_a_line_each(toy_file, capsys):
+    assert run("train", toy_file, "train.steps=-1", "model.nope=2") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("error: ") for line in lines)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there(toy_file, tmp_path, capsys):
+    line = refused(capsys, "train", toy_file, "device=cuda")
+    assert "device=cuda: not available here" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (["--num-samples", "0"], "--num-samples 0: draw at least 1"),
+        (["--num-samples", "-3"], "--num-samples -3"),
+        (["--steps", "0"], "steps=0"),
+        (["--guidance", "nan"], "guidance=nan"),
+        (["--solver", "rk4"], "euler, heun, midpoint"),
+        (["--weights", "raw"], "must be ema or model"),
+        (["--prompt", "word " * 65], "takes 64"),
+        (["--prompt", "a\udcffb"], "not valid text"),
+        (["--prompt", "3", "--prompt", "4", "--num-samples", "1"], "there are 2 prompts"),
+        (["--out", "/proc/no"], "can't write to /proc/no"),
+        (["--device", "tpu"], "device=tpu"),
+    ],
+)
+def test_sampling_mistakes_are_one_line_and_write_nothing(
+    trained, tmp_path, capsys, monkeypatch, options, names
+):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert names in refused(capsys, "sample", trained, *options)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_empty_and_foreign_prompts_are_drawn(trained, tmp_path):
+    """The empty prompt is the null prompt, and bytes speak every language."""
+    prompts = ["", "三", "семь", "🙂"]
+    options = [part for prompt in prompts for part in ("--prompt", prompt)]
+    assert run("sample", trained, *options, "--out", tmp_path) == 0
+    listing = (tmp_path / "sample-6-seed0.txt").read_text(encoding="utf-8")
+    assert listing.splitlines() == prompts
+
+
+def test_a_checkpoint_of_another_config_is_named(trained, toy_file, tmp_path, capsys):
+    other = tmp_path / "other.yaml"
+    data = yaml.safe_load(toy_file.read_text())
+    data["model"]["depth"] = 2
+    other.write_text(yaml.safe_dump(data))
+    line = refused(capsys, "sample", trained, "--config", other)
+    assert "model.depth=2" in line
+    assert "diffusion-6.pt" in line
+    assert "model.depth=1" in line
+
+
+@pytest.mark.parametrize("kind", ["truncated", "empty", "text", "pickle"])
+@pytest.mark.parametrize("command", ["sample", "train"])
+def test_bad_checkpoints_are_one_line(trained, toy_file, tmp_path, capsys, kind, command):
+    marker = tmp_path / "executed"
+
+    class Planted:
+        def __reduce__(self):
+            return os.system, (f"touch {marker}",)
+
+    bad = tmp_path / "bad.pt"
+    whole = (trained / "diffusion-6.pt").read_bytes()
+    contents = {
+        "truncated": whole[: len(whole) // 2],
+        "empty": b"",
+        "text": b"not a checkpoint",
+        "pickle": pickle.dumps(Planted()),
+    }
+    bad.write_bytes(contents[kind])
+    arguments = {
+        "sample": ["sample", bad],
+        "train": ["train", toy_file, f"output_dir={tmp_path / 'new'}", "--resume", bad],
+    }
+    assert "bad.pt" in refused(capsys, *arguments[command])
+    assert not marker.exists()
+    assert not (tmp_path / "new").exists()
+
+
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(toy_file, tmp_path):
+    plan = ("train.steps=100000", "train.log_every=1")
+    process = start("train", toy_file, *plan)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    wait_for(lambda: len(read_metrics(metrics)) >= 3, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "--resume auto" in out
+    step = checkpoints.load(checkpoints.newest(tmp_path / "run"))["step"]
+    assert read_metrics(metrics)[-1]["step"] == step
+    assert run("train", toy_file, f"train.steps={step + 2}", "--resume", "auto") == 0
+
+
+def test_a_killed_run_resumes_as_if_nothing_had_happened(toy_file, tmp_path):
+    """kill -9 in the middle, --resume auto, and every byte is that of the run left alone."""
+    plan = ("train.steps=60", "train.checkpoint_every=5", "train.log_every=3")
+    process = start("train", toy_file, *plan)
+    folder = tmp_path / "run"
+    wait_for(lambda: len(checkpoints.find(folder)) >= 2, process)
+    process.kill()
+    process.communicate()
+    killed_at = checkpoints.find(folder)[-1][0]
+    assert killed_at < 60
+    assert run("train", toy_file, *plan, "--resume", "auto") == 0
+    assert run("train", toy_file, *plan, f"output_dir={tmp_path / 'alone'}") == 0
+    resumed = checkpoints.load(folder / "diffusion-60.pt")
+    alone = checkpoints.load(tmp_path / "alone" / "diffusion-60.pt")
+    for key in ("model", "ema", "optimizer", "window", "data"):
+        assert same(resumed[key], alone[key]), key
+    losses = [
+        [(r["step"], r["loss"]) for r in read_metrics(f / "metrics.jsonl")]
+        for f in (folder, tmp_path / "alone")
+    ]
+    assert losses[0] == losses[1]
+    assert not list(folder.glob(".*.tmp"))
+
+
+def test_the_lessons_two_scripts(toy_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = toy_file.read_text().replace(str(tmp_path), "output/image")
+    toy_file.write_text(text)
+
+    def script(path: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, str(ROOT / path), "--config_path", str(toy_file), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    train, sample = "training/image/mnist/train.py", "sampling/image/mnist/sample.py"
+    done = script(train, "--num_training_steps", "4", "--batch_size", "4")
+    assert done.returncode == 0, done.stderr
+    state = checkpoints.load(tmp_path / "output/image/run/diffusion-4.pt")
+    assert state["config"]["train"]["batch_size"] == 4
+    done = script(train, "--num_training_steps", "5", "--batch_size", "4", "--resume_from", "auto")
+    assert done.returncode == 0, done.stderr
+    drawn = script(
+        sample, "--num_samples", "3", "--checkpoint", "output/image/run/diffusion-5.pt",
+        "--guidance", "1.5", "--sampling_steps", "2",
+    )  # fmt: skip
+    assert drawn.returncode == 0, drawn.stderr
+    out = tmp_path / "output/image/sample/run"
+    assert (out / "sample-5-seed0.png").is_file()
+    assert len((out / "sample-5-seed0.txt").read_text().splitlines()) == 3
+    assert script(sample, "--checkpoint", "nope.pt").returncode == 2

@@ -1,0 +1,73 @@
+"""A device is picked where it is there and a user's mistake where not; autocast is as asked."""
+
+import pytest
+import torch
+
+from fluxsmith.device import autocast, pick_device
+from fluxsmith.errors import UserError
+
+CPU = torch.device("cpu")
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA GPU")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+def product(device: torch.device, precision: str) -> torch.Tensor:
+    with autocast(device, precision):
+        return torch.ones(2, 2, device=device) @ torch.ones(2, 2, device=device)
+
+
+def test_auto_picks_a_device_that_computes():
+    assert torch.ones(3, device=pick_device("auto")).sum().item() == 3
+
+
+def test_the_cpu_is_always_there():
+    assert pick_device("cpu") == CPU
+
+
+@no_gpu
+def test_auto_is_the_cpu_or_mps_without_a_gpu():
+    assert pick_device("auto").type == ("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@no_gpu
+@pytest.mark.parametrize("name", ["cuda", "cuda:0"])
+def test_cuda_without_a_gpu_says_what_there_is(name):
+    with pytest.raises(UserError) as caught:
+        pick_device(name)
+    message = str(caught.value)
+    assert f"device={name}" in message
+    assert "cpu" in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["tpu", "", "cpu:x", "meta"])
+def test_a_device_of_no_known_name_is_a_mistake(name):
+    with pytest.raises(UserError):
+        pick_device(name)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)],
+)
+def test_the_cpu_computes_in_bfloat16_only_where_asked(precision, dtype):
+    assert product(CPU, precision).dtype == dtype
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("auto", torch.bfloat16), ("float32", torch.float32), ("bfloat16", torch.bfloat16)],
+)
+def test_a_gpu_computes_in_bfloat16_unless_asked_not_to(precision, dtype):
+    device = pick_device("auto")
+    assert device.type == "cuda"
+    assert product(device, precision).dtype == dtype
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_gpu_beyond_the_last_is_a_mistake():
+    with pytest.raises(UserError):
+        pick_device(f"cuda:{torch.cuda.device_count()}")

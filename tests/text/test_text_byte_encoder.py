@@ -1,0 +1,218 @@
+"""The byte encoder: any text, told apart from any other, the same in whatever batch it comes."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fluxsmith.errors import UserError
+from fluxsmith.text.byte_encoder import ByteEncoder, pieces
+
+LIMIT = 40
+ATOL = 1e-5
+
+PROMPTS = ["3", "", "a much longer prompt here", "three", "零から九まで のすうじ", "red on blue"]
+
+
+def encoder():
+    torch.manual_seed(0)
+    return ByteEncoder(width=24, hidden_size=64, depth=2, max_tokens=LIMIT)
+
+
+@pytest.fixture(scope="module")
+def encode():
+    return encoder()
+
+
+def words_in_16_bytes(prompt):
+    return sum(math.ceil(len(word.encode()) / 16) for word in prompt.split()) or 1
+
+
+@settings(deadline=None, max_examples=40)
+@given(prompt=st.text(max_size=LIMIT))
+def test_any_text_is_encoded_in_a_token_a_word(encode, prompt):
+    with torch.no_grad():
+        embedding = encode([prompt])
+    assert embedding.tokens.shape == (1, words_in_16_bytes(prompt), 24)
+    assert embedding.pooled.shape == (1, 24)
+    assert embedding.mask is None
+    assert embedding.tokens.isfinite().all()
+    assert embedding.pooled.isfinite().all()
+
+
+@settings(deadline=None)
+@given(prompt=st.text())
+def test_pieces_hold_every_byte_in_order(prompt):
+    cut = pieces(prompt)
+    assert b"".join(cut) == "".join(prompt.split()).encode()
+    assert len(cut) == words_in_16_bytes(prompt)
+    assert max(map(len, cut)) <= 16
+
+
+def test_pieces_by_example():
+    assert pieces("") == pieces("  \n") == (b"",)
+    assert pieces("a  red dog") == (b"a", b"red", b"dog")
+    assert pieces("x" * 16) == (b"x" * 16,)
+    assert pieces("no " + "x" * 33) == (b"no", b"x" * 16, b"x" * 16, b"x")
+    assert pieces("é") == (b"\xc3\xa9",)
+
+
+@torch.no_grad()
+def test_a_batch_has_as_many_tokens_as_its_longest_prompt_needs(encode):
+    assert encode(["3", "three", "7"]).tokens.shape == (3, 1, 24)
+    assert encode(["3", "a red dog", ""]).tokens.shape == (3, 3, 24)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("prompts", "mask"),
+    [
+        (["3"], None),
+        (["", "3"], None),
+        (["a dog", "a cat", "a dog"], None),
+        (["a dog", "cat"], [[1, 1], [1, 0]]),
+        (["", "the red dog", "cat", "a dog"], [[1, 0, 0], [1, 1, 1], [1, 0, 0], [1, 1, 0]]),
+    ],
+    ids=str,
+)
+def test_there_is_a_mask_exactly_where_there_is_padding(encode, prompts, mask):
+    got = encode(prompts).mask
+    assert (None if got is None else got.int().tolist()) == mask
+    assert got is None or got.dtype == torch.bool
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("3", "8"),
+        ("three", "Three"),
+        ("red on blue", "blue on red"),
+        ("dog dog cat", "dog cat cat"),
+        ("dog", "god"),
+        ("", "a"),
+        ("a", "a a"),
+        ("a", "a\x00"),
+        ("abc", "ab c"),
+        ("e", "é"),
+        ("é", "e\u0301"),
+        ("x" * 40, "x" * 41),
+        ("x" * 17 + "a", "x" * 17 + "b"),
+    ],
+)
+def test_different_prompts_have_different_embeddings(encode, one, other):
+    a, b = encode([one]), encode([other])
+    assert (a.pooled - b.pooled).abs().max() > 1e-3
+    assert a.tokens.shape != b.tokens.shape or (a.tokens - b.tokens).abs().max() > 1e-3
+
+
+@torch.no_grad()
+@settings(deadline=None, max_examples=20)
+@given(
+    words=st.lists(st.text("abcé零", min_size=1, max_size=5), min_size=2, max_size=12, unique=True)
+)
+def test_different_words_have_different_embeddings(encode, words):
+    pooled = encode(words).pooled
+    distance = torch.cdist(pooled, pooled, compute_mode="donot_use_mm_for_euclid_dist")
+    distance.fill_diagonal_(math.inf)
+    assert distance.min() > 1e-3
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "sampling"])
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_prompt_is_the_same_in_any_batch(prompt, training):
+    encode = encoder().train(training)
+    with torch.set_grad_enabled(training):
+        alone, batch = encode([prompt]), encode([*PROMPTS, prompt])
+        n = alone.tokens.shape[1]
+        for row in (PROMPTS.index(prompt), len(PROMPTS)):
+            torch.testing.assert_close(batch.pooled[row], alone.pooled[0], rtol=0, atol=ATOL)
+            real = batch.tokens[row, :n]
+            torch.testing.assert_close(real, alone.tokens[0], rtol=0, atol=ATOL)
+            assert batch.mask[row].sum() == n
+
+
+def test_training_and_sampling_see_the_same_embedding():
+    """PyTorch takes another path through a transformer layer where no gradient is wanted."""
+    encode = encoder()
+    training = encode(PROMPTS)
+    with torch.no_grad():
+        sampling = encode.eval()(PROMPTS)
+    torch.testing.assert_close(sampling.pooled, training.pooled, rtol=0, atol=ATOL)
+    real = training.mask
+    torch.testing.assert_close(sampling.tokens[real], training.tokens[real], rtol=0, atol=ATOL)
+
+
+def test_repeated_prompts_are_encoded_once():
+    encode, seen = encoder(), []
+    encode.layers[0].register_forward_pre_hook(lambda layer, args: seen.append(args[0].shape))
+    embedding = encode(["a dog", "a cat", "a dog", "a dog"])
+    assert seen == [(2, 2, 64)]
+    assert len(embedding) == 4
+    assert torch.equal(embedding.tokens[[2, 3]], embedding.tokens[[0, 0]])
+    assert not torch.equal(embedding.tokens[1], embedding.tokens[0])
+
+
+def test_a_repeated_prompt_learns_from_each_of_its_rows():
+    weights = torch.randn(3, 24, generator=torch.Generator().manual_seed(1))
+
+    def gradient(prompts, weights):
+        encode = encoder()
+        (encode(prompts).pooled * weights).sum().backward()
+        return encode.bytes_in.weight.grad
+
+    together = gradient(["7", "7", "8"], weights)
+    apart = sum(gradient([p], w) for p, w in zip(["7", "7", "8"], weights, strict=True))
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-4)
+    assert together.any()
+
+
+def test_every_layer_learns():
+    encode = encoder()
+    embedding = encode(PROMPTS)
+    (embedding.tokens.square().sum() + embedding.pooled.square().sum()).backward()
+    assert [name for name, p in encode.named_parameters() if not p.grad.any()] == []
+
+
+def test_a_prompt_too_long_is_refused_with_the_limit(encode):
+    encode(["word " * LIMIT])
+    with pytest.raises(UserError, match=r"prompt 2 \('word .*makes 41 tokens.* takes 40"):
+        encode(["fine", "word " * (LIMIT + 1)])
+    with pytest.raises(UserError, match="makes 41 tokens"):
+        encode.check(["x" * (16 * LIMIT + 1)])
+
+
+def test_half_a_surrogate_pair_is_refused(encode):
+    with pytest.raises(UserError, match="prompt 2 is not valid text"):
+        encode(["fine", "not fine \ud83d"])
+
+
+def test_the_place_of_what_is_not_text_is_counted_in_the_prompt(encode):
+    with pytest.raises(UserError, match=r"at character 9\b"):
+        encode.check(["not fine \ud83d"])
+
+
+def test_a_width_that_makes_no_heads_is_refused_by_number():
+    with pytest.raises(ValueError, match=r"hidden_size is 100; .* 64"):
+        ByteEncoder(width=24, hidden_size=100, depth=1, max_tokens=8)
+
+
+def test_weights_are_all_that_a_copy_needs():
+    """Nothing of the encoder hides outside its state_dict."""
+    encode = encoder()
+    torch.manual_seed(1)
+    other = ByteEncoder(width=24, hidden_size=64, depth=2, max_tokens=LIMIT)
+    assert not torch.equal(other(["seven"]).pooled, encode(["seven"]).pooled)
+    other.load_state_dict(encode.state_dict())
+    assert torch.equal(other(["seven"]).pooled, encode(["seven"]).pooled)
+
+
+@torch.no_grad()
+def test_bfloat16_is_close_to_float32():
+    encode = encoder().eval()
+    full = encode(PROMPTS).pooled
+    with torch.autocast("cpu", torch.bfloat16):
+        half = encode(PROMPTS).pooled
+    assert 0 < (half.float() - full).norm() < 0.05 * full.norm()

@@ -1,0 +1,241 @@
+"""The loop: gradients, records, resuming, retention. Every comparison of weights is to the bit."""
+
+import json
+
+import pytest
+import torch
+from conftest import same
+
+from fluxsmith import Pipeline
+from fluxsmith import checkpoint as checkpoints
+from fluxsmith.errors import UserError
+from fluxsmith.flow.path import interpolate
+from fluxsmith.flow.timesteps import Uniform
+from fluxsmith.randomness import generator
+from fluxsmith.training.metrics import QUARTILES, Window, read_metrics
+from fluxsmith.training.objective import FlowMatching, Losses
+from fluxsmith.training.run import build_trainer, train
+
+
+def trained(toy, *overrides, **options):
+    """The final checkpoint and the records of a run."""
+    config = toy(*overrides)
+    assert train(config, **options) == 0
+    folder = checkpoints.Path(config.output_dir)
+    return checkpoints.load(checkpoints.newest(folder)), read_metrics(folder / "metrics.jsonl")
+
+
+def without_speed(records):
+    return [{k: v for k, v in r.items() if k != "images_per_second"} for r in records]
+
+
+def test_a_batch_cut_into_pieces_has_the_gradients_of_the_whole(toy):
+    gradients = []
+    for pieces in (1, 4):
+        trainer = build_trainer(toy(f"train.accumulate={pieces}"), torch.device("cpu"))
+        with torch.no_grad():  # away from the zero initialisation, where most gradients vanish
+            for i, p in enumerate(trainer.pipeline.parameters()):
+                p.add_(0.1 * torch.randn(p.shape, generator=generator("test", i)))
+        trainer.optimiser.step = lambda: None
+        trainer.optimiser.zero_grad = lambda **_: None
+        trainer.config = toy(f"train.accumulate={pieces}", "train.grad_clip=0")
+        trainer.train_step()
+        gradients.append({n: p.grad for n, p in trainer.pipeline.named_parameters()})
+    whole, cut = gradients
+    for name in whole:
+        scale = whole[name].abs().max()
+        torch.testing.assert_close(cut[name], whole[name], atol=float(2e-5 * scale), rtol=1e-4)
+
+
+def test_the_objective_is_the_error_of_the_velocity_at_x_t(toy, pipeline):
+    trainer = build_trainer(toy(), torch.device("cpu"))
+    objective = FlowMatching(pipeline, Uniform(), stratified=False)
+    example = objective.draw(trainer.loader.batch(0), generator("x"))
+    losses = objective(example)
+    x0, eps = example.batch.images, example.eps
+    for i in range(len(x0)):
+        x_t = interpolate(x0[i : i + 1], eps[i : i + 1], example.t[i])
+        v = pipeline.velocity(x_t, example.t[i], pipeline.encode_text([example.batch.captions[i]]))
+        expected = (v - (eps[i : i + 1] - x0[i : i + 1])).square().mean()
+        torch.testing.assert_close(losses.values[i], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_clipping_bounds_the_gradient_once_a_step(toy):
+    trainer = build_trainer(toy("train.grad_clip=0.001", "train.accumulate=2"), torch.device("cpu"))
+    seen = []
+    step = trainer.optimiser.step
+    trainer.optimiser.step = lambda: (
+        seen.append(
+            torch.stack(
+                [p.grad.norm() for p in trainer.pipeline.parameters() if p.grad is not None]
+            )
+        ),
+        step(),
+    )
+    trainer.train_step()
+    assert len(seen) == 1
+    assert seen[0].norm().item() == pytest.approx(0.001, rel=1e-3)
+
+
+def test_training_learns(toy):
+    """The loss falls well below that of predicting 0, which is E|eps - x0|^2, here about 1.6."""
+    _, records = trained(toy, "train.steps=60", "train.learning_rate=0.003", "train.batch_size=32")
+    assert records[0]["loss"] > 1.2
+    assert records[-1]["loss"] < 0.6
+
+
+def test_two_runs_of_one_config_are_equal_to_the_bit(toy, tmp_path):
+    one, records = trained(toy)
+    two, again = trained(toy, f"output_dir={tmp_path / 'two'}")
+    for key in ("model", "ema", "optimizer", "window", "data"):
+        assert same(one[key], two[key]), key
+    assert without_speed(records) == without_speed(again)
+
+
+def test_another_seed_is_another_run(toy, tmp_path):
+    one, _ = trained(toy)
+    two, _ = trained(toy, "seed=1", f"output_dir={tmp_path / 'two'}")
+    assert not same(one["model"], two["model"])
+
+
+@pytest.mark.parametrize("cut", [1, 3, 4])
+def test_a_resumed_run_is_the_run_to_the_bit(toy, tmp_path, cut):
+    """Also where the cut falls between two records, whose means then span it."""
+    plan = ("train.checkpoint_every=1", "train.keep_checkpoints=0", "train.sample_every=2")
+    whole, records = trained(toy, *plan)
+    folder = tmp_path / "run"
+    pictures = {p.name: p.read_bytes() for p in folder.glob("sample-*.png")}
+    for step in range(cut + 1, 7):
+        checkpoints.checkpoint_path(folder, step).unlink()
+    resumed, again = trained(toy, *plan, resume="auto")
+    for key in ("step", "images_seen", "model", "ema", "optimizer", "window", "data", "config"):
+        assert same(whole[key], resumed[key]), key
+    assert without_speed(again) == without_speed(records)
+    assert {p.name: p.read_bytes() for p in folder.glob("sample-*.png")} == pictures
+    assert len(pictures) == 3
+
+
+def test_sampling_does_not_disturb_training(toy, tmp_path):
+    quiet, _ = trained(toy)
+    drawing, _ = trained(toy, "train.sample_every=1", f"output_dir={tmp_path / 'two'}")
+    assert same(quiet["model"], drawing["model"])
+    assert same(quiet["ema"], drawing["ema"])
+
+
+def test_resuming_from_a_path_goes_on_from_there(toy, tmp_path):
+    whole, _ = trained(toy, "train.checkpoint_every=2", "train.keep_checkpoints=0")
+    elsewhere = f"output_dir={tmp_path / 'elsewhere'}"
+    start = str(tmp_path / "run" / "diffusion-4.pt")
+    resumed, _ = trained(toy, elsewhere, resume=start)
+    assert same(whole["model"], resumed["model"])
+
+
+def test_resume_auto_without_a_checkpoint_starts_afresh(toy):
+    state, _ = trained(toy, resume="auto")
+    assert state["step"] == 6
+
+
+def test_a_finished_run_has_nothing_to_do(toy, capsys):
+    trained(toy)
+    before = checkpoints.newest(checkpoints.Path(toy().output_dir)).read_bytes()
+    trained(toy, resume="auto")
+    assert "nothing to do" in capsys.readouterr().out
+    assert checkpoints.newest(checkpoints.Path(toy().output_dir)).read_bytes() == before
+
+
+def test_a_run_is_not_written_over(toy):
+    trained(toy)
+    with pytest.raises(UserError, match="already holds a run, at step 6; add --resume auto"):
+        train(toy())
+    with pytest.raises(UserError, match="contradict"):
+        train(toy(), resume="auto", overwrite=True)
+    state, records = trained(toy, "train.steps=4", overwrite=True)
+    assert state["step"] == 4
+    assert [r["step"] for r in records] == [2, 4]
+
+
+@pytest.mark.parametrize("change", ["seed=1", "model.depth=2", "train.batch_size=4"])
+def test_what_may_not_change_on_resuming_is_named(toy, change):
+    trained(toy)
+    with pytest.raises(UserError, match=change.split("=")[0]):
+        train(toy(change, "train.steps=8"), resume="auto")
+
+
+def test_what_may_change_on_resuming_does(toy):
+    trained(toy)
+    state, records = trained(
+        toy, "train.steps=8", "train.learning_rate=0.5", "train.log_every=1", resume="auto"
+    )
+    assert state["step"] == 8
+    assert [r["step"] for r in records] == [2, 4, 6, 7, 8]
+
+
+def test_retention_keeps_the_newest_and_the_milestones(toy, tmp_path):
+    trained(toy, "train.checkpoint_every=1", "train.keep_checkpoints=2", "train.keep_every=3")
+    steps = [step for step, _ in checkpoints.find(tmp_path / "run")]
+    assert steps == [3, 5, 6]
+
+
+def test_a_checkpoint_describes_itself(toy):
+    state, _ = trained(toy)
+    assert state["format"] == "fluxsmith/1"
+    assert state["images_seen"] == 48
+    assert state["data"] == {"epoch": 0, "offset": 48, "images": 1500}
+    assert state["config"] == toy().model_dump()
+    assert state["metadata"]["captions"][:3] == ["0", "zero", "1"]
+    assert state["model"].keys() == state["ema"].keys()
+    json.dumps({k: state[k] for k in ("config", "data", "metadata")})  # plain data
+
+
+def test_the_pipeline_of_a_checkpoint_has_its_weights(toy, tmp_path):
+    state, _ = trained(toy)
+    path = checkpoints.newest(tmp_path / "run")
+    for weights in ("ema", "model"):
+        pipeline = Pipeline.from_checkpoint(path, device="cpu", weights=weights)
+        assert same(dict(pipeline.state_dict()), dict(state[weights]))
+    assert not same(state["ema"], state["model"])
+    with pytest.raises(UserError, match="must be ema or model"):
+        Pipeline.from_checkpoint(path, weights="raw")
+
+
+def test_a_run_leaves_what_the_contract_promises(toy, tmp_path):
+    trained(toy, "train.sample_every=3")
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert names == {
+        "config.yaml", "metrics.jsonl", "tensorboard", "loss.png", "diffusion-6.pt",
+        "sample-3.png", "sample-3.txt", "sample-6.png", "sample-6.txt",
+    }  # fmt: skip
+    assert (tmp_path / "run" / "sample-3.txt").read_text().split() == ["0", "two", "5", "seven"]
+
+
+def test_tensorboard_has_every_record_once_after_a_resume(toy, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trained(toy, "train.steps=4")
+    trained(toy, "train.steps=8", resume="auto")
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    board.Reload()
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    scalars = board.Scalars("train/loss")
+    assert [s.step for s in scalars] == [r["step"] for r in records] == [2, 4, 6, 8]
+    assert [s.value for s in scalars] == pytest.approx([r["loss"] for r in records])
+
+
+def test_a_record_is_the_mean_over_its_steps_by_quartile():
+    window = Window("cpu")
+    t = torch.tensor([0.1, 0.3, 0.3, 0.99, 1.0])
+    window.add_losses(Losses(torch.tensor([1.0, 2.0, 4.0, 5.0, 8.0]), t))
+    window.add_losses(Losses(torch.tensor([3.0]), torch.tensor([0.0])))
+    window.add_norm(torch.tensor(1.0))
+    window.add_norm(torch.tensor(2.0))
+    record = window.means()
+    assert QUARTILES == 4
+    assert record == pytest.approx(
+        {"loss": 23 / 6, "grad_norm": 1.5, "loss_q1": 2.0, "loss_q2": 3.0, "loss_q4": 6.5}
+    )
+
+
+def test_metrics_cut_off_by_a_crash_are_read_up_to_there(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert read_metrics(path) == [{"step": 1, "loss": 2.0}]
