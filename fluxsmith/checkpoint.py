@@ -8,6 +8,7 @@ own.
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,9 @@ def save(path: Path, checkpoint: Mapping[str, Any]) -> None:
             os.fsync(stream.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        temporary.unlink(missing_ok=True)
         raise UserError(f"can't write the checkpoint {path}: {_first_line(error)}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
     _flush_folder(path.parent)
 
 
@@ -53,6 +55,11 @@ def load(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}{_suggest(path)}")
+    if not zipfile.is_zipfile(path):
+        raise UserError(
+            f"{path} is not a whole checkpoint: truncated, empty, or another kind of file; nothing "
+            f"of it was run; use another one"
+        )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
@@ -60,10 +67,10 @@ def load(path: str | Path) -> dict[str, Any]:
             f"{path} holds pickled code or objects, not plain data: refused, nothing of it was "
             f"run; get a checkpoint that fluxsmith wrote"
         ) from None
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged byte can raise anything in torch's reader
         raise UserError(
-            f"{path} is not a whole checkpoint: {_first_line(error)}; it may be truncated, use "
-            f"another one"
+            f"{path} is not a whole checkpoint ({_first_line(error)}): truncated, damaged or "
+            f"another kind of file; use another one"
         ) from None
     found = checkpoint.get("format") if isinstance(checkpoint, dict) else None
     if found != FORMAT:

@@ -20,7 +20,13 @@ def pick_device(name: str) -> torch.device:
     if not available.get(kind, False):
         there = ", ".join(kind for kind, there in available.items() if there)
         raise UserError(f"device={name}: not available here; use auto or one of: {there}")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device={name}: no such device; use auto, cpu, cuda or mps") from None
+    if kind == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device={name}: there are {torch.cuda.device_count()} CUDA devices")
+    return device
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:

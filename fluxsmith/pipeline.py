@@ -137,7 +137,7 @@ class Pipeline(nn.Module):
                 img_ids=image_ids(*token_grid(height, width, patch), x.device),
                 txt=cond.tokens,
                 txt_ids=text_ids(cond.tokens.shape[1], x.device),
-                timesteps=t.expand(b),
+                timesteps=t.to(x.device).expand(b),
                 y=cond.pooled,
                 guidance=x.new_full((b,), guidance) if embeds else None,
                 txt_mask=cond.mask,
@@ -193,7 +193,7 @@ class Pipeline(nn.Module):
                 part = prompts[start : start + batch_size]
                 first = first_index + start
                 x = image_noise(self.latent_shape, seed, range(first, first + len(part)))
-                ts = SCHEDULES[settings.schedule](steps, self.image_tokens).to(self.device)
+                ts = SCHEDULES[settings.schedule](steps, self.image_tokens)
                 x = SOLVERS[solver](
                     self.guided_velocity(self.encode_text(part), guidance),
                     x.to(self.device),

@@ -3,10 +3,10 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from helpers import randomise
 
 from fluxsmith.config import RunConfig, read_config
 from fluxsmith.pipeline import Pipeline
@@ -38,29 +38,9 @@ def toy(toy_file: Path) -> Callable[..., RunConfig]:
     return lambda *overrides: read_config(toy_file, overrides)
 
 
-def randomise(module: torch.nn.Module, scale: float = 0.1) -> torch.nn.Module:
-    """Gives every parameter random values: a new network would predict 0 whatever its input."""
-    draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(scale * torch.randn(parameter.shape, generator=draw))
-    return module
-
-
 @pytest.fixture
 def pipeline(toy: Callable[..., RunConfig]) -> Pipeline:
     """A pipeline with random weights, so that prompts, times and images all matter."""
     built = Pipeline.build(toy())
     randomise(built)
     return built.eval()
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two nested structures are equal, tensors to the bit."""
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b

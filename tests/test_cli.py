@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import same
+from helpers import same
 
 from fluxsmith import checkpoint as checkpoints
 from fluxsmith.cli import main

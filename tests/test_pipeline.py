@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import randomise
+from helpers import randomise
 
 from fluxsmith import Pipeline
 from fluxsmith.errors import UserError

@@ -1,6 +1,7 @@
 """From a YAML file and overrides to a RunConfig, with every mistake named in one line."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -42,8 +43,9 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         _apply(data, override)
     below = _below_configs(path)
-    data.setdefault("name", below.name)
-    data.setdefault("output_dir", str(PurePath("output") / below))
+    for key, default in (("name", below.name), ("output_dir", str(PurePath("output") / below))):
+        if data.get(key) is None:
+            data[key] = default
     return build_config(data, origin=str(path))
 
 
@@ -63,13 +65,22 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"no config at {path}{_suggest_config(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"can't read the config {path}: {error}") from None
-    try:
-        data = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {_yaml_problem(error)}") from None
+    data = _parse(text, f"{path} is not valid YAML")
     if not isinstance(data, dict):
         raise UserError(f"{path} holds no settings: a config is a mapping, such as `seed: 0`")
     return data
+
+
+def _parse(text: str, complaint: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{complaint}: {_yaml_problem(error)}") from None
+    except RecursionError:
+        raise UserError(f"{complaint}: it is nested too deeply") from None
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        # PyYAML lets these through for scalars that only look like dates or numbers.
+        raise UserError(f"{complaint}: {' '.join(str(error).split())[:80]}") from None
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
@@ -77,17 +88,18 @@ def _apply(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise UserError(f"override {override!r} is not KEY=VALUE, such as train.steps=2000")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: {_yaml_problem(error)}") from None
+    value = _parse(text, f"override {_short(override)}")
     *sections, last = key.strip().split(".")
     target = data
-    for section in sections:
-        inner = target.setdefault(section, {})
-        if not isinstance(inner, dict):
-            raise UserError(f"{key}: unknown key{_suggest_key(key)}")
-        target = inner
+    for depth, section in enumerate(sections, start=1):
+        if target.get(section) is None:  # not there, or a heading with nothing beneath it
+            target[section] = {}
+        target = target[section]
+        if not isinstance(target, dict):
+            above = ".".join(sections[:depth])
+            if above in RunConfig.model_fields:
+                raise UserError(f"{above}={_short(target)}: must be a section of keys")
+            raise UserError(f"{_short(key)}: unknown key{_suggest_key(key)}")
     target[last] = value
 
 
@@ -133,10 +145,10 @@ def _short(value: Any) -> str:
 
 def _suggest_key(key: str) -> str:
     keys = [*all_keys(RunConfig), *RunConfig.model_fields]
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
-    if not near:  # perhaps the right key in the wrong section
-        leaf = key.rpartition(".")[2]
-        near = [k for k in keys if k.rpartition(".")[2] == leaf]
+    leaf = key.rpartition(".")[2]
+    same_leaf = [k for k in keys if k.rpartition(".")[2] == leaf]  # right key, wrong section
+    near = difflib.get_close_matches(key, same_leaf, n=1, cutoff=0.0)
+    near = near or difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else "; `fluxsmith config show` lists them all"
 
 
@@ -151,7 +163,7 @@ def all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def _below_configs(path: Path) -> PurePath:
     """The config's path below its configs/ folder, without extension; its stem elsewhere."""
-    parts = path.with_suffix("").parts
+    parts = Path(os.path.abspath(path)).with_suffix("").parts  # noqa: PTH100 (links stay links)
     if "configs" in parts[:-1]:
         last = len(parts) - 1 - parts[::-1].index("configs", 1)
         return PurePath(*parts[last + 1 :])

@@ -6,11 +6,19 @@ The explanations are what `fluxsmith config show` and the JSON schema print.
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 
 def _whole(value: Any) -> Any:
     """Lets 1e4 stand for 10000 where a whole number is wanted."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _no_switch(value: Any) -> Any:
+    """Keeps true from counting as 1."""
+    if isinstance(value, (bool, float)):
+        raise PydanticCustomError("no_switch", "must be 1 or 3")
+    return value
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
@@ -41,7 +49,7 @@ class DataConfig(Section):
     """Folder with the data's files; by default $FLUXSMITH_DATA and a cache folder are searched."""
     image_size: Count = 32
     """Height and width of the images that the model sees, in pixels."""
-    channels: Literal[1, 3] = 1
+    channels: Annotated[Literal[1, 3], BeforeValidator(_no_switch)] = 1
     """1 for grey, 3 for RGB; any source is converted."""
     resize: Literal["pad", "stretch"] = "pad"
     """How images reach image_size: pad with their darkest value, or stretch."""

@@ -1,12 +1,15 @@
 """A RunConfig as YAML with its explanations, and as a JSON schema for editors."""
 
 import json
+import re
 from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
 from fluxsmith.config.sections import RunConfig
+
+_PLAIN = re.compile(r"[A-Za-z_/.][\w/.-]*[A-Za-z_]", re.ASCII)
 
 
 def show(config: RunConfig, comments: bool = True) -> str:
@@ -31,7 +34,9 @@ def _lines(section: BaseModel, indent: str, comments: bool) -> list[str]:
 
 
 def _scalar(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+    quoted = isinstance(value, str) and not _PLAIN.fullmatch(value)
+    style = '"' if quoted else None  # quotes where our reader and PyYAML's writer could differ
+    text = yaml.safe_dump(value, default_flow_style=True, default_style=style, width=10**6)
     return text.removesuffix("\n").removesuffix("\n...")
 
 

@@ -1,5 +1,6 @@
 """Fetching a file once: mirrors in turn, a progress bar, a check, and a rename at the end."""
 
+import contextlib
 import os
 import urllib.error
 import urllib.request
@@ -8,6 +9,8 @@ from http.client import HTTPException
 from pathlib import Path
 
 from rich.progress import wrap_file
+
+from fluxsmith.errors import UserError
 
 TIMEOUT = 20  # seconds without a byte
 
@@ -33,16 +36,29 @@ def download(urls: Sequence[str], target: Path, check: Callable[[bytes], None]) 
         try:
             data = _fetch(url, target.name)
             check(data)
-        except (DownloadError, OSError, HTTPException) as error:
+        except (DownloadError, OSError, ValueError, HTTPException) as error:
             host = url.split("/")[2]
             problems.append(f"{host}: {getattr(error, 'reason', None) or error}")
             continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{target.name}.{os.getpid()}.part")
-        partial.write_bytes(data)
-        partial.replace(target)
+        _write(target, data)
         return target
     raise DownloadError("; ".join(problems))
+
+
+def _write(target: Path, data: bytes) -> None:
+    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        partial.replace(target)
+    except OSError as error:
+        raise UserError(
+            f"can't write {target}: {error.strerror}; set FLUXSMITH_CACHE to a folder that can be "
+            f"written"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _fetch(url: str, description: str) -> bytes:

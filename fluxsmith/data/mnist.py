@@ -71,6 +71,8 @@ def read_idx(file: Path, dimensions: int) -> Tensor:
             f"{file} is {'truncated' if found < promised else 'too long'}: its header promises "
             f"{promised} bytes and {found} follow; fetch it again"
         )
+    if not promised:
+        raise UserError(f"{file} holds no items: its header says {shape}; fetch it again")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=header).view(shape)
 
 
@@ -88,9 +90,13 @@ def _read_maybe_gzipped(file: Path) -> bytes:
 
 def _find(name: str, path: str | None, split: Split) -> Path:
     """The file under data.path, else $FLUXSMITH_DATA/mnist, else the cache, else downloaded."""
+    if path and not Path(path).is_dir():
+        raise UserError(
+            f"data.path={path}: there is no such folder to find {name} in; correct or remove the key"
+        )
     folders = [Path(path)] if path else []
-    if "FLUXSMITH_DATA" in os.environ:
-        folders.append(Path(os.environ["FLUXSMITH_DATA"]) / "mnist")
+    if shared := os.environ.get("FLUXSMITH_DATA"):
+        folders.append(Path(shared) / "mnist")
     folders.append(cache_folder() / "mnist")
     for folder in folders:
         for candidate in (folder / name, folder / f"{name}.gz"):

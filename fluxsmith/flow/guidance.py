@@ -14,6 +14,8 @@ def classifier_free(conditional: Velocity, unconditional: Velocity, scale: float
     """v = v_u + scale (v_c - v_u): Ho & Salimans 2022, eq. 6 with scale = 1 + w, on velocities."""
     if scale == 1:
         return conditional
+    if scale == 0:
+        return unconditional
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
         v_u = unconditional(x, t)
@@ -28,6 +30,8 @@ def within_interval(guided: Velocity, conditional: Velocity, low: float, high: f
     Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval", eq. 5, with t for sigma.
     `t` must be a scalar, as solvers pass it.
     """
+    if low > high:
+        raise ValueError(f"the guidance interval [{low}, {high}] is empty; the lower t comes first")
     if guided is conditional or (low <= 0 and high >= 1):
         return guided
 

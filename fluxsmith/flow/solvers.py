@@ -19,7 +19,7 @@ class Solver(Protocol):
     def __call__(
         self, velocity: Velocity, x: Tensor, ts: Tensor, on_step: OnStep | None = None
     ) -> Tensor:
-        """From x at ts[0] to x at ts[-1]. `ts` is (steps + 1,), on the device of x."""
+        """From x at ts[0] to x at ts[-1]. `ts` is (steps + 1,), on any device."""
         ...
 
 

@@ -36,8 +36,11 @@ class LogitNormal:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.scale <= 0:
-            raise ValueError(f"logit-normal scale is {self.scale}; it must be above 0")
+        if not (self.scale > 0 and math.isfinite(self.mean)):
+            raise ValueError(
+                f"logit-normal mean is {self.mean} and scale {self.scale}; the mean must be finite "
+                f"and the scale above 0"
+            )
 
     def quantile(self, u: Tensor) -> Tensor:
         return torch.sigmoid(self.mean + self.scale * torch.special.ndtri(u))
@@ -72,7 +75,7 @@ class Shifted:
     shift: float = 3.0
 
     def __post_init__(self) -> None:
-        if self.shift <= 0:
+        if not self.shift > 0:
             raise ValueError(f"shift is {self.shift}; it must be above 0")
 
     def quantile(self, u: Tensor) -> Tensor:

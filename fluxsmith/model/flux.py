@@ -41,6 +41,12 @@ class FluxParams:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axes_dim", tuple(self.axes_dim))  # lists come from YAML
+        for name in ("in_channels", "vec_in_dim", "context_in_dim", "hidden_size", "num_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("depth", "depth_single_blocks"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}"
@@ -51,8 +57,11 @@ class FluxParams:
                 f"axes_dim {list(self.axes_dim)} sums to {sum(self.axes_dim)}; it must sum to the "
                 f"head size, hidden_size / num_heads = {head}"
             )
-        if any(width % 2 for width in self.axes_dim):
-            raise ValueError(f"axes_dim {list(self.axes_dim)} must be even: channels turn in pairs")
+        if len(self.axes_dim) != 3 or any(width < 2 or width % 2 for width in self.axes_dim):
+            raise ValueError(
+                f"axes_dim {list(self.axes_dim)} must be three positive even numbers, for index, "
+                f"row and column: channels turn in pairs"
+            )
 
 
 _FLUX1 = FluxParams(

@@ -4,6 +4,7 @@ Each axis of a token's id rotates its own slice of a head, in pairs of neighbour
 """
 
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ def rotary_table(ids: Tensor, axes_dim: tuple[int, ...], theta: float) -> Rotary
     angles = []
     for axis, width in enumerate(axes_dim):
         frequency = theta ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
-        angles.append(ids[..., axis].double().cpu()[..., None] * frequency)
+        angles.append(ids[..., axis].cpu().double()[..., None] * frequency)
     angle = torch.cat(angles, dim=-1)  # (l, k/2) or (b, l, k/2)
     if angle.ndim == 3:
         angle = angle[:, None]  # (b, 1, l, k/2): the same for every head
@@ -48,6 +49,10 @@ class RotaryCache:
         self.theta = theta
         self.size = size
         self._tables: dict[tuple[int, ...], tuple[list[weakref.ref[Tensor]], RotaryTable]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the tables: weak references can't be pickled, and tables are soon made anew."""
+        return {**self.__dict__, "_tables": {}}
 
     def __call__(self, *ids: Tensor) -> RotaryTable:
         """The table of the concatenation of `ids` along the sequence."""

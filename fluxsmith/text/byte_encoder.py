@@ -16,6 +16,7 @@ from fluxsmith.errors import UserError
 from fluxsmith.text.encoder import TextEmbedding, distinct
 
 PIECE_BYTES = 16  # at most this many bytes of a word go into one token
+CONTINUED = b"\xff"  # a byte that UTF-8 never uses
 HEAD = 64  # width of an attention head
 NO_BYTE = 256  # fills a piece up; its embedding is zero
 
@@ -79,6 +80,8 @@ class ByteEncoder(nn.Module):
 
     def forward(self, prompts: Sequence[str]) -> TextEmbedding:
         """Encodes each distinct prompt once; as many tokens as the longest one needs."""
+        if not prompts:
+            raise ValueError("there is no prompt to encode")
         self.check(prompts)
         strings, rows = distinct(prompts)
         cut = [pieces(string) for string in strings]
@@ -112,7 +115,14 @@ class ByteEncoder(nn.Module):
 
 @lru_cache(maxsize=65536)
 def pieces(prompt: str) -> tuple[bytes, ...]:
-    """The words of a prompt in UTF-8, in pieces of at most PIECE_BYTES; one empty piece for ""."""
-    words = [word.encode() for word in prompt.split()]
-    cut = [w[i : i + PIECE_BYTES] for w in words for i in range(0, len(w), PIECE_BYTES)]
+    """The words of a prompt in UTF-8, in pieces of at most PIECE_BYTES; one empty piece for "".
+
+    A piece that goes on with a word begins with CONTINUED, which tells it from a word of its own.
+    """
+    prompt.encode()  # the place of an error counts in the prompt, not in the word
+    cut = []
+    for word in map(str.encode, prompt.split()):
+        cut.append(word[:PIECE_BYTES])
+        rest, room = word[PIECE_BYTES:], PIECE_BYTES - len(CONTINUED)
+        cut += [CONTINUED + rest[i : i + room] for i in range(0, len(rest), room)]
     return tuple(cut) or (b"",)

@@ -43,7 +43,8 @@ class Trainer:
         self.optimiser = build_optimiser(pipeline, config.train)
         self.ema = EMA(pipeline, config.train.ema_decay)
         self.window = Window(pipeline.device)
-        self.captions = spread(loader.data.distinct_captions(), CAPTIONS_KEPT)
+        captions = loader.data.distinct_captions()
+        self.captions = spread(captions, min(len(captions), CAPTIONS_KEPT))
         self.step = 0  # optimiser steps done
 
     def run(self, recorder: Recorder, console: TrainingConsole, interrupt: Interrupt) -> None:

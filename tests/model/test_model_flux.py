@@ -106,7 +106,11 @@ def test_optional_parts_leave_nothing_behind():
     [
         ({"hidden_size": 33}, "hidden_size 33 .* num_heads 2"),
         ({"axes_dim": (4, 6, 8)}, r"\[4, 6, 8\] sums to 18.* = 16"),
-        ({"axes_dim": (5, 5, 6)}, r"\[5, 5, 6\] must be even"),
+        ({"axes_dim": (5, 5, 6)}, r"\[5, 5, 6\] must be three positive even numbers"),
+        ({"axes_dim": (8, 8)}, r"\[8, 8\] must be three positive even numbers"),
+        ({"axes_dim": (20, -2, -2)}, r"\[20, -2, -2\] must be three positive even numbers"),
+        ({"depth": -1}, "depth is -1; it must be at least 0"),
+        ({"num_heads": 0}, "num_heads is 0; it must be at least 1"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_by_number(changes, message):
@@ -149,6 +153,7 @@ def test_each_new_block_is_the_identity():
 
 def test_initial_weights():
     """0 for modulations and output, N(0, 0.02) for embedders, Xavier uniform for the rest."""
+    torch.manual_seed(0)
     flux = Flux(tiny_params(hidden_size=128, num_heads=8, guidance_embed=True))
     zeros = {"img_mod.lin", "txt_mod.lin", "modulation.lin"}
     zeros |= {"final_layer.linear", "final_layer.adaLN_modulation.1"}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fluxsmith.errors import UserError
-from fluxsmith.text.byte_encoder import ByteEncoder, pieces
+from fluxsmith.text.byte_encoder import CONTINUED, ByteEncoder, pieces
 
 LIMIT = 40
 ATOL = 1e-5
@@ -26,8 +26,9 @@ def encode():
     return encoder()
 
 
-def words_in_16_bytes(prompt):
-    return sum(math.ceil(len(word.encode()) / 16) for word in prompt.split()) or 1
+def pieces_needed(prompt):
+    lengths = [len(word.encode()) for word in prompt.split()]
+    return sum(1 + math.ceil(max(0, n - 16) / 15) for n in lengths) or 1
 
 
 @settings(deadline=None, max_examples=40)
@@ -35,7 +36,7 @@ def words_in_16_bytes(prompt):
 def test_any_text_is_encoded_in_a_token_a_word(encode, prompt):
     with torch.no_grad():
         embedding = encode([prompt])
-    assert embedding.tokens.shape == (1, words_in_16_bytes(prompt), 24)
+    assert embedding.tokens.shape == (1, pieces_needed(prompt), 24)
     assert embedding.pooled.shape == (1, 24)
     assert embedding.mask is None
     assert embedding.tokens.isfinite().all()
@@ -46,8 +47,9 @@ def test_any_text_is_encoded_in_a_token_a_word(encode, prompt):
 @given(prompt=st.text())
 def test_pieces_hold_every_byte_in_order(prompt):
     cut = pieces(prompt)
-    assert b"".join(cut) == "".join(prompt.split()).encode()
-    assert len(cut) == words_in_16_bytes(prompt)
+    bare = [piece.removeprefix(CONTINUED) for piece in cut]
+    assert b"".join(bare) == "".join(prompt.split()).encode()
+    assert len(cut) == pieces_needed(prompt)
     assert max(map(len, cut)) <= 16
 
 
@@ -55,8 +57,14 @@ def test_pieces_by_example():
     assert pieces("") == pieces("  \n") == (b"",)
     assert pieces("a  red dog") == (b"a", b"red", b"dog")
     assert pieces("x" * 16) == (b"x" * 16,)
-    assert pieces("no " + "x" * 33) == (b"no", b"x" * 16, b"x" * 16, b"x")
+    assert pieces("no " + "x" * 33) == (
+        b"no", b"x" * 16, CONTINUED + b"x" * 15, CONTINUED + b"xx",
+    )  # fmt: skip
     assert pieces("é") == (b"\xc3\xa9",)
+
+
+def test_the_halves_of_a_long_word_are_not_two_words():
+    assert pieces("internationalisation") != pieces("internationalisa tion")
 
 
 @torch.no_grad()
@@ -181,7 +189,7 @@ def test_a_prompt_too_long_is_refused_with_the_limit(encode):
     with pytest.raises(UserError, match=r"prompt 2 \('word .*makes 41 tokens.* takes 40"):
         encode(["fine", "word " * (LIMIT + 1)])
     with pytest.raises(UserError, match="makes 41 tokens"):
-        encode.check(["x" * (16 * LIMIT + 1)])
+        encode.check(["x" * (16 + 15 * (LIMIT - 1) + 1)])
 
 
 def test_half_a_surrogate_pair_is_refused(encode):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import same
+from helpers import same
 
 from fluxsmith import Pipeline
 from fluxsmith import checkpoint as checkpoints

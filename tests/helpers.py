@@ -1,0 +1,25 @@
+"""What several test modules need."""
+
+from typing import Any
+
+import torch
+
+
+def randomise(module: torch.nn.Module, scale: float = 0.1) -> torch.nn.Module:
+    """Gives every parameter random values: a new network would predict 0 whatever its input."""
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=draw))
+    return module
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two nested structures are equal, tensors to the bit."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
