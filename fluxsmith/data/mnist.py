@@ -92,7 +92,7 @@ def _find(name: str, path: str | None, split: Split) -> Path:
     """The file under data.path, else $FLUXSMITH_DATA/mnist, else the cache, else downloaded."""
     if path and not Path(path).is_dir():
         raise UserError(
-            f"data.path={path}: there is no such folder to find {name} in; correct or remove the key"
+            f"data.path={path}: there is no such folder, for {name}; correct or remove it"
         )
     folders = [Path(path)] if path else []
     if shared := os.environ.get("FLUXSMITH_DATA"):
