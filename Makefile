@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CORE := $(VENV)/core.installed
 DEV := $(VENV)/dev.installed
+PROMPTS := 0 1 2 3 4 5 6 7 8 9 zero one two three four five six seven eight nine
 TINY := output/image/digits/tiny
 
 .PHONY: demo test check lint format clean help
@@ -18,7 +19,7 @@ help:
 
 demo: $(CORE)
 	$(BIN)/fluxsmith train configs/image/digits/tiny.yaml --overwrite
-	$(BIN)/fluxsmith sample $(TINY) --num-samples 20 --filmstrip --gif
+	$(BIN)/fluxsmith sample $(TINY) $(foreach p,$(PROMPTS),--prompt $(p)) --filmstrip --gif
 	@echo "loss curve  $(TINY)/loss.png"
 
 test: $(DEV)

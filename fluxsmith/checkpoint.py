@@ -5,6 +5,7 @@ A checkpoint is a dictionary of plain data and tensors; `FORMAT` names its layou
 own.
 """
 
+import contextlib
 import os
 import pickle
 import re
@@ -18,7 +19,10 @@ import torch
 from fluxsmith.errors import UserError
 
 FORMAT = "fluxsmith/1"
-KEYS = ("format", "step", "images_seen", "config", "model", "ema", "optimizer", "data", "metadata")
+KEYS = {
+    "format", "step", "images_seen", "config", "model", "ema", "optimizer", "data", "window",
+    "metadata",
+}  # fmt: skip
 _NAME = re.compile(r"diffusion-(\d+)\.pt")
 
 
@@ -31,7 +35,7 @@ def save(path: Path, checkpoint: Mapping[str, Any]) -> None:
 
     Whatever happens in between, `path` is either what it was or the whole new checkpoint.
     """
-    missing = [key for key in KEYS if key not in checkpoint]
+    missing = KEYS - checkpoint.keys()
     assert not missing, f"a checkpoint needs {missing}"
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -77,7 +81,7 @@ def load(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is not a fluxsmith checkpoint: its format is {found!r}, not {FORMAT!r}"
         )
-    missing = [key for key in KEYS if key not in checkpoint]
+    missing = sorted(KEYS - checkpoint.keys())
     if missing:
         raise UserError(f"the checkpoint {path} lacks {', '.join(missing)}; use another one")
     return checkpoint
@@ -118,7 +122,8 @@ def _flush_folder(folder: Path) -> None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with contextlib.suppress(OSError):  # some network file systems refuse; the file is there
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -70,7 +70,7 @@ def sample(
     gif: Annotated[bool, typer.Option("--gif", help="Also the way from noise, animated.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     config: Annotated[
-        Path | None, typer.Option(help="Refuse a checkpoint that was not trained with this config.")
+        Path | None, typer.Option(help="Its sample section holds, and the model must be its own.")
     ] = None,
 ) -> None:
     """Draw pictures with a trained model."""
@@ -82,9 +82,11 @@ def sample(
 
     expected = read_config(config) if config else None
     path = newest(checkpoint)
-    pipeline = Pipeline.from_checkpoint(path, device=device, weights=weights)
+    on = expected.device if expected and device == "auto" else device
+    pipeline = Pipeline.from_checkpoint(path, device=on, weights=weights)
     if expected:
         check_same(pipeline.config, expected, MODEL, str(path))
+        pipeline.config = pipeline.config.model_copy(update={"sample": expected.sample})
     settings = pipeline.config.sample
     request = Request(
         checkpoint=path,
@@ -97,6 +99,8 @@ def sample(
         weights=weights,
         filmstrip=filmstrip,
         gif=gif,
+        device=device,
+        config=config,
     )
     drawn = draw(pipeline, request, out or default_folder(pipeline))
     typer.echo(f"grid        {drawn.grid}")

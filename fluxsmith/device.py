@@ -29,6 +29,13 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Moves a small tensor without making the host wait for what the device is doing."""
+    if device.type == "cuda":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:
     """bfloat16 autocast where `precision` asks for it; `auto` means on CUDA."""
     if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):

@@ -6,7 +6,6 @@ Every PNG says how to draw it again, and drawing it again gives the same bytes.
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path, PurePath
 
 import torch
@@ -15,8 +14,10 @@ from torch import Tensor
 from fluxsmith import render
 from fluxsmith.data.images import to_uint8
 from fluxsmith.errors import UserError
+from fluxsmith.files import make_folder, write_text
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.randomness import generator
+from fluxsmith.version import __version__
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Request:
     weights: str = "ema"
     filmstrip: bool = False
     gif: bool = False
+    device: str = "auto"
+    config: Path | None = None
 
     def command(self) -> str:
         """The command that draws this again."""
@@ -41,8 +44,13 @@ class Request:
             words += ["--prompt", prompt]
         if self.num_samples is not None:
             words += ["--num-samples", str(self.num_samples)]
-        words += ["--steps", str(self.steps), "--guidance", f"{self.guidance:g}"]
+        words += ["--steps", str(self.steps), "--guidance", repr(self.guidance)]
         words += ["--solver", self.solver, "--seed", str(self.seed), "--weights", self.weights]
+        words += ["--filmstrip"] * self.filmstrip + ["--gif"] * self.gif
+        if self.device != "auto":
+            words += ["--device", self.device]
+        if self.config is not None:
+            words += ["--config", str(self.config)]
         return shlex.join(words)
 
 
@@ -67,7 +75,7 @@ def draw(pipeline: Pipeline, request: Request, folder: Path) -> Drawn:
     """Draws what is asked for and writes it into `folder`, named by step and seed."""
     prompts = choose_prompts(pipeline, request)
     pipeline.check_drawable(prompts, request.steps, request.guidance, request.solver)
-    _make(folder)
+    make_folder(folder, "--out")
     trajectory = _Trajectory()
     images = pipeline.generate(
         prompts,
@@ -81,11 +89,11 @@ def draw(pipeline: Pipeline, request: Request, folder: Path) -> Drawn:
 
     stem = f"sample-{pipeline.step}-seed{request.seed}"
     metadata = {
-        "software": f"fluxsmith {version('fluxsmith')}",
+        "software": f"fluxsmith {__version__}",
         "command": request.command(),
         "seed": str(request.seed),
         "steps": str(request.steps),
-        "guidance": f"{request.guidance:g}",
+        "guidance": repr(request.guidance),
         "solver": request.solver,
         "model": pipeline.digest(),
     }
@@ -93,12 +101,14 @@ def draw(pipeline: Pipeline, request: Request, folder: Path) -> Drawn:
     grid = folder / f"{stem}.png"
     render.save_png(grid, sheet, metadata | {"prompts": prompts})
     listing = grid.with_suffix(".txt")
-    listing.write_text("\n".join(prompts) + "\n", encoding="utf-8")
+    write_text(listing, "".join(f"{_one_line(prompt)}\n" for prompt in prompts))
     singles = _empty_folder(folder / stem)
     for i, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
         own = metadata | {"prompt": prompt, "index": str(i)}
         render.save_png(singles / f"{i:04d}.png", render.to_pil(picture), own)
 
+    for old in (folder / f"{stem}-filmstrip.png", folder / f"{stem}.gif"):
+        old.unlink(missing_ok=True)  # of an earlier call, perhaps with other prompts
     strip = folder / f"{stem}-filmstrip.png" if request.filmstrip else None
     if strip is not None:
         first = [frame[0] for frame in trajectory.frames]
@@ -149,16 +159,13 @@ class _Trajectory:
             self.times.append(t)
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"can't write to {folder}: {error.strerror}; give --out") from None
+def _one_line(prompt: str) -> str:
+    return prompt.replace("\\", "\\\\").replace("\r", "\\r").replace("\n", "\\n")
 
 
 def _empty_folder(folder: Path) -> Path:
     """The folder, without the single pictures of an earlier call."""
-    _make(folder)
+    make_folder(folder, "--out")
     for path in folder.glob("[0-9][0-9][0-9][0-9].png"):
         path.unlink()
     return folder

@@ -4,7 +4,8 @@ images, and draws. Training, validation, the solvers and teachers all go through
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class Pipeline(nn.Module):
         self.network = network
         self.text = text
         self.autoencoder = autoencoder
+        self.precision = "float32"  # of encode_text and velocity
         # Of the checkpoint this came from; a new model has none.
         self.step = 0
         self.captions: list[str] = []
@@ -117,7 +119,7 @@ class Pipeline(nn.Module):
 
     def encode_text(self, prompts: Sequence[str]) -> TextEmbedding:
         """The prompts as the network takes them, one row each."""
-        with autocast(self.device, self.config.train.precision):
+        with autocast(self.device, self.precision):
             return self.text(prompts)
 
     def velocity(self, x: Tensor, t: Tensor, cond: TextEmbedding, guidance: float = 1.0) -> Tensor:
@@ -131,7 +133,7 @@ class Pipeline(nn.Module):
         embeds = self.config.model.guidance_embed
         if guidance != 1 and not embeds:
             raise ValueError(f"guidance {guidance} given to a network without a guidance input")
-        with autocast(self.device, self.config.train.precision):
+        with autocast(self.device, self.precision):
             v = self.network(
                 img=tokens,
                 img_ids=image_ids(*token_grid(height, width, patch), x.device),
@@ -179,31 +181,37 @@ class Pipeline(nn.Module):
         (seed, first_index + i), so it does not depend on what is drawn beside it. `on_step` sees
         the pictures of one batch at a time. Raises a UserError for settings that can't be used.
         """
+        prompts = [prompts] if isinstance(prompts, str) else prompts
         settings = self.config.sample
         steps = settings.steps if steps is None else steps
         guidance = settings.guidance if guidance is None else guidance
         solver = settings.solver if solver is None else solver
         self.check_drawable(prompts, steps, guidance, solver)
 
-        training = self.training
-        self.eval()
-        try:
-            pictures = []
+        ts = SCHEDULES[settings.schedule](steps, self.image_tokens)
+        report = self._decoded(on_step) if on_step is not None else None
+        pictures = []
+        with self.drawing(settings.precision):
             for start in range(0, len(prompts), batch_size):
                 part = prompts[start : start + batch_size]
                 first = first_index + start
-                x = image_noise(self.latent_shape, seed, range(first, first + len(part)))
-                ts = SCHEDULES[settings.schedule](steps, self.image_tokens)
-                x = SOLVERS[solver](
-                    self.guided_velocity(self.encode_text(part), guidance),
-                    x.to(self.device),
-                    ts,
-                    self._decoded(on_step) if on_step is not None else None,
-                )
+                noise = image_noise(self.latent_shape, seed, range(first, first + len(part)))
+                velocity = self.guided_velocity(self.encode_text(part), guidance)
+                x = SOLVERS[solver](velocity, noise.to(self.device), ts, report)
                 pictures.append(self.autoencoder.decode(x).clamp(-1, 1).cpu())
-            return torch.cat(pictures)
+        return torch.cat(pictures)
+
+    @contextmanager
+    def drawing(self, precision: str) -> Iterator[None]:
+        """Inside, the model is in eval mode and computes at this precision; then as before."""
+        training, before = self.training, self.precision
+        self.eval()
+        self.precision = precision
+        try:
+            yield
         finally:
             self.train(training)
+            self.precision = before
 
     def check_drawable(
         self, prompts: Sequence[str], steps: int, guidance: float, solver: str
@@ -220,8 +228,17 @@ class Pipeline(nn.Module):
         self.text.check(prompts)
 
     def digest(self) -> str:
-        """A short digest of the config's model and of every weight: equal means equal pictures."""
-        settings = self.config.model_dump(include={"data", "text", "autoencoder", "model"})
+        """A short digest of every weight and of the settings that shape a picture beside those a
+        call names: the model's sections, image size and channels, and the sample section."""
+        settings = self.config.model_dump(
+            include={
+                "data": {"image_size", "channels"},
+                "text": True,
+                "autoencoder": True,
+                "model": True,
+                "sample": {"schedule", "guidance_method", "guidance_interval", "precision"},
+            }
+        )
         found = hashlib.sha256(repr(settings).encode())
         for name, tensor in sorted(self.state_dict().items()):
             found.update(name.encode())

@@ -11,6 +11,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
 
+from fluxsmith.files import write_whole
+
 CELL = 96  # pixels; smaller pictures are magnified by a whole factor to about this
 GAP = 8
 FONT_SIZE = 13
@@ -35,7 +37,7 @@ def grid(images: Tensor, captions: Sequence[str], columns: int | None = None) ->
     """Pictures (n, c, h, w) in rows, each with its caption beneath, shortened where it must be."""
     if len(images) != len(captions):
         raise ValueError(f"{len(images)} images but {len(captions)} captions")
-    columns = columns or min(len(captions), max(2, math.ceil(math.sqrt(1.6 * len(captions)))))
+    columns = columns or _columns(len(captions))
     rows = math.ceil(len(captions) / columns)
     pictures = [magnified(image) for image in images]
     width, height = pictures[0].size
@@ -70,7 +72,8 @@ def save_gif(path: Path, frames: Sequence[Image.Image], seconds: float = 2.0) ->
     """An endless animation that rests on its last frame."""
     each = max(20, int(1000 * seconds / len(frames)))  # milliseconds
     durations = [each] * (len(frames) - 1) + [1500]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    options = {"append_images": frames[1:], "duration": durations, "loop": 0}
+    write_whole(path, lambda to: frames[0].save(to, format="GIF", save_all=True, **options))
 
 
 def save_png(path: Path, picture: Image.Image, metadata: Mapping[str, Any]) -> None:
@@ -79,7 +82,14 @@ def save_png(path: Path, picture: Image.Image, metadata: Mapping[str, Any]) -> N
     for key, value in metadata.items():
         text = value if isinstance(value, str) else json.dumps(value)
         info.add_itxt(key, text)  # UTF-8, unlike a plain text chunk
-    picture.save(path, format="PNG", pnginfo=info)
+    write_whole(path, lambda to: picture.save(to, format="PNG", pnginfo=info))
+
+
+def _columns(n: int) -> int:
+    """A sheet somewhat wider than high, its last row full where n allows it: 20 -> 5, 16 -> 4."""
+    wanted = math.sqrt(1.6 * n)
+    full = [c for c in range(1, n + 1) if n % c == 0 and wanted / 1.6 <= c <= wanted * 1.6]
+    return min(full, key=lambda c: abs(c - wanted)) if full else math.ceil(wanted)
 
 
 def _fitted(text: str, width: int, draw: ImageDraw.ImageDraw) -> str:

@@ -35,7 +35,8 @@ def contents(**changes: object) -> dict:
             "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.full((2, 3), 1e-3)}},
             "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.95), "params": [0]}],
         },
-        "data": {"epoch": 0, "offset": 192, "images": 1500},
+        "data": {"epoch": 0, "offset": 192, "images": 1415},
+        "window": {"sums": torch.zeros(4)},
         "metadata": {"torch": "2.6", "captions": ["3", "three"]},
         **changes,
     }

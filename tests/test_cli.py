@@ -103,12 +103,13 @@ def test_a_picture_says_how_to_draw_it_again_and_that_gives_the_same_bytes(train
     from PIL import Image
 
     one, two = tmp_path / "one", tmp_path / "two"
-    options = ("--num-samples", 3, "--prompt", "it's 3", "--seed", 2, "--filmstrip", "--gif")
-    assert run("sample", trained, *options, "--out", one) == 0
+    options = ("--num-samples", 3, "--prompt", "it's 3", "--guidance", 1.23456789)
+    extras = ("--seed", 2, "--filmstrip", "--gif")
+    assert run("sample", trained, *options, *extras, "--out", one) == 0
     with Image.open(one / "sample-6-seed2" / "0001.png") as picture:
         program, *arguments = shlex.split(picture.text["command"])
     assert program == "fluxsmith"
-    assert run(*arguments, "--filmstrip", "--gif", "--out", two) == 0
+    assert run(*arguments, "--out", two) == 0
     files = sorted(p.relative_to(one) for p in one.rglob("*") if p.is_file())
     assert len(files) == 3 + 4  # pictures; grid, prompts, filmstrip, animation
     for file in files:
@@ -143,6 +144,30 @@ def test_config_show_reads_back_and_schema_is_json(toy_file, tmp_path, capsys):
     assert "train" in json.loads(capsys.readouterr().out)["properties"]
 
 
+def test_a_config_given_to_sample_decides_how_it_samples(trained, toy_file, tmp_path):
+    from PIL import Image
+
+    other = tmp_path / "other.yaml"
+    data = yaml.safe_load(toy_file.read_text())
+    data["sample"] |= {"guidance": 1.0, "steps": 2, "num_samples": 3}
+    data["data"]["caption_dropout"] = 0.5  # shapes training, not pictures
+    other.write_text(yaml.safe_dump(data))
+    assert run("sample", trained, "--config", other, "--out", tmp_path) == 0
+    assert len((tmp_path / "sample-6-seed0.txt").read_text().splitlines()) == 3
+    with Image.open(tmp_path / "sample-6-seed0.png") as picture:
+        assert (picture.text["guidance"], picture.text["steps"]) == ("1.0", "2")
+
+
+def test_prompts_with_line_breaks_stay_a_line_each(trained, tmp_path):
+    assert run("sample", trained, "--prompt", "a\nb", "--prompt", "c", "--out", tmp_path) == 0
+    assert (tmp_path / "sample-6-seed0.txt").read_text() == "a\\nb\nc\n"
+
+
+def test_evaluate_refuses_before_it_works(trained, tmp_path, capsys):
+    assert "steps=0" in refused(capsys, "evaluate", trained, "--steps", 0)
+    assert "this is a folder" in refused(capsys, "evaluate", trained, "--json", tmp_path)
+
+
 def test_help_names_the_commands(capsys):
     assert run("--help") == 0
     printed = capsys.readouterr().out
@@ -162,7 +187,7 @@ def test_help_names_the_commands(capsys):
         ),
         (["train", "{toy}", "train.steps=-1"], "train.steps=-1: must be at least 1"),
         (["train", "{toy}", "train.steps"], "KEY=VALUE"),
-        (["train", "{toy}", "output_dir=/proc/no"], "can't write to the output folder /proc/no"),
+        (["train", "{toy}", "output_dir=/proc/no"], "can't write to /proc/no: No such file or directory; set output_dir"),
         (["train", "{toy}", "--resume", "nope.pt"], "no checkpoint at nope.pt"),
         (["sample", "nope.pt"], "no checkpoint at nope.pt"),
         (["sample", "."], "no checkpoint in ."),
@@ -281,19 +306,18 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(toy_file, tmp_path
 
 def test_a_killed_run_resumes_as_if_nothing_had_happened(toy_file, tmp_path):
     """kill -9 in the middle, --resume auto, and every byte is that of the run left alone."""
-    plan = ("train.steps=60", "train.checkpoint_every=5", "train.log_every=3")
-    process = start("train", toy_file, *plan)
+    plan = ("train.schedule=constant", "train.checkpoint_every=5", "train.log_every=3")
+    process = start("train", toy_file, *plan, "train.steps=100000")
     folder = tmp_path / "run"
     wait_for(lambda: len(checkpoints.find(folder)) >= 2, process)
     process.kill()
     process.communicate()
-    killed_at = checkpoints.find(folder)[-1][0]
-    assert killed_at < 60
-    assert run("train", toy_file, *plan, "--resume", "auto") == 0
-    assert run("train", toy_file, *plan, f"output_dir={tmp_path / 'alone'}") == 0
-    resumed = checkpoints.load(folder / "diffusion-60.pt")
-    alone = checkpoints.load(tmp_path / "alone" / "diffusion-60.pt")
-    for key in ("model", "ema", "optimizer", "window", "data"):
+    end = f"train.steps={checkpoints.find(folder)[-1][0] + 12}"
+    assert run("train", toy_file, *plan, end, "--resume", "auto") == 0
+    assert run("train", toy_file, *plan, end, f"output_dir={tmp_path / 'alone'}") == 0
+    last = checkpoints.newest(folder).name
+    resumed, alone = (checkpoints.load(f / last) for f in (folder, tmp_path / "alone"))
+    for key in ("step", "model", "ema", "optimizer", "window", "data"):
         assert same(resumed[key], alone[key]), key
     losses = [
         [(r["step"], r["loss"]) for r in read_metrics(f / "metrics.jsonl")]
@@ -301,6 +325,17 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(toy_file, tmp_path):
     ]
     assert losses[0] == losses[1]
     assert not list(folder.glob(".*.tmp"))
+
+
+def test_a_second_signal_ends_at_once_and_leaves_nothing_half_written(toy_file, tmp_path):
+    process = start("train", toy_file, "train.steps=100000", "train.checkpoint_every=1")
+    wait_for(lambda: checkpoints.find(tmp_path / "run"), process)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert not list((tmp_path / "run").glob(".*.tmp"))
+    checkpoints.load(checkpoints.newest(tmp_path / "run"))
 
 
 def test_the_lessons_two_scripts(toy_file, tmp_path, monkeypatch):

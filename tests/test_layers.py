@@ -13,6 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "fluxsmith"
 # A unit is a module or a package directly below fluxsmith/.
 LAYERS = {
     "errors": -2,
+    "version": -2,
+    "files": -1,
     "randomness": -1,
     "device": -1,
     "flow": 0,

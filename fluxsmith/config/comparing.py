@@ -6,8 +6,8 @@ from fluxsmith.config.sections import RunConfig
 from fluxsmith.errors import UserError
 
 # What makes a model what it is, and what decides a run's course from its first step on.
-MODEL = ("data", "text", "autoencoder", "model")
-COURSE = (*MODEL, "seed", "flow", "train.batch_size")
+MODEL = ("data.source", "data.image_size", "data.channels", "text", "autoencoder", "model")
+COURSE = ("data", "text", "autoencoder", "model", "seed", "flow", "train.batch_size")
 FREE = ("data.path",)  # where the files lie is not what they hold
 
 

@@ -22,8 +22,8 @@ def _no_switch(value: Any) -> Any:
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
-Count = Annotated[Whole, Field(ge=1)]
-Interval = Annotated[Whole, Field(ge=0)]
+Count = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
+Interval = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -64,7 +64,7 @@ class TextConfig(Section):
     """The text encoder: bytes, learned with the model, for any UTF-8 string."""
     width: Count = 768
     """Width of the tokens and of the pooled vector that it gives."""
-    hidden_size: Annotated[Count, Field(multiple_of=64)] = 128
+    hidden_size: Annotated[int, Field(ge=64, multiple_of=64), BeforeValidator(_whole)] = 128
     """Width inside the encoder; a multiple of 64."""
     depth: Interval = 1
     """Transformer layers inside the encoder."""
@@ -166,8 +166,8 @@ class TrainConfig(Section):
     """Steps over which the learning rate rises linearly from 0."""
     schedule: Literal["constant", "cosine", "linear_tail"] = "linear_tail"
     """What follows: constant, cosine to 0, or constant with a last part linear to 0."""
-    tail: Share = 0.3
-    """linear_tail: the share of the steps over which the rate falls to 0."""
+    tail: Share | None = None
+    """linear_tail: the share of the steps over which the rate falls to 0; 0.3 by default."""
     weight_decay: NotNegative = 0.01
     """AdamW's decoupled weight decay, on matrices only."""
     betas: list[Decay] = Field(default=[0.9, 0.95], min_length=2, max_length=2)
@@ -189,6 +189,15 @@ class TrainConfig(Section):
     keep_every: Interval = 0
     """Checkpoints at multiples of this step are kept for good; 0: none."""
 
+    @model_validator(mode="after")
+    def _tail_belongs(self) -> "TrainConfig":
+        if self.tail is not None and self.schedule != "linear_tail":
+            raise ValueError(
+                f"train.tail={self.tail}: the schedule train.schedule={self.schedule} has no tail; "
+                f"remove the key or use linear_tail"
+            )
+        return self
+
 
 class SampleConfig(Section):
     solver: Literal["euler", "heun", "midpoint"] = "euler"
@@ -203,6 +212,8 @@ class SampleConfig(Section):
     """cfg: classifier-free, two evaluations; embedded: the scale is an input of the network."""
     guidance_interval: list[Share] = Field(default=[0.0, 1.0], min_length=2, max_length=2)
     """The lowest and highest t at which classifier-free guidance is on."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the network in sampling; bfloat16 is quicker on GPUs and less repeatable."""
     num_samples: Count = 16
     """Pictures drawn when no prompts are given, and in the grids during training."""
 
@@ -245,6 +256,11 @@ class RunConfig(Section):
             raise ValueError(
                 "sample.guidance_method=embedded: the network has no guidance input; set "
                 "model.guidance_embed=true or use cfg"
+            )
+        if sample.guidance_method == "embedded" and sample.guidance_interval != [0.0, 1.0]:
+            raise ValueError(
+                f"sample.guidance_interval={sample.guidance_interval}: is for "
+                f"sample.guidance_method=cfg; remove the key or use cfg"
             )
         low, high = sample.guidance_interval
         if low > high:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fluxsmith.data.captions import CaptionDraw
 from fluxsmith.data.images import to_unit
 from fluxsmith.data.imageset import ImageSet
+from fluxsmith.device import to_device
 from fluxsmith.randomness import generator
 
 
@@ -67,7 +68,7 @@ class MemoryLoader:
             ways = self.data.captions[self._labels[index]]
             indices.append(index)
             captions.append(self._captions(epoch)(index, ways))
-        images = self.images[torch.tensor(indices).to(self.images.device, non_blocking=True)]
+        images = self.images[to_device(torch.tensor(indices), self.images.device)]
         if self.flip:
             images = self._flipped(images, step)
         return Batch(to_unit(images), captions)
@@ -86,4 +87,6 @@ class MemoryLoader:
 
     def _flipped(self, images: Tensor, step: int) -> Tensor:
         coins = torch.rand(len(images), generator=generator(self.seed, "flip", step)) < 0.5
-        return torch.where(coins.to(images.device)[:, None, None, None], images.flip(-1), images)
+        return torch.where(
+            to_device(coins, images.device)[:, None, None, None], images.flip(-1), images
+        )

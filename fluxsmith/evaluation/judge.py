@@ -4,8 +4,9 @@ It is trained on the reference set's training images, never on samples, once, an
 under a digest of those images.
 """
 
+import contextlib
 import hashlib
-import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from fluxsmith.data.download import cache_folder
 from fluxsmith.data.images import to_unit
 from fluxsmith.data.imageset import ImageSet
+from fluxsmith.errors import UserError
+from fluxsmith.files import make_folder, write_whole
 from fluxsmith.randomness import address_seed, generator
 
 RECIPE = "cnn-1"  # changes whenever the network or its training does, so that caches are not mixed
@@ -71,8 +74,9 @@ def trained_judge(train: ImageSet, test: ImageSet) -> Judge:
     judge = Judge(train.images.shape[1], len(train.captions))
     path = cache_folder() / "judges" / f"{_digest(train, test)}.pt"
     if path.is_file():
-        judge.load_state_dict(torch.load(path, weights_only=True))
-        return judge.eval()
+        with contextlib.suppress(Exception):  # a damaged cache is made anew
+            judge.load_state_dict(torch.load(path, weights_only=True))
+            return judge.eval()
     judge = train_judge(train, updates=UPDATES)
     truth = test.labels
     right = judge.classify(to_unit(test.images)) == truth
@@ -119,7 +123,8 @@ def _digest(train: ImageSet, test: ImageSet) -> str:
 
 
 def _save(path: Path, judge: Judge) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    torch.save(judge.state_dict(), temporary)
-    temporary.replace(path)
+    try:
+        make_folder(path.parent, "FLUXSMITH_CACHE")
+        write_whole(path, lambda to: torch.save(judge.state_dict(), to))
+    except UserError as error:  # without a cache the judge is as good, and trained again next time
+        warnings.warn(f"the judge is not kept: {error}", stacklevel=2)

@@ -1,6 +1,7 @@
 """An evaluation from a pipeline to a table and a JSON file."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,29 @@ from fluxsmith.errors import UserError
 from fluxsmith.evaluation import EVALUATORS
 from fluxsmith.evaluation.reference import Reference
 from fluxsmith.evaluation.settings import Settings
+from fluxsmith.files import make_folder, write_text
 from fluxsmith.pipeline import Pipeline
 
 
 def evaluate(pipeline: Pipeline, settings: Settings, json_file: Path | None) -> dict[str, Any]:
     """Runs every evaluator, prints a table, and writes all figures to `json_file`."""
-    if json_file is not None and not json_file.parent.is_dir():
-        raise UserError(f"--json {json_file}: there is no folder {json_file.parent}; make it first")
+    pipeline.check_drawable([""], settings.steps, settings.guidance, settings.solver)
+    if json_file is not None:
+        if json_file.is_dir():
+            raise UserError(f"--json {json_file}: this is a folder; name a file in it")
+        make_folder(json_file.parent, "--json")
     reference = Reference(pipeline.config)
-    results: dict[str, Any] = {"name": pipeline.config.name, "step": pipeline.step}
+    results: dict[str, Any] = {
+        "name": pipeline.config.name,
+        "step": pipeline.step,
+        "model": pipeline.digest(),
+        "settings": asdict(settings),
+    }
     for name, evaluator in EVALUATORS.items():
         results[name] = evaluator(pipeline, reference, settings)
     _print(results)
     if json_file is not None:
-        json_file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_text(json_file, json.dumps(results, indent=2) + "\n")
     return results
 
 

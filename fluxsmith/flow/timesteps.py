@@ -1,9 +1,10 @@
 """Densities of the training timestep, each given by its quantile function t = q(u), u in [0, 1].
 
 Writing a density as a quantile function makes sampling one line, and lets a batch be stratified:
-b evenly spread values of u instead of b independent ones, with the same density for each image
-and a smaller variance of the batch's loss (the low-discrepancy sampler of Kingma et al. 2021,
-"Variational Diffusion Models"). A density is one class with `quantile` and a line in `DENSITIES`.
+one value of u from each of b equal slices instead of b independent ones. The batch as a whole has
+the same density and its loss a smaller variance; the low-discrepancy sampler of Kingma et al. 2021
+("Variational Diffusion Models") does the same with a single shared offset. A density is one class
+with `quantile` and a line in `DENSITIES`.
 """
 
 import math
@@ -43,7 +44,8 @@ class LogitNormal:
             )
 
     def quantile(self, u: Tensor) -> Tensor:
-        return torch.sigmoid(self.mean + self.scale * torch.special.ndtri(u))
+        normal = torch.special.ndtri(u.cpu() if u.device.type == "mps" else u)  # MPS has no ndtri
+        return torch.sigmoid(self.mean + self.scale * normal.to(u.device))
 
 
 @dataclass(frozen=True)

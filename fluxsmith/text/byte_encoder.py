@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fluxsmith.device import to_device
 from fluxsmith.errors import UserError
 from fluxsmith.text.encoder import TextEmbedding, distinct
 
 PIECE_BYTES = 16  # at most this many bytes of a word go into one token
 CONTINUED = b"\xff"  # a byte that UTF-8 never uses
 HEAD = 64  # width of an attention head
-NO_BYTE = 256  # fills a piece up; its embedding is zero
+NO_BYTE = 256  # fills a piece up, and is masked out
 
 
 class ByteEncoder(nn.Module):
@@ -93,8 +94,10 @@ class ByteEncoder(nn.Module):
         mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
         device = self.offsets.device
         padded = min(lengths) < max(lengths)
-        embedding = self.encode(codes.to(device), mask.to(device) if padded else None)
-        return embedding[rows.to(device)]
+        embedding = self.encode(
+            to_device(codes, device), to_device(mask, device) if padded else None
+        )
+        return embedding[to_device(rows, device)]
 
     def encode(self, codes: Tensor, mask: Tensor | None) -> TextEmbedding:
         """From byte codes (n, t, PIECE_BYTES) and the mask of real pieces (n, t)."""

@@ -20,10 +20,12 @@ def plot_loss(metrics: Path, picture: Path, title: str) -> None:
     for i in range(QUARTILES):
         key = f"loss_q{i + 1}"
         points = [(r["step"], r[key]) for r in records if key in r]
+        if not points:
+            continue
         label = f"{i / QUARTILES:g} ≤ t < {(i + 1) / QUARTILES:g}"
         axes.plot(*zip(*points, strict=True), color=COLOURS[i], linewidth=0.9, label=label)
-    points = [(r["step"], r["loss"]) for r in records]
-    axes.plot(*zip(*points, strict=True), color="black", linewidth=1.5, label="all t")
+    steps, losses = [r["step"] for r in records], [r["loss"] for r in records]
+    axes.plot(steps, losses, color="black", linewidth=1.5, label="all t")
     axes.set(title=title, xlabel="step", ylabel="loss (mean squared error of v)", yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM end a run after the step at hand; a second one ends it at once."""
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,17 +22,22 @@ class Interrupt:
         return self.signal is not None
 
 
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)  # unlike the default, this lets files be cleaned up
+
+
 @contextmanager
 def watch() -> Iterator[Interrupt]:
-    """Inside, the first SIGINT or SIGTERM is noted; the second acts as it does by default."""
+    """Inside, the first SIGINT or SIGTERM is noted; the second ends it all at once."""
     interrupt = Interrupt()
     watched = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in watched}
 
     def note(number: int, frame: FrameType | None) -> None:
         interrupt.signal = signal.Signals(number)
-        for each in watched:
-            signal.signal(each, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, _leave)
+        os.write(2, b"\nfinishing this step; once more to stop at once\n")
 
     for number in watched:
         signal.signal(number, note)

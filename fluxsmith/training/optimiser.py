@@ -2,22 +2,43 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
 from fluxsmith.config.sections import TrainConfig
 
+DEFAULT_TAIL = 0.3
+
 
 def build_optimiser(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019), fused. Matrices decay; biases and scales do not."""
+    """AdamW (Loshchilov & Hutter 2019), fused where there is a fused one.
+
+    Matrices decay; biases and scales do not.
+    """
     trained = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     beta1, beta2 = config.betas
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(beta1, beta2), fused=True)
+    settings: dict[str, Any] = {"lr": config.learning_rate, "betas": (beta1, beta2)}
+    try:
+        return torch.optim.AdamW(groups, **settings, fused=True)
+    except RuntimeError:  # this device has none
+        return torch.optim.AdamW(groups, **settings, foreach=True)
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Takes over moments and step counts; the settings stay those the optimiser was built with."""
+    settings = [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in optimiser.param_groups
+    ]
+    optimiser.load_state_dict(state)
+    for group, own in zip(optimiser.param_groups, settings, strict=True):
+        group.update(own)
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -39,7 +60,8 @@ def _cosine(step: int, config: TrainConfig) -> float:
 
 def _linear_tail(step: int, config: TrainConfig) -> float:
     """1, then over the last share `tail` of the steps linearly to 0 (Hägele et al. 2024)."""
-    length = config.tail * config.steps
+    tail = DEFAULT_TAIL if config.tail is None else config.tail
+    length = tail * config.steps
     return min(1.0, max(0.0, (config.steps - step) / length)) if length else 1.0
 
 

@@ -12,6 +12,7 @@ from fluxsmith.data import load
 from fluxsmith.data.loader import MemoryLoader
 from fluxsmith.device import pick_device
 from fluxsmith.errors import UserError
+from fluxsmith.files import make_folder, write_text
 from fluxsmith.flow.timesteps import DENSITIES
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.training.console import TrainingConsole
@@ -34,31 +35,33 @@ def train(config: RunConfig, resume: str | None = None, overwrite: bool = False)
     trainer = build_trainer(config, device)
     if start is not None:
         trainer.load_state_dict(checkpoints.load(start), str(start))
-    _prepare(folder, config, overwrite)
 
     steps = config.train.steps
+    curve = folder / "loss.png"
     with watch() as interrupt, TrainingConsole(steps, trainer.step) as console:
-        _announce(console, config, trainer, start)
-        if trainer.step >= steps:
+        if start is not None and trainer.step >= steps:
             console.say(f"nothing to do: {start} is at step {trainer.step} of {steps}")
             return 0
+        _prepare(folder, config, overwrite)
+        _announce(console, config, trainer, start)
         recorder = Recorder(folder, trainer.step)
         try:
-            trainer.run(recorder, console, interrupt)
+            saved = trainer.run(recorder, console, interrupt)
         finally:
             recorder.close()
-
-    newest = checkpoints.checkpoint_path(folder, trainer.step)
-    if interrupt:
-        console.say(f"stopped after step {trainer.step} of {steps}; everything is in {newest}")
-        console.say("continue with the same command and --resume auto")
-    else:
-        curve = folder / "loss.png"
-        plot_loss(folder / "metrics.jsonl", curve, str(config.name))
-        console.say(f"checkpoint  {newest}")
-        console.say(f"loss curve  {curve}")
-        console.say(f"draw with:  fluxsmith sample {newest}")
-    return interrupt.exit_code
+        if saved is not None:
+            plot_loss(folder / "metrics.jsonl", curve, str(config.name))
+    if interrupt and trainer.step < steps:
+        if saved is None:
+            console.say("stopped before the first step")
+        else:
+            console.say(f"stopped after step {trainer.step} of {steps}; everything is in {saved}")
+            console.say("continue with the same command and --resume auto")
+        return interrupt.exit_code
+    console.say(f"checkpoint  {saved}")
+    console.say(f"loss curve  {curve}")
+    console.say(f"draw with:  fluxsmith sample {saved}")
+    return 0
 
 
 def build_trainer(config: RunConfig, device: Any) -> Trainer:
@@ -100,27 +103,33 @@ def _checkpoint_to_resume(
                 f"continue it, --overwrite to start again, or output_dir=... to leave it alone"
             )
         return None
-    path = (there[-1][1] if there else None) if resume == "auto" else Path(resume)
+    if resume == "auto":
+        path = there[-1][1] if there else None
+    else:
+        path = checkpoints.newest(Path(resume))
     if path is not None:
-        before = build_config(checkpoints.load(path)["config"], origin=str(path))
+        contents = checkpoints.load(path)
+        before = build_config(contents["config"], origin=str(path))
         check_same(before, config, COURSE, str(path))
+        if there and there[-1][0] > contents["step"]:
+            raise UserError(
+                f"{folder} holds a checkpoint of step {there[-1][0]}, later than {path}; set "
+                f"output_dir to another folder, or move the later ones away"
+            )
     return path
 
 
 def _prepare(folder: Path, config: RunConfig, overwrite: bool) -> None:
     """Makes the folder, empties it of an old run's files if asked to, and writes config.yaml."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            for pattern in ("diffusion-*.pt", "sample-*.png", "sample-*.txt", "metrics.jsonl"):
-                for path in folder.glob(pattern):
-                    path.unlink()
-            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        (folder / "config.yaml").write_text(show(config), encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"can't write to the output folder {folder}: {error.strerror}; set output_dir"
-        ) from None
+    make_folder(folder, "output_dir")
+    patterns = [".diffusion-*.pt.tmp"]  # left by a process that was killed while it saved
+    if overwrite:
+        patterns += ["diffusion-*.pt", "sample-*.png", "sample-*.txt", "metrics.jsonl", "loss.png"]
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+    write_text(folder / "config.yaml", show(config))
 
 
 def _announce(

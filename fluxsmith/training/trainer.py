@@ -4,7 +4,6 @@ the weights, which is what makes a resumed run the run.
 """
 
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from fluxsmith import render
 from fluxsmith.config import RunConfig
 from fluxsmith.data.images import to_uint8
 from fluxsmith.data.loader import MemoryLoader
+from fluxsmith.errors import UserError
+from fluxsmith.files import write_text
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.randomness import generator
 from fluxsmith.training.console import TrainingConsole
@@ -24,7 +25,8 @@ from fluxsmith.training.ema import EMA
 from fluxsmith.training.interrupt import Interrupt
 from fluxsmith.training.metrics import Recorder, Window
 from fluxsmith.training.objective import Objective
-from fluxsmith.training.optimiser import build_optimiser, learning_rate
+from fluxsmith.training.optimiser import build_optimiser, learning_rate, load_optimiser
+from fluxsmith.version import __version__
 
 CAPTIONS_KEPT = 1000  # so many distinct captions travel in a checkpoint, to draw samples from
 
@@ -47,12 +49,19 @@ class Trainer:
         self.captions = spread(captions, min(len(captions), CAPTIONS_KEPT))
         self.step = 0  # optimiser steps done
 
-    def run(self, recorder: Recorder, console: TrainingConsole, interrupt: Interrupt) -> None:
-        """Trains to the end, or to the end of the step in which the interrupt came."""
+    def run(
+        self, recorder: Recorder, console: TrainingConsole, interrupt: Interrupt
+    ) -> Path | None:
+        """Trains to the end, or to the end of the step in which the interrupt came.
+
+        Returns the checkpoint that holds the last step; None where no step was made.
+        """
         train = self.config.train
+        saved: Path | None = None
         saved_at = self.step
         clock, clock_step = time.perf_counter(), self.step
         self.pipeline.train()
+        self.pipeline.precision = train.precision
         while self.step < train.steps and not interrupt:
             rate = self.train_step()
             console.advance(self.step)
@@ -64,13 +73,13 @@ class Trainer:
                 record |= {"learning_rate": rate, "images_per_second": round(speed, 1)}
                 recorder.write(self.step, record)
                 console.show(self.step, record["loss"], speed)
+            paused = time.perf_counter()
             if _due(self.step, train.sample_every):
                 recorder.write_picture(self.step, self.draw_samples())
             if _due(self.step, train.checkpoint_every):
-                self.save()
-                saved_at = self.step
-        if saved_at != self.step:
-            self.save()
+                saved, saved_at = self.save(), self.step
+            clock += time.perf_counter() - paused  # images/s is training's own speed
+        return self.save() if saved_at != self.step else saved
 
     def train_step(self) -> float:
         """One optimiser step; returns the learning rate that it took."""
@@ -100,8 +109,10 @@ class Trainer:
             images = self.pipeline.generate(prompts, seed=self.config.seed)
         sheet = render.grid(to_uint8(images), prompts)
         path = self.folder / f"sample-{self.step}.png"
-        render.save_png(path, sheet, {"step": self.step, "seed": self.config.seed})
-        path.with_suffix(".txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+        settings = self.config.sample.model_dump(exclude={"num_samples"})
+        about = {"step": self.step, "seed": self.config.seed, "prompts": prompts, **settings}
+        render.save_png(path, sheet, about)
+        write_text(path.with_suffix(".txt"), "\n".join(prompts) + "\n")
         return np.asarray(sheet)
 
     def save(self) -> Path:
@@ -125,7 +136,7 @@ class Trainer:
             "data": self.loader.position(self.step),
             "window": self.window.state_dict(),
             "metadata": {
-                "fluxsmith": version("fluxsmith"),
+                "fluxsmith": __version__,
                 "torch": torch.__version__.partition("+")[0],
                 "captions": self.captions,
             },
@@ -133,10 +144,20 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any], origin: str) -> None:
         """Takes over from a checkpoint; the next step is the one that would have come next."""
-        self.pipeline.load_weights(state["model"], origin)
+        images = state["data"].get("images")
+        if images != len(self.loader.data):
+            raise UserError(
+                f"{origin} was trained on {images} images, and there are {len(self.loader.data)} "
+                f"now; a resumed run needs the same data"
+            )
+        self.pipeline.load_weights(state["ema"], origin)  # checks that they fit
         self.ema.load(state["ema"])
-        self.optimiser.load_state_dict(_copied(state["optimizer"]))
-        self.window.load_state_dict(state["window"])
+        self.pipeline.load_weights(state["model"], origin)
+        try:
+            load_optimiser(self.optimiser, _copied(state["optimizer"]))
+            self.window.load_state_dict(state["window"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{origin} doesn't fit this run's optimiser: {error}") from None
         self.step = state["step"]
 
 

@@ -107,3 +107,22 @@ def test_the_configs_that_ship_are_read_and_survive_being_shown(repository, read
     for file in files:
         config = read_config(file)
         assert read(text=show(config)) == config, file
+
+
+def test_the_schema_carries_the_bounds_in_its_own_words():
+    """An editor knows `minimum`; a bound under another name would be ignored."""
+    schema = json.loads(json_schema())
+    train = schema["$defs"]["TrainConfig"]["properties"]
+    assert train["steps"]["minimum"] == 1
+    assert train["warmup_steps"]["minimum"] == 0
+    assert schema["$defs"]["TextConfig"]["properties"]["hidden_size"]["multipleOf"] == 64
+    assert not {"ge", "gt", "le", "lt", "multiple_of"} & set(_keys(schema))
+
+
+def _keys(node):
+    if isinstance(node, dict):
+        yield from node
+        node = list(node.values())
+    if isinstance(node, list):
+        for part in node:
+            yield from _keys(part)

@@ -1,6 +1,7 @@
 """The loop: gradients, records, resuming, retention. Every comparison of weights is to the bit."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def trained(toy, *overrides, **options):
     """The final checkpoint and the records of a run."""
     config = toy(*overrides)
     assert train(config, **options) == 0
-    folder = checkpoints.Path(config.output_dir)
+    folder = Path(config.output_dir)
     return checkpoints.load(checkpoints.newest(folder)), read_metrics(folder / "metrics.jsonl")
 
 
@@ -137,10 +138,10 @@ def test_resume_auto_without_a_checkpoint_starts_afresh(toy):
 
 def test_a_finished_run_has_nothing_to_do(toy, capsys):
     trained(toy)
-    before = checkpoints.newest(checkpoints.Path(toy().output_dir)).read_bytes()
+    before = checkpoints.newest(Path(toy().output_dir)).read_bytes()
     trained(toy, resume="auto")
     assert "nothing to do" in capsys.readouterr().out
-    assert checkpoints.newest(checkpoints.Path(toy().output_dir)).read_bytes() == before
+    assert checkpoints.newest(Path(toy().output_dir)).read_bytes() == before
 
 
 def test_a_run_is_not_written_over(toy):
@@ -170,6 +171,39 @@ def test_what_may_change_on_resuming_does(toy):
     assert [r["step"] for r in records] == [2, 4, 6, 7, 8]
 
 
+def test_settings_of_the_optimiser_changed_on_resuming_hold(toy):
+    trained(toy)
+    state, _ = trained(
+        toy, "train.steps=8", "train.weight_decay=0.5", "train.betas=[0.5, 0.6]", resume="auto"
+    )
+    groups = state["optimizer"]["param_groups"]
+    assert [g["weight_decay"] for g in groups] == [0.5, 0.0]
+    assert all(tuple(g["betas"]) == (0.5, 0.6) for g in groups)
+
+
+def test_resuming_below_later_checkpoints_is_refused(toy, tmp_path):
+    trained(toy, "train.checkpoint_every=2", "train.keep_checkpoints=0")
+    with pytest.raises(UserError, match=r"checkpoint of step 6, later than .*diffusion-2\.pt"):
+        train(toy(), resume=str(tmp_path / "run" / "diffusion-2.pt"))
+
+
+def test_a_resume_may_name_a_folder(toy, tmp_path):
+    trained(toy)
+    state, _ = trained(
+        toy, "train.steps=8", f"output_dir={tmp_path / 'on'}", resume=str(tmp_path / "run")
+    )
+    assert state["step"] == 8
+
+
+def test_other_data_under_the_same_name_is_refused(toy):
+    trained(toy)
+    trainer = build_trainer(toy(), torch.device("cpu"))
+    state = checkpoints.load(checkpoints.newest(Path(toy().output_dir)))
+    state["data"] = {**state["data"], "images": 7}
+    with pytest.raises(UserError, match="was trained on 7 images, and there are 1415"):
+        trainer.load_state_dict(state, "x.pt")
+
+
 def test_retention_keeps_the_newest_and_the_milestones(toy, tmp_path):
     trained(toy, "train.checkpoint_every=1", "train.keep_checkpoints=2", "train.keep_every=3")
     steps = [step for step, _ in checkpoints.find(tmp_path / "run")]
@@ -180,7 +214,7 @@ def test_a_checkpoint_describes_itself(toy):
     state, _ = trained(toy)
     assert state["format"] == "fluxsmith/1"
     assert state["images_seen"] == 48
-    assert state["data"] == {"epoch": 0, "offset": 48, "images": 1500}
+    assert state["data"] == {"epoch": 0, "offset": 48, "images": 1415}
     assert state["config"] == toy().model_dump()
     assert state["metadata"]["captions"][:3] == ["0", "zero", "1"]
     assert state["model"].keys() == state["ema"].keys()

@@ -11,7 +11,7 @@ parser.add_argument("--batch_size", help="in place of the config's train.batch_s
 parser.add_argument("--resume_from", help="auto, or a checkpoint's path")
 parser.add_argument("--overwrite", action="store_true", help="delete the run that is there first")
 parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="further settings")
-args = parser.parse_args()
+args = parser.parse_intermixed_args()
 
 command = ["train", args.config_path, *args.overrides]
 if args.num_training_steps:
