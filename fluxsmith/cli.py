@@ -1,5 +1,6 @@
 """The command line. Commands import what they need when they run, so that --help is quick."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -25,6 +26,14 @@ Overrides = Annotated[
 ]
 
 
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale; 1 is off.")]
+Seed = Annotated[int, typer.Option(help="Equal seeds draw equal pictures.")]
+Solver = Annotated[str | None, typer.Option(help="euler, heun or midpoint.")]
+Steps = Annotated[int | None, typer.Option(help="Solver steps.")]
+Weights = Annotated[str, typer.Option(help="ema or model.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures here.")]
+Report = Annotated[Path | None, typer.Option(help="Write a page that shows it all here.")]
 Checkpoint = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run's folder.")
 ]
@@ -44,10 +53,12 @@ def train(
 ) -> None:
     """Train a model."""
     from fluxsmith.config import read_config
+    from fluxsmith.evaluation.during_training import during_training
     from fluxsmith.training.run import train as run
 
     settings = read_config(config, overrides or [])
-    raise typer.Exit(run(settings, resume=resume, overwrite=overwrite))
+    code = run(settings, resume, overwrite, evaluate=during_training(settings))
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -58,17 +69,19 @@ def sample(
         typer.Option(help="What to draw; may be repeated. Without: captions at random."),
     ] = None,
     num_samples: Annotated[int | None, typer.Option(help="Number of pictures.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Solver steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off.")] = None,
-    solver: Annotated[str | None, typer.Option(help="euler, heun or midpoint.")] = None,
-    seed: Annotated[int, typer.Option(help="Equal seeds draw equal pictures.")] = 0,
+    steps: Annotated[
+        str | None, typer.Option(help="Solver steps, or auto: the cheapest good setting.")
+    ] = None,
+    guidance: Guidance = None,
+    solver: Solver = None,
+    seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
-    weights: Annotated[str, typer.Option(help="ema or model.")] = "ema",
+    weights: Weights = "ema",
     filmstrip: Annotated[
         bool, typer.Option("--filmstrip", help="Also the first picture's way from noise.")
     ] = False,
     gif: Annotated[bool, typer.Option("--gif", help="Also the way from noise, animated.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Device = "auto",
     config: Annotated[
         Path | None, typer.Option(help="Its sample section holds, and the model must be its own.")
     ] = None,
@@ -78,6 +91,7 @@ def sample(
     from fluxsmith.config import read_config
     from fluxsmith.config.comparing import MODEL, check_same
     from fluxsmith.drawing import Request, default_folder, draw
+    from fluxsmith.evaluation.cheapest import cheapest_setting
     from fluxsmith.pipeline import Pipeline
 
     expected = read_config(config) if config else None
@@ -88,11 +102,15 @@ def sample(
         check_same(pipeline.config, expected, MODEL, str(path))
         pipeline.config = pipeline.config.model_copy(update={"sample": expected.sample})
     settings = pipeline.config.sample
+    if steps == "auto":
+        settings = settings.model_copy(update=cheapest_setting(path, weights))
+    elif steps is not None:
+        settings = settings.model_copy(update={"steps": whole_number("--steps", steps)})
     request = Request(
         checkpoint=path,
         prompts=tuple(prompt or ()),
         num_samples=num_samples,
-        steps=settings.steps if steps is None else steps,
+        steps=settings.steps,
         guidance=settings.guidance if guidance is None else guidance,
         solver=solver or settings.solver,
         seed=seed,
@@ -115,33 +133,75 @@ def sample(
 @app.command()
 def evaluate(
     checkpoint: Checkpoint,
-    num_samples: Annotated[int, typer.Option(min=1, help="Pictures to draw and judge.")] = 1000,
-    steps: Annotated[int | None, typer.Option(help="Solver steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off.")] = None,
-    solver: Annotated[str | None, typer.Option(help="euler, heun or midpoint.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
-    weights: Annotated[str, typer.Option(help="ema or model.")] = "ema",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures here.")
+    num_samples: Annotated[int, typer.Option(min=2, help="Pictures to draw and judge.")] = 1000,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    solver: Solver = None,
+    seed: Seed = 0,
+    weights: Weights = "ema",
+    metrics: Annotated[
+        str | None, typer.Option(help="Comma-separated; `all` adds the sweep and the likelihood.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    json_file: JsonFile = None,
+    report: Report = None,
+    device: Device = "auto",
 ) -> None:
     """Measure a trained model against its data set."""
     from fluxsmith.checkpoint import newest
-    from fluxsmith.evaluation import Settings
+    from fluxsmith.evaluation.evaluators import named
     from fluxsmith.evaluation.run import evaluate as run
+    from fluxsmith.evaluation.settings import Settings
     from fluxsmith.pipeline import Pipeline
 
-    pipeline = Pipeline.from_checkpoint(newest(checkpoint), device=device, weights=weights)
-    given = pipeline.config.sample
-    settings = Settings(
+    path = newest(checkpoint)
+    pipeline = Pipeline.from_checkpoint(path, device=device, weights=weights)
+    settings = Settings.like(
+        pipeline.config.sample,
         num_samples=num_samples,
-        steps=given.steps if steps is None else steps,
-        guidance=given.guidance if guidance is None else guidance,
-        solver=solver or given.solver,
+        steps=steps,
+        guidance=guidance,
+        solver=solver,
         seed=seed,
     )
-    run(pipeline, settings, json_file)
+    run(
+        pipeline,
+        settings,
+        named(metrics),
+        checkpoint=path,
+        weights=weights,
+        command=shlex.join(["fluxsmith", *sys.argv[1:]]),
+        json_file=json_file,
+        report=report,
+    )
+
+
+@app.command()
+def compare(
+    checkpoints: Annotated[
+        list[Path], typer.Argument(metavar="A B [C ...]", help="Checkpoints or runs' folders.")
+    ],
+    num_samples: Annotated[int, typer.Option(min=2, help="Pictures of each model.")] = 1000,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    weights: Weights = "ema",
+    report: Report = None,
+    device: Device = "auto",
+) -> None:
+    """Compare models on the same prompts and noise, and say which differences are real."""
+    from fluxsmith.evaluation.compare import compare as run
+
+    run(
+        checkpoints,
+        num_samples=num_samples,
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+        weights=weights,
+        device=device,
+        command=shlex.join(["fluxsmith", *sys.argv[1:]]),
+        report=report,
+    )
 
 
 @config_app.command("show")
@@ -177,6 +237,13 @@ def main(arguments: list[str] | None = None) -> None:
         if message := error.format_message():
             _fail(f"{message} (see --help)")
         sys.exit(2)
+
+
+def whole_number(option: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"{option} {text}: must be a whole number or auto") from None
 
 
 def _fail(message: str) -> NoReturn:

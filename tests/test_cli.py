@@ -187,7 +187,10 @@ def test_help_names_the_commands(capsys):
         ),
         (["train", "{toy}", "train.steps=-1"], "train.steps=-1: must be at least 1"),
         (["train", "{toy}", "train.steps"], "KEY=VALUE"),
-        (["train", "{toy}", "output_dir=/proc/no"], "can't write to /proc/no: No such file or directory; set output_dir"),
+        (
+            ["train", "{toy}", "output_dir=/proc/no"],
+            "can't write to /proc/no",
+        ),
         (["train", "{toy}", "--resume", "nope.pt"], "no checkpoint at nope.pt"),
         (["sample", "nope.pt"], "no checkpoint at nope.pt"),
         (["sample", "."], "no checkpoint in ."),

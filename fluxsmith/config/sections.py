@@ -218,6 +218,19 @@ class SampleConfig(Section):
     """Pictures drawn when no prompts are given, and in the grids during training."""
 
 
+class EvaluateConfig(Section):
+    every: Interval = 1000
+    """Steps between evaluations of the averaged weights during training; 0: never."""
+    metrics: list[Literal["validation_loss", "prompt_accuracy", "diversity", "straightness"]] = [
+        "validation_loss"
+    ]
+    """What is measured during training; `fluxsmith evaluate` measures more."""
+    num_samples: Count = 200
+    """Pictures drawn for the metrics that need pictures."""
+    validation_images: Count = 100
+    """Test images that the validation loss is taken of."""
+
+
 class RunConfig(Section):
     """A whole run. Build it with `read_config`, which resolves `name` and `output_dir`."""
 
@@ -236,6 +249,7 @@ class RunConfig(Section):
     flow: FlowConfig = FlowConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="after")
     def _sections_fit(self) -> "RunConfig":

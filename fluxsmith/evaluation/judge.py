@@ -24,7 +24,8 @@ from fluxsmith.randomness import address_seed, generator
 RECIPE = "cnn-1"  # changes whenever the network or its training does, so that caches are not mixed
 FEATURES = 256
 BATCH = 128
-UPDATES = 1400  # three epochs of MNIST
+EPOCHS = 3
+UPDATES = (300, 1400)  # at least and at most, whatever the epochs
 LEARNING_RATE = 3e-3
 SHIFT = 2  # pixels: images are moved at random by up to this much in training
 
@@ -63,26 +64,31 @@ class Judge(nn.Module):
         return self.head(self.features(images))
 
     @torch.no_grad()
-    def classify(self, images: Tensor) -> Tensor:
-        """The most likely label of each image, (n,), in eval mode, some hundreds at a time."""
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The features (n, FEATURES) of images (n, c, h, w) and the most likely labels (n,)."""
         self.eval()
-        return torch.cat([self(part).argmax(1) for part in images.split(500)])
+        features = torch.cat([self.features(part) for part in images.split(500)])
+        return features, self.head(features).argmax(1)
 
 
 def trained_judge(train: ImageSet, test: ImageSet) -> Judge:
     """The judge of this reference set, from the cache or trained now, with a progress bar."""
     judge = Judge(train.images.shape[1], len(train.captions))
-    path = cache_folder() / "judges" / f"{_digest(train, test)}.pt"
+    path = cache_folder() / "judges" / f"{RECIPE}-{data_digest(train, test)}.pt"
     if path.is_file():
         with contextlib.suppress(Exception):  # a damaged cache is made anew
             judge.load_state_dict(torch.load(path, weights_only=True))
             return judge.eval()
-    judge = train_judge(train, updates=UPDATES)
-    truth = test.labels
-    right = judge.classify(to_unit(test.images)) == truth
-    judge.test_accuracy.fill_(right.float().mean())
+    judge = train_judge(train, _updates(len(train)))
+    _, seen = judge.look(to_unit(test.images))
+    judge.test_accuracy.fill_((seen == test.labels).float().mean())
     _save(path, judge)
     return judge
+
+
+def _updates(images: int) -> int:
+    least, most = UPDATES
+    return max(least, min(most, EPOCHS * images // BATCH))
 
 
 def train_judge(data: ImageSet, updates: int) -> Judge:
@@ -113,8 +119,9 @@ def _shifted(images: Tensor, draw: torch.Generator) -> Tensor:
     return padded[..., down : down + height, right : right + width]
 
 
-def _digest(train: ImageSet, test: ImageSet) -> str:
-    found = hashlib.sha256(RECIPE.encode())
+def data_digest(train: ImageSet, test: ImageSet) -> str:
+    """A short digest of every image and label."""
+    found = hashlib.sha256()
     for data in (train, test):
         found.update(str(tuple(data.images.shape)).encode())
         found.update(data.images.numpy().tobytes())

@@ -3,11 +3,14 @@ first needed."""
 
 from functools import cached_property
 
+import torch
+from torch import Tensor
+
 from fluxsmith.config import RunConfig
 from fluxsmith.data import load
-from fluxsmith.data.images import Split
+from fluxsmith.data.images import Split, to_unit
 from fluxsmith.data.imageset import ImageSet
-from fluxsmith.evaluation.judge import Judge, trained_judge
+from fluxsmith.evaluation.judge import Judge, data_digest, trained_judge
 
 
 class Reference:
@@ -25,8 +28,27 @@ class Reference:
         return self._load("test")
 
     @cached_property
+    def digest(self) -> str:
+        """Of every image and label."""
+        return data_digest(self.train, self.test)
+
+    @cached_property
     def judge(self) -> Judge:
         return trained_judge(self.train, self.test)
+
+    @cached_property
+    def train_features(self) -> Tensor:
+        """(n, d)"""
+        return self._features(self.train)
+
+    @cached_property
+    def test_features(self) -> Tensor:
+        """(m, d)"""
+        return self._features(self.test)
+
+    def _features(self, data: ImageSet) -> Tensor:
+        parts = data.images.split(500)
+        return torch.cat([self.judge.look(to_unit(part))[0] for part in parts])
 
     def _load(self, split: Split) -> ImageSet:
         data = self._data

@@ -1,54 +1,109 @@
-"""An evaluation from a pipeline to a table and a JSON file."""
+"""An evaluation from a checkpoint to figures: a table, a JSON file, a report."""
 
 import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
-from rich.table import Table
 
 from fluxsmith.errors import UserError
-from fluxsmith.evaluation import EVALUATORS
+from fluxsmith.evaluation.cheapest import keep_cheapest
+from fluxsmith.evaluation.evaluators import EVALUATORS
+from fluxsmith.evaluation.gallery import collect
 from fluxsmith.evaluation.reference import Reference
+from fluxsmith.evaluation.report.page import write_report
+from fluxsmith.evaluation.samples import Samples
 from fluxsmith.evaluation.settings import Settings
+from fluxsmith.evaluation.table import table
 from fluxsmith.files import make_folder, write_text
 from fluxsmith.pipeline import Pipeline
+from fluxsmith.version import __version__
+
+FORMAT = "fluxsmith-evaluation/1"
 
 
-def evaluate(pipeline: Pipeline, settings: Settings, json_file: Path | None) -> dict[str, Any]:
-    """Runs every evaluator, prints a table, and writes all figures to `json_file`."""
+def evaluate(
+    pipeline: Pipeline,
+    settings: Settings,
+    metrics: Sequence[str],
+    *,
+    checkpoint: Path,
+    weights: str,
+    command: str,
+    json_file: Path | None = None,
+    report: Path | None = None,
+) -> dict[str, Any]:
+    """Runs the evaluators named, prints a table, and writes what was asked for."""
+    check(pipeline, settings, json_file, report)
+    reference = Reference(pipeline.config)
+    samples = Samples(pipeline, reference, settings)
+    results = describe(pipeline, settings, checkpoint, weights, command)
+    results |= measure(pipeline, reference, samples, metrics)
+    results["provenance"]["data_digest"] = reference.digest
+    Console().print(table(results))
+    if "sweep" in results["results"]:
+        keep_cheapest(checkpoint, weights, results["results"]["sweep"]["cheapest"])
+    if json_file is not None:
+        write_text(json_file, json.dumps(results, indent=2) + "\n")
+    if report is not None:
+        page = write_report(results, collect(pipeline, reference, samples, results), report)
+        Console().print(f"report  {page}", markup=False, highlight=False, soft_wrap=True)
+    return results
+
+
+def check(
+    pipeline: Pipeline,
+    settings: Settings,
+    json_file: Path | None,
+    report: Path | None,
+) -> None:
+    """Refuses what can't work before any work is done."""
     pipeline.check_drawable([""], settings.steps, settings.guidance, settings.solver)
     if json_file is not None:
         if json_file.is_dir():
             raise UserError(f"--json {json_file}: this is a folder; name a file in it")
         make_folder(json_file.parent, "--json")
-    reference = Reference(pipeline.config)
-    results: dict[str, Any] = {
+    if report is not None:
+        make_folder(report, "--report")
+
+
+def measure(
+    pipeline: Pipeline, reference: Reference, samples: Samples, metrics: Sequence[str]
+) -> dict[str, Any]:
+    """The figures of each evaluator and the seconds it took."""
+    results, seconds = {}, {}
+    for name in metrics:
+        began = time.perf_counter()
+        results[name] = EVALUATORS[name](pipeline, reference, samples)
+        seconds[name] = round(time.perf_counter() - began, 1)
+    return {"results": results, "seconds": seconds}
+
+
+def describe(
+    pipeline: Pipeline, settings: Settings, checkpoint: Path, weights: str, command: str
+) -> dict[str, Any]:
+    """What was measured, and everything needed to measure it again."""
+    return {
+        "format": FORMAT,
         "name": pipeline.config.name,
         "step": pipeline.step,
+        "weights": weights,
         "model": pipeline.digest(),
+        "checkpoint": str(checkpoint),
         "settings": asdict(settings),
+        "config": pipeline.config.model_dump(),
+        "provenance": {
+            "command": command,
+            "fluxsmith": __version__,
+            "torch": torch.__version__,
+            "python": sys.version.split()[0],
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, "
+            f"{pipeline.device}",
+        },
     }
-    for name, evaluator in EVALUATORS.items():
-        results[name] = evaluator(pipeline, reference, settings)
-    _print(results)
-    if json_file is not None:
-        write_text(json_file, json.dumps(results, indent=2) + "\n")
-    return results
-
-
-def _print(results: dict[str, Any]) -> None:
-    loss, accuracy = results["validation_loss"], results["prompt_accuracy"]
-    low, high = accuracy["interval"]
-    table = Table(title=f"{results['name']}, step {results['step']}", show_header=False)
-    table.add_row("validation loss", f"{loss['mean']:.5f} over {loss['images']} images")
-    table.add_row(
-        "prompt accuracy",
-        f"{accuracy['accuracy']:.2%} ({low:.2%} to {high:.2%}), {accuracy['samples']} samples, "
-        f"{accuracy['steps']} steps, guidance {accuracy['guidance']:g}",
-    )
-    table.add_row("judge's accuracy", f"{accuracy['judge_test_accuracy']:.2%} on test images")
-    worst = sorted(accuracy["by_caption"].items(), key=lambda item: item[1])[:3]
-    table.add_row("weakest prompts", ", ".join(f"{c!r} {share:.1%}" for c, share in worst))
-    Console().print(table)

@@ -13,7 +13,7 @@ def plot_loss(metrics: Path, picture: Path, title: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    records = read_metrics(metrics)
+    records = [record for record in read_metrics(metrics) if "loss" in record]
     figure = Figure(figsize=(7, 4.2), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -75,7 +75,8 @@ class Recorder:
         self._file.write(json.dumps({"step": step, **record}) + "\n")
         self._file.flush()
         for key, value in record.items():
-            self._board.add_scalar(f"train/{key}", value, step)
+            board = "evaluate" if "/" in key else "train"  # evaluators name theirs metric/figure
+            self._board.add_scalar(f"{board}/{key}", value, step)
 
     def write_picture(self, step: int, picture: Any) -> None:
         """A (h, w, 3) uint8 array."""

@@ -2,7 +2,8 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from fluxsmith import checkpoint as checkpoints
 from fluxsmith.config import RunConfig, show
@@ -20,19 +21,24 @@ from fluxsmith.training.curves import plot_loss
 from fluxsmith.training.interrupt import watch
 from fluxsmith.training.metrics import Recorder
 from fluxsmith.training.objective import FlowMatching
-from fluxsmith.training.trainer import Trainer
+from fluxsmith.training.trainer import Evaluate, Trainer
 
 
-def train(config: RunConfig, resume: str | None = None, overwrite: bool = False) -> int:
+def train(
+    config: RunConfig,
+    resume: str | None = None,
+    overwrite: bool = False,
+    evaluate: Evaluate | None = None,
+) -> int:
     """Trains to the end and returns the exit code: 0, or 128 + the signal that stopped it.
 
     `resume` is a checkpoint's path, or `auto` for the newest one in the run's folder, if any.
-    `overwrite` deletes the run that is in the folder.
+    `overwrite` deletes the run that is in the folder. `evaluate` scores the model on the way.
     """
     folder = Path(config.resolved_output_dir)
     device = pick_device(config.device)
     start = _checkpoint_to_resume(folder, config, resume, overwrite)
-    trainer = build_trainer(config, device)
+    trainer = build_trainer(config, device, evaluate)
     if start is not None:
         trainer.load_state_dict(checkpoints.load(start), str(start))
 
@@ -64,7 +70,9 @@ def train(config: RunConfig, resume: str | None = None, overwrite: bool = False)
     return 0
 
 
-def build_trainer(config: RunConfig, device: Any) -> Trainer:
+def build_trainer(
+    config: RunConfig, device: torch.device, evaluate: Evaluate | None = None
+) -> Trainer:
     """The trainer of a config at step 0, with its data loaded and its weights new."""
     data = load(
         config.data.source,
@@ -86,7 +94,7 @@ def build_trainer(config: RunConfig, device: Any) -> Trainer:
     )
     density = DENSITIES[config.flow.timesteps](**config.flow.parameters())
     objective = FlowMatching(pipeline, density, config.flow.stratified)
-    return Trainer(config, pipeline, loader, objective)
+    return Trainer(config, pipeline, loader, objective, evaluate)
 
 
 def _checkpoint_to_resume(

@@ -4,6 +4,7 @@ the weights, which is what makes a resumed run the run.
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from fluxsmith.training.objective import Objective
 from fluxsmith.training.optimiser import build_optimiser, learning_rate, load_optimiser
 from fluxsmith.version import __version__
 
+Evaluate = Callable[[Pipeline], dict[str, float]]  # the model's scores, by name
+
 CAPTIONS_KEPT = 1000  # so many distinct captions travel in a checkpoint, to draw samples from
 
 
@@ -35,12 +38,18 @@ class Trainer:
     """Trains a pipeline on batches, from step `self.step` to `config.train.steps`."""
 
     def __init__(
-        self, config: RunConfig, pipeline: Pipeline, loader: MemoryLoader, objective: Objective
+        self,
+        config: RunConfig,
+        pipeline: Pipeline,
+        loader: MemoryLoader,
+        objective: Objective,
+        evaluate: Evaluate | None = None,
     ) -> None:
         self.config = config
         self.pipeline = pipeline
         self.loader = loader
         self.objective = objective
+        self.evaluate = evaluate
         self.folder = Path(config.resolved_output_dir)
         self.optimiser = build_optimiser(pipeline, config.train)
         self.ema = EMA(pipeline, config.train.ema_decay)
@@ -65,15 +74,20 @@ class Trainer:
         while self.step < train.steps and not interrupt:
             rate = self.train_step()
             console.advance(self.step)
+            record: dict[str, float] = {}
             if self.step % train.log_every == 0 or self.step == train.steps:
                 record = self.window.means()
                 now = time.perf_counter()
                 speed = (self.step - clock_step) * train.batch_size / (now - clock)
                 clock, clock_step = now, self.step
                 record |= {"learning_rate": rate, "images_per_second": round(speed, 1)}
-                recorder.write(self.step, record)
                 console.show(self.step, record["loss"], speed)
             paused = time.perf_counter()
+            if self.evaluate is not None and _due(self.step, self.config.evaluate.every):
+                with self.ema.in_place_of(self.pipeline):
+                    record |= self.evaluate(self.pipeline)
+            if record:
+                recorder.write(self.step, record)
             if _due(self.step, train.sample_every):
                 recorder.write_picture(self.step, self.draw_samples())
             if _due(self.step, train.checkpoint_every):

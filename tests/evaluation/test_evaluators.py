@@ -1,0 +1,226 @@
+"""The evaluation tells truths: about real images, copies, deaf models and dull ones."""
+
+from importlib import import_module
+
+import pytest
+import torch
+from evaluation_models import DIGITS, Shown, any_picture, of_the_label, the_first_of_the_label
+from helpers import randomise, same
+
+from fluxsmith import checkpoint as checkpoints
+from fluxsmith.config.reading import build_config
+from fluxsmith.data.images import to_unit
+from fluxsmith.errors import UserError
+from fluxsmith.evaluation.cheapest import cheapest_setting, keep_cheapest
+from fluxsmith.evaluation.compare import comparisons
+from fluxsmith.evaluation.during_training import during_training
+from fluxsmith.evaluation.evaluators import EVALUATORS
+from fluxsmith.evaluation.evaluators.sweep import choose
+from fluxsmith.evaluation.frechet import GaussianStatistics, frechet_draws
+from fluxsmith.evaluation.samples import Samples
+from fluxsmith.evaluation.settings import Settings
+from fluxsmith.evaluation.table import ROWS
+from fluxsmith.flow.timesteps import stratified_grid
+from fluxsmith.pipeline import Pipeline
+from fluxsmith.randomness import image_noise
+from fluxsmith.training.metrics import read_metrics
+from fluxsmith.training.run import train
+
+
+def measured(pipeline, reference, name, **settings):
+    samples = Samples(pipeline, reference, Settings(**{"num_samples": 300, **settings}))
+    return EVALUATORS[name](pipeline, reference, samples)
+
+
+def test_real_test_images_score_at_the_floor(reference):
+    """They are right as often as the judge is, as near to the training images, and no copies."""
+    honest = Shown(reference.test, of_the_label)
+    accuracy = measured(honest, reference, "prompt_accuracy")
+    low, high = accuracy["interval"]
+    assert low - 0.02 <= accuracy["judge_test_accuracy"] <= high + 0.02
+    found = measured(honest, reference, "feature_distance", num_samples=382)
+    assert found["frechet"]["value"] == pytest.approx(found["frechet"]["floor"], rel=0.3)
+    for name in ("precision", "recall", "density", "coverage"):
+        assert found[name]["value"] == pytest.approx(found[name]["floor"], abs=0.15)
+    copies = measured(honest, reference, "memorisation")
+    assert copies["near_copies"] < 0.05
+    assert copies["auc"] == pytest.approx(0.5, abs=0.07)
+    assert measured(honest, reference, "diversity")["overall"] == pytest.approx(1, abs=0.2)
+
+
+def test_a_model_that_copies_training_images_is_caught(reference):
+    copier = Shown(reference.train, of_the_label)
+    found = measured(copier, reference, "memorisation")
+    assert found["near_copies"] == 1
+    assert found["auc_interval"][1] < 0.1
+    assert found["closest"][0]["distance"] == 0
+    first = found["closest"][0]
+    samples = Samples(copier, reference, Settings(num_samples=300))
+    copied = reference.train.images[first["training_image"]]
+    assert torch.equal(samples.pictures([first["sample"]])[0], copied)
+    # Every other figure finds nothing wrong with it, which is why this one is needed.
+    assert measured(copier, reference, "prompt_accuracy")["accuracy"] > 0.95
+
+
+def test_a_model_that_ignores_prompts_scores_ten_per_cent(reference):
+    found = measured(Shown(reference.test, any_picture), reference, "prompt_accuracy")
+    low, high = found["interval"]
+    assert low < 0.1 < high
+    assert sum(map(sum, found["confusion"])) == 300
+
+
+def test_a_dull_model_is_caught_by_recall_coverage_and_diversity(reference):
+    """One good picture a digit: every prompt is met and precision is high, and that is all."""
+    dull = Shown(reference.test, the_first_of_the_label)
+    assert measured(dull, reference, "prompt_accuracy")["accuracy"] >= 0.8
+    found = measured(dull, reference, "feature_distance")
+    assert found["precision"]["value"] > 0.7
+    assert found["recall"]["value"] < 0.1
+    assert found["coverage"]["value"] < 0.5 * found["coverage"]["floor"]
+    assert measured(dull, reference, "diversity")["overall"] == pytest.approx(0, abs=1e-6)
+
+
+def test_accuracy_by_caption_and_phrasing_adds_up(reference):
+    found = measured(Shown(reference.test, any_picture), reference, "prompt_accuracy")
+    by_caption = found["by_caption"].values()
+    assert sum(share["samples"] for share in by_caption) == 300
+    right = sum(share["accuracy"] * share["samples"] for share in by_caption)
+    assert right == pytest.approx(found["accuracy"] * 300)
+    assert right == sum(found["confusion"][i][i] for i in range(10))
+    assert [share["phrasing"] for share in found["by_phrasing"]] == [
+        "0, 1, 2, …",
+        "zero, one, two, …",
+    ]
+    assert sum(share["accuracy"] * share["samples"] for share in found["by_phrasing"]) == (
+        pytest.approx(right)
+    )
+
+
+def test_a_new_model_has_the_loss_of_predicting_nothing(reference):
+    """v = 0, so the loss is the mean of (eps - x0)^2 at every time, whatever the time."""
+    pipeline = Pipeline.build(build_config(DIGITS, "test"))
+    found = measured(pipeline, reference, "validation_loss", validation_images=30)
+    x0 = to_unit(reference.test.images[:30])
+    expected = (image_noise((1, 16, 16), 0, range(30)) - x0).square().mean()
+    assert found["images"] == 30
+    for grid, offset in (("i/8", 0.0), ("(i+1/2)/8", 0.5)):
+        at = found["grids"][grid]
+        times = [f"{t:g}" for t in stratified_grid(8, offset).tolist()]
+        assert list(at["by_t"]) == times
+        for figure in (at, *at["by_t"].values()):
+            assert figure["mean"] == pytest.approx(float(expected), rel=1e-5)
+            assert 0 < figure["stderr"] < 0.05
+
+
+def test_validation_loss_does_not_depend_on_its_batches(reference, monkeypatch):
+    module = import_module("fluxsmith.evaluation.evaluators.validation_loss")
+    pipeline = Pipeline.build(build_config(DIGITS, "test"))
+    randomise(pipeline)
+    one = measured(pipeline, reference, "validation_loss", validation_images=24)
+    monkeypatch.setattr(module, "BATCH", 7)
+    two = measured(pipeline, reference, "validation_loss", validation_images=24)
+    for grid in one["grids"]:
+        assert one["grids"][grid]["mean"] == pytest.approx(two["grids"][grid]["mean"], rel=1e-5)
+
+
+def test_samples_are_what_the_pipeline_draws_and_are_drawn_once(reference):
+    pipeline = Pipeline.build(build_config(DIGITS, "test"))
+    randomise(pipeline)
+    calls = []
+    pipeline.network.register_forward_hook(lambda *_: calls.append(1))
+    samples = Samples(pipeline, reference, Settings(num_samples=130, steps=2, guidance=1.0, seed=3))
+    assert not calls
+    kept = samples.pictures(slice(90, 130))
+    assert len(calls) == 2 * 2  # two batches of two steps
+    assert len(samples.features) == len(samples.seen) == 130
+    assert len(calls) == 4
+    drawn = pipeline.generate(samples.prompts[90:], steps=2, guidance=1.0, seed=3, first_index=90)
+    assert (to_unit(kept) - drawn).abs().max() < 1.01 / 127.5
+    assert samples.prompts[:4] == ["0", "zero", "1", "one"]
+    assert samples.labels[:4].tolist() == [0, 0, 1, 1]
+
+
+def test_straightness_and_likelihood_of_a_model_give_finite_figures(reference):
+    """Their truths, on fields in closed form, stand beside the numerics."""
+    pipeline = Pipeline.build(build_config(DIGITS, "test"))
+    randomise(pipeline, 0.05)
+    bend = measured(pipeline, reference, "straightness", trajectories=20, guidance=2.0)
+    assert 0 < bend["interval"][0] <= bend["value"] <= bend["interval"][1]
+    assert len(bend["by_t"]) == 16
+    bits = measured(pipeline, reference, "likelihood", likelihood_images=3)
+    assert 0 < bits["bits_per_dimension"] < 20
+    assert bits["images"] == 3
+
+
+def test_the_cheapest_setting_is_the_least_work_within_the_tolerance():
+    def row(evaluations, accuracy, frechet):
+        return {
+            "solver": "euler", "steps": evaluations, "guidance": 1.0,
+            "evaluations": evaluations, "accuracy": accuracy, "frechet": frechet,
+        }  # fmt: skip
+
+    rows = [row(4, 0.90, 9.0), row(8, 0.985, 3.0), row(8, 0.986, 2.0), row(20, 0.99, 1.0)]
+    found = choose(rows, Settings(sweep_tolerance=0.01))
+    assert found["best"]["evaluations"] == 20
+    assert found["cheapest"]["evaluations"] == 8
+    assert choose(rows, Settings(sweep_tolerance=0.0))["cheapest"]["evaluations"] == 20
+
+
+def test_the_cheapest_setting_is_kept_for_sampling(tmp_path):
+    file = tmp_path / "diffusion-6.pt"
+    with pytest.raises(UserError, match=r"no sweep of .*diffusion-6\.pt was made"):
+        cheapest_setting(file, "ema")
+    keep_cheapest(file, "ema", {"solver": "heun", "steps": 5, "guidance": 1.5, "evaluations": 10})
+    assert cheapest_setting(file, "ema") == {"solver": "heun", "steps": 5, "guidance": 1.5}
+    with pytest.raises(UserError, match="no sweep"):
+        cheapest_setting(file, "model")
+    next(tmp_path.glob("*.json")).write_text("[]")
+    with pytest.raises(UserError, match="damaged"):
+        cheapest_setting(file, "ema")
+
+
+def test_every_evaluator_has_rows_in_the_table():
+    assert ROWS.keys() == EVALUATORS.keys()
+
+
+def scores_of(reference, pick, seed, pictures=None):
+    pipeline = Shown(pictures or reference.test, pick)
+    samples = Samples(pipeline, reference, Settings(num_samples=300, seed=seed))
+    data = GaussianStatistics.of(reference.train_features)
+    right = (samples.seen == samples.labels).double()
+    return right, frechet_draws(samples.features, data, 0)
+
+
+def test_models_that_differ_by_chance_alone_are_equal_and_a_worse_one_is_worse(reference):
+    good, again = (scores_of(reference, of_the_label, seed) for seed in (0, 1))
+    worse = scores_of(reference, any_picture, 0)
+    found = comparisons({"good": good, "again": again, "deaf": worse}, seed=0)
+    verdicts = {(r["a"], r["b"], r["metric"]): r["verdict"] for r in found}
+    assert verdicts["good", "again", "prompt accuracy"] == "equal"
+    assert verdicts["good", "again", "Fréchet distance"] == "equal"
+    assert verdicts["good", "deaf", "prompt accuracy"] == "better"
+    assert all(row["p_adjusted"] >= row["p"] for row in found)
+    (row,) = [
+        r for r in found if (r["a"], r["b"], r["metric"]) == ("good", "deaf", found[0]["metric"])
+    ]
+    assert row["interval"][0] > 0.8
+
+
+def test_evaluating_during_training_does_not_change_it_by_a_bit(toy, tmp_path, reference):
+    """The weights of a run that was scored every step are those of one that never was."""
+    states = {}
+    for name, every in (("scored", 2), ("quiet", 0)):
+        config = toy(
+            f"evaluate.every={every}",
+            "evaluate.metrics=[validation_loss, prompt_accuracy, diversity, straightness]",
+            "evaluate.num_samples=20",
+            "evaluate.validation_images=10",
+            f"output_dir={tmp_path / name}",
+        )
+        assert train(config, evaluate=during_training(config)) == 0
+        states[name] = checkpoints.load(tmp_path / name / "diffusion-6.pt")
+    for key in ("model", "ema", "optimizer", "window"):
+        assert same(states["scored"][key], states["quiet"][key]), key
+    records = read_metrics(tmp_path / "scored" / "metrics.jsonl")
+    assert [r["step"] for r in records] == [2, 4, 6]
+    assert all({"loss", "validation_loss/ema", "prompt_accuracy/ema"} <= r.keys() for r in records)
