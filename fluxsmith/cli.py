@@ -94,6 +94,7 @@ def sample(
     from fluxsmith.evaluation.cheapest import cheapest_setting
     from fluxsmith.pipeline import Pipeline
 
+    whole = whole_number("--steps", steps) if steps not in (None, "auto") else None
     expected = read_config(config) if config else None
     path = newest(checkpoint)
     on = expected.device if expected and device == "auto" else device
@@ -104,8 +105,8 @@ def sample(
     settings = pipeline.config.sample
     if steps == "auto":
         settings = settings.model_copy(update=cheapest_setting(path, weights))
-    elif steps is not None:
-        settings = settings.model_copy(update={"steps": whole_number("--steps", steps)})
+    elif whole is not None:
+        settings = settings.model_copy(update={"steps": whole})
     request = Request(
         checkpoint=path,
         prompts=tuple(prompt or ()),
@@ -239,9 +240,9 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
 
 
-def whole_number(option: str, text: str) -> int:
+def whole_number(option: str, text: str | None) -> int:
     try:
-        return int(text)
+        return int(text or "")
     except ValueError:
         raise UserError(f"{option} {text}: must be a whole number or auto") from None
 

@@ -108,7 +108,7 @@ class Trainer:
             (losses.values.mean() / train.accumulate).backward()
             self.window.add_losses(losses)
         largest = train.grad_clip or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.pipeline.parameters(), largest, foreach=True)
+        norm = nn.utils.clip_grad_norm_(self.pipeline.parameters(), largest)
         self.window.add_norm(norm)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
