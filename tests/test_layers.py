@@ -17,6 +17,7 @@ LAYERS = {
     "files": -1,
     "randomness": -1,
     "device": -1,
+    "optional": -1,
     "flow": 0,
     "model": 0,
     "autoencoder": 0,
