@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fluxsmith import autoencoder as autoencoders
 from fluxsmith import checkpoint as checkpoints
 from fluxsmith.autoencoder import Autoencoder
-from fluxsmith.autoencoder.pixel import PixelAutoencoder
 from fluxsmith.config import RunConfig
 from fluxsmith.config.reading import build_config
 from fluxsmith.device import autocast, pick_device
@@ -52,7 +52,7 @@ class Pipeline(nn.Module):
     @classmethod
     def build(cls, config: RunConfig, device: torch.device | str = "cpu") -> "Pipeline":
         """A new model, its weights drawn from config.seed, the same on every device."""
-        autoencoder = PixelAutoencoder(config.data.channels)
+        autoencoder = build_autoencoder(config, device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(address_seed(config.seed, "weights"))
             text = ByteEncoder(
@@ -78,11 +78,13 @@ class Pipeline(nn.Module):
         cls, contents: dict[str, Any], path: str | Path, device: str, weights: str
     ) -> "Pipeline":
         config = build_config(contents["config"], origin=str(path))
-        pipeline = cls.build(config)
+        on = pick_device(device)
+        pipeline = cls.build(config, on)
+        check_autoencoder(pipeline.autoencoder, contents["metadata"], origin=str(path))
         pipeline.load_weights(contents[weights], origin=str(path))
         pipeline.step = contents["step"]
         pipeline.captions = list(contents["metadata"].get("captions", []))
-        return pipeline.to(pick_device(device)).eval()
+        return pipeline.eval()
 
     def load_weights(self, weights: dict[str, Tensor], origin: str) -> None:
         """Loads tensors by name; a UserError names the first that don't fit."""
@@ -234,11 +236,11 @@ class Pipeline(nn.Module):
             include={
                 "data": {"image_size", "channels"},
                 "text": True,
-                "autoencoder": True,
                 "model": True,
                 "sample": {"schedule", "guidance_method", "guidance_interval", "precision"},
             }
         )
+        settings["autoencoder"] = self.autoencoder.digest
         found = hashlib.sha256(repr(settings).encode())
         for name, tensor in sorted(self.state_dict().items()):
             found.update(name.encode())
@@ -250,6 +252,36 @@ class Pipeline(nn.Module):
             on_step(step, float(t), self.autoencoder.decode(x))
 
         return report
+
+
+def build_autoencoder(config: RunConfig, device: torch.device | str) -> Autoencoder:
+    """The autoencoder that a config names, checked to fit its images."""
+    settings = config.autoencoder.model_dump()
+    channels, size = config.data.channels, config.data.image_size
+    autoencoder = autoencoders.build(**settings, device=device, image_channels=channels)
+    if autoencoder.image_channels != channels:
+        raise UserError(
+            f"data.channels={channels}: the autoencoder {config.autoencoder.weights} takes images "
+            f"of {autoencoder.image_channels}; set data.channels={autoencoder.image_channels}"
+        )
+    unit = autoencoder.factor * config.model.patch_size
+    if size % unit:
+        options = " or ".join(str(n) for n in (size - size % unit, size - size % unit + unit) if n)
+        raise UserError(
+            f"data.image_size={size}: not divisible by {unit}, the autoencoder's factor "
+            f"{autoencoder.factor} times model.patch_size={config.model.patch_size}; use {options}"
+        )
+    return autoencoder
+
+
+def check_autoencoder(autoencoder: Autoencoder, metadata: dict[str, Any], origin: str) -> None:
+    """Raises a UserError where a checkpoint was trained in the latents of another autoencoder."""
+    trained = metadata.get("autoencoder")
+    if trained != autoencoder.digest:
+        raise UserError(
+            f"autoencoder.weights: {origin} was trained with the autoencoder {trained}, and this "
+            f"one is {autoencoder.digest}; name the file that it was trained with"
+        )
 
 
 def flux_params(config: RunConfig, autoencoder: Autoencoder, text: ByteEncoder) -> FluxParams:

@@ -12,9 +12,10 @@ PACKAGE = Path(__file__).parents[1] / "fluxsmith"
 
 # A unit is a module or a package directly below fluxsmith/.
 LAYERS = {
-    "errors": -2,
-    "version": -2,
-    "files": -1,
+    "errors": -3,
+    "version": -3,
+    "files": -2,
+    "tensorfile": -1,
     "randomness": -1,
     "device": -1,
     "optional": -1,

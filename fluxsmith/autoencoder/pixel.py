@@ -9,6 +9,11 @@ from torch import Tensor
 class PixelAutoencoder:
     channels: int
     factor: int = 1
+    digest: None = None
+
+    @property
+    def image_channels(self) -> int:
+        return self.channels
 
     def encode(self, images: Tensor) -> Tensor:
         return images

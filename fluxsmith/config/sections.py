@@ -73,8 +73,30 @@ class TextConfig(Section):
 
 
 class AutoencoderConfig(Section):
-    kind: Literal["pixel"] = "pixel"
-    """What the flow runs on: pixel, the images themselves."""
+    kind: Literal["pixel", "flux"] = "pixel"
+    """What the flow runs on: pixel, images themselves; flux, latents of FLUX.1's autoencoder."""
+    weights: str | None = None
+    """flux: the file of its weights, ae.safetensors, or a diffusers vae/ folder."""
+    tile_size: Interval = 0
+    """flux: larger pictures are coded in overlapping tiles of so many pixels; 0: never."""
+    max_batch: Interval = 0
+    """flux: pictures coded at once, to save memory; 0: the whole batch."""
+
+    @model_validator(mode="after")
+    def _keys_belong(self) -> "AutoencoderConfig":
+        if self.kind == "flux" and self.weights is None:
+            raise ValueError(
+                "autoencoder.weights: missing; name the file of FLUX.1's autoencoder, such as "
+                "ae.safetensors"
+            )
+        for key in ("weights", "tile_size", "max_batch"):
+            value = getattr(self, key)
+            if self.kind == "pixel" and value:
+                raise ValueError(
+                    f"autoencoder.{key}={value}: pixels need no autoencoder; remove the key or set "
+                    f"autoencoder.kind=flux"
+                )
+        return self
 
 
 class ModelConfig(Section):

@@ -19,7 +19,7 @@ from fluxsmith.data.images import to_uint8
 from fluxsmith.data.loader import MemoryLoader
 from fluxsmith.errors import UserError
 from fluxsmith.files import write_text
-from fluxsmith.pipeline import Pipeline
+from fluxsmith.pipeline import Pipeline, check_autoencoder
 from fluxsmith.randomness import generator
 from fluxsmith.training.console import TrainingConsole
 from fluxsmith.training.ema import EMA
@@ -153,6 +153,7 @@ class Trainer:
                 "fluxsmith": __version__,
                 "torch": torch.__version__.partition("+")[0],
                 "captions": self.captions,
+                "autoencoder": self.pipeline.autoencoder.digest,
             },
         }
 
@@ -164,6 +165,7 @@ class Trainer:
                 f"{origin} was trained on {images} images, and there are {len(self.loader.data)} "
                 f"now; a resumed run needs the same data"
             )
+        check_autoencoder(self.pipeline.autoencoder, state["metadata"], origin)
         self.pipeline.load_weights(state["ema"], origin)  # checks that they fit
         self.ema.load(state["ema"])
         self.pipeline.load_weights(state["model"], origin)

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from fluxsmith.errors import UserError
 from fluxsmith.evaluation import likelihood as numerics
 from fluxsmith.evaluation.reference import Reference
 from fluxsmith.evaluation.samples import Samples
@@ -17,6 +18,8 @@ PROBES = 2
 def likelihood(pipeline: Pipeline, reference: Reference, samples: Samples) -> dict[str, Any]:
     """Of the first test images with their first captions, without guidance; an upper bound of the
     bits of the images, with the error over images and the estimator's own spread."""
+    if pipeline.autoencoder.digest is not None:
+        raise UserError("likelihood: that of latents says nothing about images; leave it out")
     settings, data = samples.settings, reference.test
     count = min(settings.likelihood_images, len(data))
     found = []

@@ -1,0 +1,82 @@
+"""FLUX.1's autoencoder as the flow sees it: frozen, its latents centred and scaled."""
+
+import hashlib
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fluxsmith.autoencoder.network import AutoencoderNetwork
+from fluxsmith.autoencoder.tiling import tiled
+
+# Of FLUX.1: the flow runs on (latent - SHIFT) * SCALE, which has about unit variance.
+SHIFT, SCALE = 0.1159, 0.3611
+
+
+class FluxAutoencoder:
+    """Not a module, so that nothing trains, averages, saves or switches it with the network.
+
+    `tile_size`, in pixels: larger pictures are coded in overlapping tiles; 0: never.
+    `max_batch`: so many pictures are coded at once; 0: the whole batch.
+    """
+
+    def __init__(
+        self,
+        network: AutoencoderNetwork,
+        *,
+        shift: float = SHIFT,
+        scale: float = SCALE,
+        tile_size: int = 0,
+        max_batch: int = 0,
+    ) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.shift = shift
+        self.scale = scale
+        self.channels = network.params.z_channels
+        self.image_channels = network.params.in_channels
+        self.factor = network.params.factor
+        self.tile = max(1, tile_size // self.factor) if tile_size else 0
+        self.max_batch = max_batch
+
+    def to(self, device: torch.device | str) -> "FluxAutoencoder":
+        self.network.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(b, c, H, W) in [-1, 1] -> (b, z, H/f, W/f): the mean of each latent, or with a
+        generator a draw from its normal distribution."""
+        pieces = images.float().split(self.max_batch or len(images))
+        moments = torch.cat([self._moments(piece) for piece in pieces])
+        latents, log_variance = moments.chunk(2, dim=1)
+        if generator is not None:
+            noise = torch.randn(latents.shape, generator=generator, device=generator.device)
+            # The bounds are latent diffusion's, for variances that no float could hold.
+            deviation = torch.exp(log_variance.clamp(-30, 20) / 2)
+            latents = latents + deviation * noise.to(latents.device)
+        return (latents - self.shift) * self.scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """(b, z, h, w) -> (b, c, f h, f w) in about [-1, 1]."""
+        z = latents.float() / self.scale + self.shift
+        return torch.cat([self._pictures(piece) for piece in z.split(self.max_batch or len(z))])
+
+    @cached_property
+    def digest(self) -> str:
+        """A short digest of every weight and of shift and scale; names the autoencoder."""
+        found = hashlib.sha256(repr((self.shift, self.scale)).encode())
+        for name, tensor in sorted(self.network.state_dict().items()):
+            found.update(name.encode())
+            found.update(tensor.cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()[:16]
+
+    def _moments(self, images: Tensor) -> Tensor:
+        encoder = self.network.encoder
+        if not self.tile:
+            return encoder(images)
+        return tiled(encoder, images, self.tile, unit=self.factor, to=1)
+
+    def _pictures(self, z: Tensor) -> Tensor:
+        decoder = self.network.decoder
+        return tiled(decoder, z, self.tile, unit=1, to=self.factor) if self.tile else decoder(z)
