@@ -205,6 +205,19 @@ def compare(
     )
 
 
+@app.command()
+def data(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Write a contact sheet here, a PNG.")] = None,
+) -> None:
+    """Look at a data set as the model will see it."""
+    from fluxsmith.config import read_config
+    from fluxsmith.survey import survey
+
+    survey(read_config(config, overrides or []), out)
+
+
 @config_app.command("show")
 def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print a config in full, with an explanation of each key."""

@@ -32,6 +32,7 @@ LAYERS = {
     "evaluation": 3,
     "interop": 3,
     "drawing": 3,
+    "survey": 3,
     "distillation": 4,
     "studies": 5,
     "cli": 6,

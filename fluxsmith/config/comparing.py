@@ -8,8 +8,11 @@ from fluxsmith.errors import UserError
 # What makes a model what it is, and what decides a run's course from its first step on.
 MODEL = ("data.source", "data.image_size", "data.channels", "text", "autoencoder", "model")
 COURSE = ("data", "text", "autoencoder", "model", "seed", "flow", "train.batch_size")
-# Where files lie is not what they hold, and how the autoencoder saves memory not what it gives.
-FREE = ("data.path", "autoencoder.weights", "autoencoder.tile_size", "autoencoder.max_batch")
+# Where files lie is not what they hold, nor does it matter how they are read and memory is saved.
+FREE = (
+    "data.path", "data.test_path", "data.workers", "data.in_memory", "data.max_bad",
+    "autoencoder.weights", "autoencoder.tile_size", "autoencoder.max_batch",
+)  # fmt: skip
 
 
 def check_same(before: RunConfig, now: RunConfig, keys: tuple[str, ...], origin: str) -> None:

@@ -3,10 +3,13 @@
 The explanations are what `fluxsmith config show` and the JSON schema print.
 """
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
+
+if TYPE_CHECKING:
+    from fluxsmith.data.settings import DataSettings
 
 
 def _whole(value: Any) -> Any:
@@ -42,21 +45,121 @@ class Section(BaseModel):
     )
 
 
+# What only some sources understand: how the images are read, and what goes to the source itself.
+READING_KEYS = ("in_memory", "workers", "shuffle_buffer", "max_bad")
+FILES = ("caption_key", "test_share", "workers", "max_bad")
+KEYS_OF: dict[str, tuple[str, ...]] = {
+    "digits": (),
+    "mnist": (),
+    "colored-digits": ("base", "hold_out"),
+    "folder": (*FILES, "templates", "in_memory"),
+    "hf": (
+        *FILES, "templates", "in_memory", "shuffle_buffer", "streaming", "image_key", "subset",
+        "train_split", "test_split",
+    ),
+    "webdataset": (*FILES, "shuffle_buffer", "test_path"),
+}  # fmt: skip
+SOURCE_KEYS = tuple(dict.fromkeys(key for keys in KEYS_OF.values() for key in keys))
+
+
 class DataConfig(Section):
-    source: Literal["digits", "mnist"]
-    """The data set: digits (embedded, 8x8, nothing to download) or mnist."""
+    source: Literal["digits", "mnist", "colored-digits", "folder", "hf", "webdataset"]
+    """The data set: digits (embedded), mnist, colored-digits, folder, hf or webdataset."""
     path: str | None = None
-    """Folder with the data's files; by default $FLUXSMITH_DATA and a cache folder are searched."""
+    """Where it lies: a folder, a file, tar shards or a hub id; of mnist searched for by default."""
     image_size: Count = 32
     """Height and width of the images that the model sees, in pixels."""
     channels: Annotated[Literal[1, 3], BeforeValidator(_no_switch)] = 1
     """1 for grey, 3 for RGB; any source is converted."""
-    resize: Literal["pad", "stretch"] = "pad"
-    """How images reach image_size: pad with their darkest value, or stretch."""
+    resize: Literal["pad", "center-crop", "random-crop", "stretch"] = "pad"
+    """How images reach image_size: pad with black, cut the longer side, or stretch."""
     flip: bool = False
     """Mirror half of the images, left to right. Wrong for digits and letters."""
     caption_dropout: Share = 0.1
     """Share of captions replaced by the empty prompt, which guidance needs."""
+    image_key: str | None = None
+    """hf: the column of the images; the only one of images by default."""
+    caption_key: str | list[str] | None = None
+    """hf, folder, webdataset: the column or key of the captions, or several of hf's."""
+    templates: list[str] | None = None
+    """hf, folder: captions of a class, {} for its name; by default "a photo of a {}"."""
+    subset: str | None = None
+    """hf: the configuration of the data set, where it has several."""
+    train_split: str | None = None
+    """hf: the split to train on; train by default."""
+    test_split: str | None = None
+    """hf: the split to test on; test or validation by default, else a share held out."""
+    test_path: str | None = None
+    """webdataset: shards to test on; by default a share held out."""
+    test_share: Share | None = None
+    """hf, folder, webdataset: share held out where there are no test images; 0.05 by default."""
+    streaming: bool | None = None
+    """hf: read from front to back as it comes, without keeping a copy; false by default."""
+    base: Literal["digits", "mnist"] | None = None
+    """colored-digits: the digits that are painted; digits by default."""
+    hold_out: list[list[str | int]] | None = None
+    """colored-digits: pairs of colour and digit that training never sees, such as [red, 7]."""
+    in_memory: Literal["auto"] | bool | None = None
+    """hf, folder: decode all images at the start; auto, the default, up to 2 GiB."""
+    workers: Count | None = None
+    """hf, folder, webdataset: threads that decode images; 2 by default."""
+    shuffle_buffer: Count | None = None
+    """hf streaming, webdataset: images shuffled together; 1000 by default."""
+    max_bad: Share | None = None
+    """hf, folder, webdataset: share of images that may be unreadable; 0.01 by default."""
+
+    @model_validator(mode="after")
+    def _keys_belong(self) -> "DataConfig":
+        streamed = self.source == "webdataset" or bool(self.streaming)
+        for key in SOURCE_KEYS:
+            value = getattr(self, key)
+            if value is None or key in KEYS_OF[self.source]:
+                continue
+            raise ValueError(
+                f"data.{key}={value}: the source data.source={self.source} has no {key}; remove "
+                f"the key"
+            )
+        if self.shuffle_buffer is not None and not streamed:
+            raise ValueError(
+                f"data.shuffle_buffer={self.shuffle_buffer}: is for streams, and all images are "
+                f"shuffled here; remove the key or set data.streaming=true"
+            )
+        if self.in_memory is not None and streamed:
+            raise ValueError(
+                f"data.in_memory={self.in_memory}: a stream is never in memory; remove the key or "
+                f"set data.streaming=false"
+            )
+        if self.in_memory is True and self.resize == "random-crop":
+            raise ValueError(
+                "data.in_memory=True: data.resize=random-crop cuts anew each epoch, from images on "
+                "disk; remove the key or use center-crop"
+            )
+        if isinstance(self.caption_key, list) and self.source != "hf":
+            raise ValueError(
+                f"data.caption_key={self.caption_key}: data.source={self.source} takes one key, "
+                f"whose value may be a list of captions"
+            )
+        return self
+
+    def settings(self) -> "DataSettings":
+        """The same as the data package takes them."""
+        from fluxsmith.data.settings import (
+            DataSettings,  # with torch, which a config can do without
+        )
+
+        given = {key: getattr(self, key) for key in SOURCE_KEYS if getattr(self, key) is not None}
+        reading = {key: given.pop(key) for key in READING_KEYS if key in given}
+        return DataSettings(
+            source=self.source,
+            path=self.path,
+            image_size=self.image_size,
+            channels=self.channels,
+            resize=self.resize,
+            flip=self.flip,
+            caption_dropout=self.caption_dropout,
+            options=given,
+            **reading,
+        )
 
 
 class TextConfig(Section):

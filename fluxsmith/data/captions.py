@@ -1,15 +1,48 @@
-"""The words for the ten digits, and which caption an image gets in an epoch."""
+"""The words of captions: the ten digits, the names of classes in templates, and which caption an
+image gets in an epoch."""
 
 from collections.abc import Sequence
 
 import torch
 
+from fluxsmith.data.imageset import Classes
+from fluxsmith.errors import UserError
 from fluxsmith.randomness import generator
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 # By label: as a numeral and as a word.
 DIGIT_CAPTIONS = tuple((str(digit), word) for digit, word in enumerate(WORDS))
+DIGIT_CLASSES = Classes.one_a_label([str(digit) for digit in range(10)])
+
+TEMPLATES = ("a photo of a {}",)  # for the names of classes, where none are given
+
+
+def from_template(name: str, templates: Sequence[str]) -> tuple[str, ...]:
+    """The captions of a class from its name, whose underscores are spaces."""
+    check_templates(templates)
+    return tuple(template.replace("{}", name.replace("_", " ")) for template in templates)
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Raises a UserError that names the template without a place for the class's name."""
+    if not templates:
+        raise UserError("data.templates=[]: give at least one, such as a photo of a {}")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise UserError(
+                f"data.templates: {template!r} needs one placeholder {{}} for the name of the "
+                f"class, as in 'a photo of a {{}}'"
+            )
+
+
+def no_templates(templates: Sequence[str] | None, found: str) -> None:
+    """Refuses templates where `found` are captions already."""
+    if templates is not None:
+        raise UserError(
+            f"data.templates={list(templates)}: {found} are captions, which templates would have "
+            f"no say in; remove the key"
+        )
 
 
 class CaptionDraw:

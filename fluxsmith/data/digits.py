@@ -5,9 +5,9 @@ They are the test part of "Optical Recognition of Handwritten Digits" (Alpaydin 
 
 import torch
 
-from fluxsmith.data.captions import DIGIT_CAPTIONS
-from fluxsmith.data.images import Split
+from fluxsmith.data.captions import DIGIT_CAPTIONS, DIGIT_CLASSES
 from fluxsmith.data.imageset import ImageSet
+from fluxsmith.data.settings import Split
 from fluxsmith.errors import UserError
 
 TRAINING_IMAGES = 1415  # a new writer begins here; the rest, 382 images, is for testing
@@ -23,4 +23,4 @@ def load(path: str | None, split: Split) -> ImageSet:
     images = torch.from_numpy(digits.images / 16 * 255).round().to(torch.uint8)[:, None]
     labels = torch.from_numpy(digits.target).long()
     part = slice(None, TRAINING_IMAGES) if split == "train" else slice(TRAINING_IMAGES, None)
-    return ImageSet(images[part], labels[part], DIGIT_CAPTIONS)
+    return ImageSet(images[part], labels[part], DIGIT_CAPTIONS, DIGIT_CLASSES)

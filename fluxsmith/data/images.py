@@ -1,14 +1,9 @@
-"""From the images of a source to the size and channels that the model sees."""
-
-from typing import Literal
+"""Images as tensors: from those of a source to the size and channels that the model sees, and to
+[-1, 1] and back. `pictures` does the same for single pictures of any size."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from fluxsmith.errors import UserError
-
-Split = Literal["train", "test"]
 
 # ITU-R BT.601, as JPEG and Pillow weigh the channels.
 LUMA = (0.299, 0.587, 0.114)
@@ -20,20 +15,33 @@ def fit(images: Tensor, size: int, channels: int, resize: str) -> Tensor:
 
 
 def to_size(images: Tensor, size: int, resize: str) -> Tensor:
-    """Makes images (n, c, h, w) square: `pad` with black, or `stretch` bilinearly."""
+    """Makes images (n, c, h, w) square, scaling bilinearly.
+
+    `pad` shrinks what is larger and frames what is smaller in black; `stretch` ignores the shape;
+    the crops bring the shorter side to `size` and cut the longer one in the middle.
+    """
     height, width = images.shape[-2:]
-    if (height, width) == (size, size):
-        return images
     if resize == "pad":
-        top, left = (size - height) // 2, (size - width) // 2
-        if min(top, left) < 0:
-            raise UserError(
-                f"data.image_size={size}: images of {height}x{width} can't be padded to less; "
-                f"use {max(height, width)} or more, or data.resize=stretch"
+        most = max(height, width, size)
+        if most > size:
+            images = _scaled(
+                images, max(1, round(height * size / most)), max(1, round(width * size / most))
             )
+        height, width = images.shape[-2:]
+        top, left = (size - height) // 2, (size - width) // 2
         return F.pad(images, (left, size - width - left, top, size - height - top))
+    if resize != "stretch":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        images = images[..., top : top + side, left : left + side]
+    return _scaled(images, size, size)
+
+
+def _scaled(images: Tensor, height: int, width: int) -> Tensor:
+    if images.shape[-2:] == (height, width):
+        return images
     scaled = F.interpolate(
-        images.float(), (size, size), mode="bilinear", antialias=True, align_corners=False
+        images.float(), (height, width), mode="bilinear", antialias=True, align_corners=False
     )
     return scaled.round().clamp(0, 255).to(torch.uint8)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fluxsmith.data.captions import DIGIT_CAPTIONS
+from fluxsmith.data.captions import DIGIT_CAPTIONS, DIGIT_CLASSES
 from fluxsmith.data.download import DownloadError, cache_folder, download
-from fluxsmith.data.images import Split
 from fluxsmith.data.imageset import ImageSet
+from fluxsmith.data.settings import Split
 from fluxsmith.errors import UserError
 
 MIRRORS = (
@@ -48,7 +48,7 @@ def load(path: str | None, split: Split) -> ImageSet:
         )
     if len(labels) and labels.max() > 9:
         raise UserError(f"{labels_file} has the label {int(labels.max())}; MNIST's are 0 to 9")
-    return ImageSet(images[:, None], labels, DIGIT_CAPTIONS)
+    return ImageSet(images[:, None], labels, DIGIT_CAPTIONS, DIGIT_CLASSES)
 
 
 def read_idx(file: Path, dimensions: int) -> Tensor:

@@ -73,7 +73,7 @@ class Judge(nn.Module):
 
 def trained_judge(train: ImageSet, test: ImageSet) -> Judge:
     """The judge of this reference set, from the cache or trained now, with a progress bar."""
-    judge = Judge(train.images.shape[1], len(train.captions))
+    judge = Judge(train.images.shape[1], class_count(train))
     path = cache_folder() / "judges" / f"{RECIPE}-{data_digest(train, test)}.pt"
     if path.is_file():
         with contextlib.suppress(Exception):  # a damaged cache is made anew
@@ -81,9 +81,18 @@ def trained_judge(train: ImageSet, test: ImageSet) -> Judge:
             return judge.eval()
     judge = train_judge(train, _updates(len(train)))
     _, seen = judge.look(to_unit(test.images))
-    judge.test_accuracy.fill_((seen == test.labels).float().mean())
+    judge.test_accuracy.fill_((seen == test.class_labels).float().mean())
     _save(path, judge)
     return judge
+
+
+def class_count(data: ImageSet) -> int:
+    if data.classes is None:
+        raise UserError(
+            "the captions of this data set are free text, and a judge needs classes to tell apart; "
+            "choose --metrics (evaluate.metrics) that need none, such as validation_loss"
+        )
+    return len(data.classes.names)
 
 
 def _updates(images: int) -> int:
@@ -95,15 +104,16 @@ def train_judge(data: ImageSet, updates: int) -> Judge:
     """Trains on shifted images with AdamW and a one-cycle learning rate; addressed randomness."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(address_seed("judge", "weights"))
-        judge = Judge(data.images.shape[1], len(data.captions))
+        judge = Judge(data.images.shape[1], class_count(data))
     judge.train()
+    classes = data.class_labels
     optimiser = torch.optim.AdamW(judge.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, updates)
     for step in track(range(updates), description="training the judge", transient=True):
         draw = generator("judge", "batch", step)
         rows = torch.randint(len(data), (BATCH,), generator=draw)
         images = _shifted(to_unit(data.images[rows]), draw)
-        loss = F.cross_entropy(judge(images), data.labels[rows])
+        loss = F.cross_entropy(judge(images), classes[rows])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -125,7 +135,8 @@ def data_digest(train: ImageSet, test: ImageSet) -> str:
     for data in (train, test):
         found.update(str(tuple(data.images.shape)).encode())
         found.update(data.images.numpy().tobytes())
-        found.update(data.labels.numpy().tobytes())
+        labels = data.labels if data.classes is None else data.class_labels
+        found.update(labels.numpy().tobytes())
     return found.hexdigest()[:24]
 
 

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from fluxsmith.config import RunConfig
 from fluxsmith.data import load
-from fluxsmith.data.images import Split, to_unit
+from fluxsmith.data.images import to_unit
 from fluxsmith.data.imageset import ImageSet
-from fluxsmith.evaluation.judge import Judge, data_digest, trained_judge
+from fluxsmith.data.settings import Split
+from fluxsmith.evaluation.judge import Judge, class_count, data_digest, trained_judge
 
 
 class Reference:
@@ -26,6 +27,19 @@ class Reference:
     @cached_property
     def test(self) -> ImageSet:
         return self._load("test")
+
+    @cached_property
+    def prompts(self) -> list[tuple[str, int]]:
+        """Every caption that was trained on, with the class that it asks for, 0 without classes."""
+        captions, classes = self.train.captions, self.train.classes
+        of_label = [0] * len(captions) if classes is None else classes.of_label.tolist()
+        pairs = zip(captions, of_label, strict=True)
+        return [(caption, label) for ways, label in pairs for caption in ways]
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        class_count(self.train)  # refuses a set without any
+        return self.train.classes.names if self.train.classes else ()
 
     @cached_property
     def digest(self) -> str:
@@ -51,12 +65,4 @@ class Reference:
         return torch.cat([self.judge.look(to_unit(part))[0] for part in parts])
 
     def _load(self, split: Split) -> ImageSet:
-        data = self._data
-        return load(
-            data.source,
-            data.path,
-            split,
-            image_size=data.image_size,
-            channels=data.channels,
-            resize=data.resize,
-        )
+        return load(self._data.settings(), split)

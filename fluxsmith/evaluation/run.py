@@ -14,7 +14,7 @@ from rich.console import Console
 
 from fluxsmith.errors import UserError
 from fluxsmith.evaluation.cheapest import keep_cheapest
-from fluxsmith.evaluation.evaluators import EVALUATORS
+from fluxsmith.evaluation.evaluators import EVALUATORS, without_judge
 from fluxsmith.evaluation.gallery import collect
 from fluxsmith.evaluation.reference import Reference
 from fluxsmith.evaluation.report.page import write_report
@@ -42,6 +42,8 @@ def evaluate(
     """Runs the evaluators named, prints a table, and writes what was asked for."""
     check(pipeline, settings, json_file, report)
     reference = Reference(pipeline.config)
+    if reference.train.classes is None:
+        metrics = _without_judge(metrics)
     samples = Samples(pipeline, reference, settings)
     results = describe(pipeline, settings, checkpoint, weights, command)
     results |= measure(pipeline, reference, samples, metrics)
@@ -55,6 +57,13 @@ def evaluate(
         page = write_report(results, collect(pipeline, reference, samples, results), report)
         Console().print(f"report  {page}", markup=False, highlight=False, soft_wrap=True)
     return results
+
+
+def _without_judge(metrics: Sequence[str]) -> Sequence[str]:
+    left = without_judge(metrics)
+    if left_out := ", ".join(name for name in metrics if name not in left):
+        Console().print(f"no classes to judge by, so left out: {left_out}", soft_wrap=True)
+    return left
 
 
 def check(

@@ -5,7 +5,9 @@ samples need no 50,000 pictures in memory.
 """
 
 import tempfile
+from collections.abc import Sequence
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,19 +21,20 @@ from fluxsmith.pipeline import Pipeline
 
 BATCH = 100
 
+T = TypeVar("T")
+
 
 class Samples:
-    """Every caption of the reference set, equally often; drawn when first looked at."""
+    """Every caption of the reference set equally often, or as many of them as there are samples,
+    evenly spread; drawn when first looked at."""
 
     def __init__(self, pipeline: Pipeline, reference: Reference, settings: Settings) -> None:
         self.settings = settings
         self._pipeline = pipeline
         self._reference = reference
-        ways = reference.train.captions
-        labelled = [(caption, label) for label, way in enumerate(ways) for caption in way]
-        drawn = [labelled[i % len(labelled)] for i in range(settings.num_samples)]
+        drawn = evenly(reference.prompts, settings.num_samples)
         self.prompts = [caption for caption, _ in drawn]
-        self.labels = torch.tensor([label for _, label in drawn])  # (n,), as prompted
+        self.labels = torch.tensor([label for _, label in drawn])  # (n,) classes, as prompted
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -86,3 +89,9 @@ class Samples:
             features.append(found[0])
             seen.append(found[1])
         return torch.cat(features), torch.cat(seen)
+
+
+def evenly(items: Sequence[T], n: int) -> list[T]:
+    """n of the items, evenly spread; all in turn, again and again, where they are fewer."""
+    there = len(items)
+    return [items[i * there // n] if n < there else items[i % there] for i in range(n)]

@@ -96,6 +96,18 @@ def _inception(found: dict[str, Any]) -> Iterator[Row]:
     yield "Inception FID", f"{found['fid']:.3f}"
 
 
+def _composition(found: dict[str, Any]) -> Iterator[Row]:
+    names = {"trained": "composition", "held_out": "of held-out pairs", "test": "of test images"}
+    for key, name in names.items():
+        if one := found[key]:
+            low, high = one["interval"]
+            yield (
+                name,
+                f"{one['all']:.2%} ({low:.2%} to {high:.2%}), {one['samples']}; digit "
+                f"{one['digit']:.1%}, ink {one['ink']:.1%}, paper {one['paper']:.1%}",
+            )
+
+
 ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "validation_loss": _loss,
     "prompt_accuracy": _accuracy,
@@ -106,4 +118,5 @@ ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "sweep": _sweep,
     "likelihood": _likelihood,
     "inception": _inception,
+    "composition": _composition,
 }

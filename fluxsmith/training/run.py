@@ -9,8 +9,7 @@ from fluxsmith import checkpoint as checkpoints
 from fluxsmith.config import RunConfig, show
 from fluxsmith.config.comparing import COURSE, check_same
 from fluxsmith.config.reading import build_config
-from fluxsmith.data import load
-from fluxsmith.data.loader import MemoryLoader
+from fluxsmith.data import build_loader
 from fluxsmith.device import pick_device
 from fluxsmith.errors import UserError
 from fluxsmith.files import make_folder, write_text
@@ -74,24 +73,9 @@ def build_trainer(
     config: RunConfig, device: torch.device, evaluate: Evaluate | None = None
 ) -> Trainer:
     """The trainer of a config at step 0, with its data loaded and its weights new."""
-    data = load(
-        config.data.source,
-        config.data.path,
-        "train",
-        image_size=config.data.image_size,
-        channels=config.data.channels,
-        resize=config.data.resize,
-    )
+    loader = build_loader(config.data.settings(), config.train.batch_size, config.seed, device)
     pipeline = Pipeline.build(config, device)
-    pipeline.text.check(data.distinct_captions())
-    loader = MemoryLoader(
-        data,
-        config.train.batch_size,
-        config.seed,
-        caption_dropout=config.data.caption_dropout,
-        flip=config.data.flip,
-        device=device,
-    )
+    pipeline.text.check(loader.captions())
     density = DENSITIES[config.flow.timesteps](**config.flow.parameters())
     objective = FlowMatching(pipeline, density, config.flow.stratified)
     return Trainer(config, pipeline, loader, objective, evaluate)
@@ -148,7 +132,7 @@ def _announce(
     text = sum(p.numel() for p in trainer.pipeline.text.parameters())
     console.say(
         f"{config.name}: {network:,} parameters + {text:,} in the text encoder, "
-        f"{len(trainer.loader.data):,} images, on {trainer.pipeline.device}"
+        f"{trainer.loader.describe()}, on {trainer.pipeline.device}"
     )
     where = f"from {start}" if start else "from scratch"
     console.say(f"writing to {trainer.folder}, {where}")

@@ -16,7 +16,7 @@ from fluxsmith import checkpoint as checkpoints
 from fluxsmith import render
 from fluxsmith.config import RunConfig
 from fluxsmith.data.images import to_uint8
-from fluxsmith.data.loader import MemoryLoader
+from fluxsmith.data.loader import Loader
 from fluxsmith.errors import UserError
 from fluxsmith.files import write_text
 from fluxsmith.pipeline import Pipeline, check_autoencoder
@@ -41,7 +41,7 @@ class Trainer:
         self,
         config: RunConfig,
         pipeline: Pipeline,
-        loader: MemoryLoader,
+        loader: Loader,
         objective: Objective,
         evaluate: Evaluate | None = None,
     ) -> None:
@@ -54,7 +54,7 @@ class Trainer:
         self.optimiser = build_optimiser(pipeline, config.train)
         self.ema = EMA(pipeline, config.train.ema_decay)
         self.window = Window(pipeline.device)
-        captions = loader.data.distinct_captions()
+        captions = loader.captions()
         self.captions = spread(captions, min(len(captions), CAPTIONS_KEPT))
         self.step = 0  # optimiser steps done
 
@@ -159,12 +159,7 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any], origin: str) -> None:
         """Takes over from a checkpoint; the next step is the one that would have come next."""
-        images = state["data"].get("images")
-        if images != len(self.loader.data):
-            raise UserError(
-                f"{origin} was trained on {images} images, and there are {len(self.loader.data)} "
-                f"now; a resumed run needs the same data"
-            )
+        self.loader.resume(state["data"], state["step"], origin)
         check_autoencoder(self.pipeline.autoencoder, state["metadata"], origin)
         self.pipeline.load_weights(state["ema"], origin)  # checks that they fit
         self.ema.load(state["ema"])

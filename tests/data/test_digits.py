@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from fluxsmith.data import load
+from fluxsmith.data import DataSettings, load
 from fluxsmith.data.captions import DIGIT_CAPTIONS
 from fluxsmith.data.digits import load as load_source
 from fluxsmith.errors import UserError
@@ -47,12 +47,12 @@ def test_every_caption_is_listed_once_in_the_order_of_labels():
 
 
 def test_a_source_is_loaded_at_the_size_and_channels_asked_for():
-    padded = load("digits", None, "test", image_size=12, channels=3, resize="pad")
+    padded = load(DataSettings("digits", image_size=12, channels=3, resize="pad"), "test")
     assert padded.images.shape == (382, 3, 12, 12)
     raw = load_source(None, "test")
     assert torch.equal(padded.images[:, 1:2, 2:10, 2:10], raw.images)
     assert torch.equal(padded.labels, raw.labels)
-    stretched = load("digits", None, "test", image_size=16, channels=1, resize="stretch")
+    stretched = load(DataSettings("digits", image_size=16, resize="stretch"), "test")
     assert stretched.images.shape == (382, 1, 16, 16)
 
 

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fluxsmith.data.images import convert_channels, fit, to_size, to_uint8, to_unit
-from fluxsmith.errors import UserError
 
 
 def random_images(*shape: int) -> torch.Tensor:
@@ -27,15 +26,19 @@ def test_padding_centres_and_cropping_undoes_it(height, width, more):
     assert padded.sum() == images.sum()  # all around is black
 
 
-@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (5, 5)])
-def test_padding_to_less_names_both_sizes_and_what_fits(shape):
-    with pytest.raises(UserError) as caught:
-        to_size(random_images(1, 1, *shape), 4, "pad")
-    message = str(caught.value)
-    assert "data.image_size=4" in message
-    assert f"{shape[0]}x{shape[1]}" in message
-    assert "use 5 or more" in message
-    assert len(message.splitlines()) == 1
+@pytest.mark.parametrize("shape", [(8, 4), (4, 8), (8, 8)])
+def test_padding_shrinks_what_is_larger_whole_and_in_shape(shape):
+    padded = to_size(torch.full((1, 1, *shape), 200, dtype=torch.uint8), 4, "pad")
+    height, width = (side // 2 for side in shape)
+    assert padded.shape == (1, 1, 4, 4)
+    assert (padded == 200).sum() == height * width
+    assert padded.sum() == 200 * height * width
+
+
+def test_a_crop_keeps_the_middle_of_the_longer_side():
+    images = random_images(2, 3, 4, 10)
+    assert torch.equal(to_size(images, 4, "center-crop"), images[..., 3:7])
+    assert torch.equal(to_size(images.mT.contiguous(), 4, "center-crop"), images.mT[..., 3:7, :])
 
 
 @pytest.mark.parametrize("size", [5, 8, 16, 21])
@@ -53,7 +56,7 @@ def test_stretching_keeps_an_even_surface_even():
     assert to_size(image, 12, "stretch").unique().tolist() == [201]
 
 
-@pytest.mark.parametrize("resize", ["pad", "stretch"])
+@pytest.mark.parametrize("resize", ["pad", "stretch", "center-crop", "random-crop"])
 def test_images_of_the_right_size_stay_as_they_are(resize):
     images = random_images(2, 1, 6, 6)
     assert torch.equal(to_size(images, 6, resize), images)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fluxsmith.data import DataSettings, mnist
 from fluxsmith.data import load as load_fitted
-from fluxsmith.data import mnist
 from fluxsmith.errors import UserError
 
 LABELS, IMAGES = "train-labels-idx1-ubyte", "train-images-idx3-ubyte"
@@ -189,7 +189,7 @@ def test_no_real_image_is_in_both_splits(real_splits):
 
 
 def test_the_real_set_is_padded_to_32(real, real_splits):
-    padded = load_fitted("mnist", real, "test", image_size=32, channels=1, resize="pad")
+    padded = load_fitted(DataSettings("mnist", real, image_size=32), "test")
     assert padded.images.shape == (10_000, 1, 32, 32)
     assert torch.equal(padded.images[..., 2:30, 2:30], real_splits["test"].images)
 

@@ -4,9 +4,11 @@ What an evaluator gives is plain data, ready for JSON. Samples are drawn when th
 looks at them, and only then.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from fluxsmith.errors import UserError
+from fluxsmith.evaluation.evaluators.composition import composition
 from fluxsmith.evaluation.evaluators.diversity import diversity
 from fluxsmith.evaluation.evaluators.feature_distance import feature_distance
 from fluxsmith.evaluation.evaluators.inception import inception
@@ -37,6 +39,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "sweep": sweep,
     "likelihood": likelihood,
     "inception": inception,
+    "composition": composition,
 }
 
 # Those run when nothing is said; the others cost more, or need more than the project brings.
@@ -48,6 +51,21 @@ USUAL = (
     "diversity",
     "straightness",
 )
+
+# Those that look through a judge, which needs classes to be trained on.
+JUDGED = ("prompt_accuracy", "feature_distance", "diversity", "sweep", "composition")
+
+
+def without_judge(metrics: Sequence[str]) -> tuple[str, ...]:
+    """Those of the evaluators that can do without classes; a UserError where none can."""
+    left = tuple(name for name in metrics if name not in JUDGED)
+    if not left:
+        free = ", ".join(name for name in EVALUATORS if name not in JUDGED)
+        raise UserError(
+            f"--metrics {','.join(metrics)}: needs classes to judge by, and the captions of this "
+            f"data set are free text; choose among {free}"
+        )
+    return left
 
 
 def named(metrics: str | None) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ from fluxsmith.pipeline import Pipeline
 def diversity(pipeline: Pipeline, reference: Reference, samples: Samples) -> dict[str, Any]:
     """In the judge's features: 1 is as diverse as the training images, 0 one picture a prompt."""
     found = numerics.diversity(
-        samples.features, samples.labels, reference.train_features, reference.train.labels
+        samples.features, samples.labels, reference.train_features, reference.train.class_labels
     )
-    names = [ways[0] for ways in reference.train.captions]
+    names = reference.class_names
     return {
         "overall": found.overall.value,
         "interval": (found.overall.low, found.overall.high),

@@ -19,8 +19,7 @@ def prompt_accuracy(pipeline: Pipeline, reference: Reference, samples: Samples) 
     place = {caption: i for ways in captions for i, caption in enumerate(ways)}
     by_caption = {
         caption: {**_share(right, [p == caption for p in samples.prompts]), "label": label}
-        for label, ways in enumerate(captions)
-        for caption in ways
+        for caption, label in reference.prompts
     }
     by_phrasing = [
         {
@@ -29,7 +28,8 @@ def prompt_accuracy(pipeline: Pipeline, reference: Reference, samples: Samples) 
         }
         for i in range(max(len(ways) for ways in captions))
     ]
-    confusion = torch.zeros(len(captions), len(captions), dtype=torch.long)
+    names = reference.class_names
+    confusion = torch.zeros(len(names), len(names), dtype=torch.long)
     for label, shown in zip(samples.labels.tolist(), samples.seen.tolist(), strict=True):
         confusion[label, shown] += 1
     return {
@@ -38,7 +38,7 @@ def prompt_accuracy(pipeline: Pipeline, reference: Reference, samples: Samples) 
         "by_caption": {c: share for c, share in by_caption.items() if share["samples"]},
         "by_phrasing": [share for share in by_phrasing if share["samples"]],
         "confusion": confusion.tolist(),
-        "labels": [ways[0] for ways in captions],
+        "labels": list(names),
     }
 
 

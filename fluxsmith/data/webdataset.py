@@ -1,0 +1,128 @@
+"""WebDataset shards: tar files in which an image and its caption share a name, read locally or over
+the network, from front to back."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fluxsmith.data.folder import as_captions
+from fluxsmith.data.records import TEST_SHARE, Record, split_by_name
+from fluxsmith.data.settings import Split
+from fluxsmith.errors import UserError
+from fluxsmith.optional import optional
+
+IMAGES = ("jpg", "jpeg", "png", "webp")
+CAPTION_KEYS = ("caption", "text", "prompt")  # of a json file, where none is named
+
+
+class WebShards:
+    """Tar files, by path or URL."""
+
+    classes: Sequence[str] = ()
+
+    def __init__(
+        self, urls: Sequence[str], caption_key: str | None, split: Split, held_out: float
+    ) -> None:
+        self.urls = urls
+        self._caption_key, self._split, self._held_out = caption_key, split, held_out
+
+    def __len__(self) -> int:
+        return len(self.urls)
+
+    def read(self, shard: int, skip: int) -> Iterator[tuple[int, Record]]:
+        tarfile_samples = _library("tariterators").tarfile_samples
+        url = self.urls[shard]
+        try:
+            for place, sample in enumerate(tarfile_samples([{"url": url}])):
+                if place >= skip and self._belongs(sample["__key__"]):
+                    yield place, self._record(f"{url}/{sample['__key__']}", sample)
+        except UserError:
+            raise
+        except Exception as error:  # of tarfile, of a pipe, or of the network
+            raise UserError(
+                f"data.path: can't read the shard {url} ({_short(error)}); mend it or leave it out"
+            ) from None
+
+    def _belongs(self, key: str) -> bool:
+        return not self._held_out or split_by_name(key, self._held_out) == self._split
+
+    def _record(self, name: str, sample: dict[str, Any]) -> Record:
+        picture = next((sample[ending] for ending in IMAGES if ending in sample), None)
+        if picture is None:
+            others = ", ".join(key for key in sample if not key.startswith("__"))
+            raise UserError(
+                f"data.path: {name} has no {', '.join(IMAGES)} but {others}; leave out what is no "
+                f"image"
+            )
+        return Record(name, picture, self._captions(name, sample))
+
+    def _captions(self, name: str, sample: dict[str, Any]) -> tuple[str, ...]:
+        if "json" in sample and (self._caption_key is not None or "txt" not in sample):
+            return self._from_json(name, sample["json"])
+        if self._caption_key is not None:
+            raise UserError(
+                f"data.caption_key={self._caption_key}: is for json files, and {name} has none; "
+                f"remove the key"
+            )
+        text = sample.get("txt", b"").decode("utf-8", errors="replace")
+        return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+    def _from_json(self, name: str, encoded: bytes) -> tuple[str, ...]:
+        try:
+            found = json.loads(encoded)
+        except ValueError:
+            return ()
+        keys = (self._caption_key,) if self._caption_key else CAPTION_KEYS
+        if not isinstance(found, dict) or not any(key in found for key in keys):
+            there = ", ".join(found) if isinstance(found, dict) else "no keys"
+            raise UserError(
+                f"data.caption_key: the json of {name} has {there}; name the one that holds the "
+                f"caption"
+            )
+        return as_captions(next(found[key] for key in keys if key in found))
+
+
+def load(
+    path: str | None,
+    split: Split,
+    *,
+    caption_key: str | None = None,
+    test_path: str | None = None,
+    test_share: float = TEST_SHARE,
+) -> WebShards:
+    """The shards that a path names: a tar file, a folder of them, or a pattern with braces, such as
+    shards/{000..099}.tar, locally or as URLs. The test images are those of `test_path`, or a share
+    of all, told by name."""
+    if path is None:
+        raise UserError("data.path: missing; name the shards, such as shards/{000..099}.tar")
+    urls = _urls("data.path", path)
+    if test_path is None:
+        return WebShards(urls, caption_key, split, test_share)
+    own = _urls("data.test_path", test_path)
+    return WebShards(urls if split == "train" else own, caption_key, split, 0.0)
+
+
+def _urls(key: str, path: str) -> list[str]:
+    expand_urls = _library("shardlists").expand_urls
+    if "://" in path:
+        return list(expand_urls(path))
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        found = sorted(str(file) for file in folder.glob("*.tar*"))
+        if not found:
+            raise UserError(f"{key}={path}: no tar files in this folder; correct the path")
+        return found
+    urls = list(expand_urls(str(folder)))
+    for url in urls:
+        if not Path(url).is_file():
+            raise UserError(f"{key}={path}: there is no {url}; correct the path or the braces")
+    return urls
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def _library(module: str) -> Any:
+    return optional(f"webdataset.{module}", "hf", "data.source=webdataset")

@@ -1,0 +1,27 @@
+"""CIFAR-10 in the Hugging Face layout, where it is at hand."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fluxsmith.config import read_config
+from fluxsmith.data import load
+
+datasets = pytest.importorskip("datasets")
+SHARED = Path(os.environ.get("FLUXSMITH_DATA", "")) / "cifar10"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no $FLUXSMITH_DATA/cifar10")
+def test_the_config_finds_it_and_captions_its_classes(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
+    datasets.disable_progress_bars()
+    config = read_config(Path(__file__).parents[2] / "configs/image/cifar10/flux.yaml")
+    data = load(config.data.settings(), "test")
+    assert data.images.shape[1:] == (3, 32, 32)
+    assert data.classes is not None
+    assert data.classes.names[3] == "cat"
+    assert "a photo of a cat" in data.captions[3]
+    counts = data.class_labels.bincount()
+    assert len(counts) == 10
+    assert counts.min() == counts.max() == len(data) // 10

@@ -1,0 +1,157 @@
+"""Hugging Face data sets, local ones, whole and streaming."""
+
+import io
+
+import pytest
+from made_pictures import as_classes, as_parquet, items
+from PIL import Image
+
+from fluxsmith.data import DataSettings, load
+from fluxsmith.data.hf import load as open_rows
+from fluxsmith.data.records import Shards
+from fluxsmith.errors import UserError
+
+datasets = pytest.importorskip("datasets")
+MADE = items(40, size=4)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """The library's cache of prepared data, apart from the user's; no network and no bars."""
+    cache = tmp_path_factory.getbasetemp() / "hf"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.delenv("FLUXSMITH_DATA", raising=False)
+    datasets.disable_progress_bars()
+
+
+def everything(source) -> list:
+    if isinstance(source, Shards):
+        return [record for i in range(len(source)) for _, record in source.read(i, 0)]
+    return [source[i] for i in range(len(source))]
+
+
+def refused(path, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        open_rows(path if path is None else str(path), "train", **options)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def rows(**columns) -> "datasets.Dataset":
+    """A data set with these columns, image beside them."""
+    n = len(next(iter(columns.values())))
+    images = [{"bytes": png, "path": None} for png, _ in MADE[:n]]
+    made = datasets.Dataset.from_dict({"image": images, **columns})
+    return made.cast_column("image", datasets.Image())
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_parquet_file_gives_its_pictures_untouched_and_its_captions(tmp_path, streaming):
+    file = as_parquet(tmp_path / "train.parquet", MADE)
+    records = everything(open_rows(str(file), "train", streaming=streaming, test_share=0.0))
+    assert [(r.picture, r.captions) for r in records] == [(png, (text,)) for png, text in MADE]
+
+
+def test_splits_are_told_by_name_and_held_out_where_there_is_one(tmp_path):
+    as_parquet(tmp_path / "two" / "train-00000-of-00001.parquet", MADE[:30])
+    as_parquet(tmp_path / "two" / "test-00000-of-00001.parquet", MADE[30:])
+    lengths = [len(open_rows(str(tmp_path / "two"), split)) for split in ("train", "test")]
+    assert lengths == [30, 10]
+    file = str(as_parquet(tmp_path / "one.parquet", MADE))
+    for streaming in (False, True):
+        train, test = (
+            {r.picture for r in everything(open_rows(file, s, streaming=streaming, test_share=0.3))}
+            for s in ("train", "test")
+        )
+        assert not train & test
+        assert len(train | test) == 40
+        assert 3 <= len(test) <= 25
+
+
+def test_captions_without_pictures_are_those_of_the_records(tmp_path):
+    source = open_rows(str(as_parquet(tmp_path / "x.parquet", MADE)), "train", test_share=0.3)
+    assert list(source.captions()) == [record.captions for record in everything(source)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_classes_go_through_templates(tmp_path, streaming):
+    made = rows(label=[0, 1, 1, -1]).cast_column(
+        "label", datasets.ClassLabel(names=["owl", "sea_horse"])
+    )
+    made.to_parquet(tmp_path / "x.parquet")
+    options = {"streaming": streaming, "test_share": 0.0}
+    source = open_rows(str(tmp_path / "x.parquet"), "train", templates=["a {}", "{}!"], **options)
+    assert list(source.classes) == ["owl", "sea_horse"]
+    found = [(record.label, record.captions) for record in everything(source)]
+    horse = (1, ("a sea horse", "sea horse!"))
+    assert found == [(0, ("a owl", "owl!")), horse, horse, (None, ())]
+    plain = open_rows(str(tmp_path / "x.parquet"), "train", **options)
+    assert everything(plain)[0].captions == ("a photo of a owl",)
+
+
+def test_lists_of_captions_and_several_columns(tmp_path):
+    made = rows(caption=[["a", "b"], ["c"]], long=["d", "e"])
+    made.save_to_disk(tmp_path / "saved")
+    path = str(tmp_path / "saved")
+    for streaming in (False, True):
+        options = {"test_share": 0.0, "streaming": streaming}
+        usual = everything(open_rows(path, "train", **options))
+        assert [r.captions for r in usual] == [("a", "b"), ("c",)]
+        both = everything(open_rows(path, "train", caption_key=["long", "caption"], **options))
+        assert [r.captions for r in both] == [("d", "a", "b"), ("e", "c")]
+
+
+def test_an_imagefolder_is_read_with_its_classes(tmp_path):
+    as_classes(tmp_path / "pictures" / "train", MADE[:6], ["x", "y", "z"])
+    source = open_rows(str(tmp_path / "pictures"), "train", test_share=0.0)
+    assert list(source.classes) == ["x", "y", "z"]
+    data = load(
+        DataSettings(
+            "hf", str(tmp_path / "pictures"), image_size=4, channels=3, options={"test_share": 0.0}
+        ),
+        "train",
+    )
+    assert data.class_labels.bincount().tolist() == [2, 2, 2]
+
+
+def test_pictures_of_bytes_alone_are_read(tmp_path):
+    stream = io.BytesIO()
+    Image.new("L", (4, 4), 7).save(stream, format="PNG")
+    made = datasets.Dataset.from_dict({"raw": [stream.getvalue()] * 3, "text": ["a", "b", "c"]})
+    made.to_parquet(tmp_path / "x.parquet")
+    settings = DataSettings(
+        "hf", str(tmp_path / "x.parquet"), image_size=4,
+        options={"image_key": "raw", "test_share": 0.0},
+    )  # fmt: skip
+    assert load(settings, "train").images.unique().tolist() == [7]
+
+
+def test_a_shared_copy_stands_for_the_hub(tmp_path, monkeypatch):
+    as_parquet(tmp_path / "birds" / "train.parquet", MADE[:4])
+    monkeypatch.setenv("FLUXSMITH_DATA", str(tmp_path))
+    assert len(open_rows("someone/birds", "train", test_share=0.0)) == 4
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_is_missing_is_named(tmp_path, streaming):
+    made = rows(title=["a", "b"], size=[1, 2])
+    made.to_parquet(tmp_path / "x.parquet")
+    path = tmp_path / "x.parquet"
+    options = {"streaming": streaming}
+    assert "has title, size, and which holds the captions" in refused(path, **options)
+    assert "data.caption_key=txt" in refused(path, caption_key="txt", **options)
+    assert "data.image_key=img" in refused(path, image_key="img", **options)
+    assert "data.train_split=training" in refused(path, train_split="training", **options)
+    assert "data.test_split=dev" in refused(path, test_split="dev", **options)
+    message = refused(path, caption_key="title", templates=["a {}"], **options)
+    assert "data.templates" in message
+
+
+def test_a_path_that_is_nothing_names_the_ways_out(tmp_path):
+    assert "data.path: missing" in refused(None)
+    message = refused("nobody/nothing-of-this-name")
+    assert "HF_HUB_OFFLINE" in message
+    assert "local copy" in message
+    (tmp_path / "x.parquet").write_bytes(b"no parquet")
+    assert "can't read" in refused(tmp_path / "x.parquet")

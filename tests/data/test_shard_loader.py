@@ -1,0 +1,158 @@
+"""A stream gives every image once an epoch, in shuffled order, and goes on exactly where it was."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from made_pictures import items
+
+from fluxsmith.data.records import Record
+from fluxsmith.data.settings import DataSettings
+from fluxsmith.data.shard_loader import ShardLoader
+from fluxsmith.errors import UserError
+
+MADE = items(50, size=4)
+SETTINGS = DataSettings(
+    "webdataset", image_size=4, channels=3, flip=True, caption_dropout=0.2, shuffle_buffer=8
+)
+
+
+class Lists:
+    """Shards of 13, 13, 12 and 12 pictures, that note where they were read from."""
+
+    classes = ()
+
+    def __init__(self, shards: int = 4) -> None:
+        self.lists = [list(range(shard, len(MADE), shards)) for shard in range(shards)]
+        self.opened: list[tuple[int, int]] = []
+
+    def __len__(self) -> int:
+        return len(self.lists)
+
+    def read(self, shard: int, skip: int) -> Iterator[tuple[int, Record]]:
+        self.opened.append((shard, skip))
+        for place, i in enumerate(self.lists[shard][skip:], start=skip):
+            yield place, Record(str(i), MADE[i][0], (f"{i}", f"number {i}"))
+
+
+def loader(batch_size=7, shards=4, *, seed=0, rank=0, world=1, **changes) -> ShardLoader:
+    settings = replace(SETTINGS, **changes)
+    return ShardLoader(Lists(shards), batch_size, seed, settings, rank=rank, world=world)
+
+
+def numbers(batch) -> list[int]:
+    return [int(caption.removeprefix("number ")) for caption in batch.captions]
+
+
+def equal(one, other) -> bool:
+    return torch.equal(one.images, other.images) and one.captions == other.captions
+
+
+@pytest.mark.parametrize("batch_size", [5, 7, 50])
+@pytest.mark.parametrize("shuffle_buffer", [1, 8, 1000])
+def test_every_image_comes_exactly_once_an_epoch(batch_size, shuffle_buffer):
+    stream = loader(batch_size, caption_dropout=0.0, shuffle_buffer=shuffle_buffer)
+    drawn = [i for step in range(math.ceil(150 / batch_size)) for i in numbers(stream.batch(step))]
+    epochs = [drawn[i * 50 : (i + 1) * 50] for i in range(3)]
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+@pytest.mark.parametrize("cut", [1, 4, 9, 17])
+def test_resuming_goes_on_to_the_bit(cut):
+    whole = loader()
+    for step in range(cut):
+        whole.batch(step)
+    position = whole.position(cut)
+    resumed = loader(workers=3)  # how many threads there are has no say in it
+    resumed.resume(position, cut, "x.pt")
+    assert resumed.position(cut) == position
+    for step in range(cut, cut + 12):
+        assert equal(resumed.batch(step), whole.batch(step)), step
+
+
+def test_resuming_reads_no_shard_that_is_behind():
+    whole = loader(shuffle_buffer=4)
+    for step in range(6):
+        whole.batch(step)
+    resumed = loader(shuffle_buffer=4)
+    resumed.resume(whole.position(6), 6, "x.pt")
+    resumed.batch(6)
+    before = whole.position(6)
+    assert before["turn"] > 0
+    assert resumed.shards.opened[0][1] == before["skip"] > 0
+
+
+def test_order_and_draws_follow_from_the_seed():
+    one, same, other = loader(), loader(), loader(seed=1)
+    batches = [stream.batch(0) for stream in (one, same, other)]
+    assert equal(batches[0], batches[1])
+    assert not equal(batches[0], batches[2])
+
+
+def test_captions_are_dropped_and_images_mirrored_at_their_rates():
+    stream = loader(50)
+    batches = [stream.batch(step) for step in range(20)]
+    dropped = sum(caption == "" for batch in batches for caption in batch.captions)
+    assert abs(dropped - 200) <= 5 * math.sqrt(1000 * 0.2 * 0.8)
+    straight = loader(50, flip=False)
+    mirrored = 0
+    for batch in batches:
+        plain = straight.batch(straight._step).images
+        same = (batch.images == plain).flatten(1).all(1)
+        assert torch.equal(batch.images[~same], plain[~same].flip(-1))
+        mirrored += int((~same).sum())
+    assert abs(mirrored - 500) <= 5 * math.sqrt(1000 / 4)
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_ranks_share_an_epoch_among_them(shards):
+    """By shard, or by record where there are fewer shards than ranks."""
+    world = 2
+    seen = []
+    for rank in range(world):
+        stream = loader(1, shards, rank=rank, world=world, caption_dropout=0.0)
+        share = sum(len(stream.shards.lists[shard]) for shard in stream._order(0))
+        share = share if shards > 1 else 25
+        seen.append([numbers(stream.batch(step))[0] for step in range(share)])
+    assert sorted(seen[0] + seen[1]) == list(range(50))
+
+
+def test_a_bad_image_is_passed_over(caplog):
+    stream = loader(7, max_bad=0.1, caption_dropout=0.0)
+    read = stream.shards.read
+
+    def with_a_bad_one(shard, skip):
+        for place, record in read(shard, skip):
+            yield place, replace(record, picture=b"") if record.name == "5" else record
+
+    stream.shards.read = with_a_bad_one
+    drawn = [i for step in range(7) for i in numbers(stream.batch(step))]
+    assert sorted(drawn) == [i for i in range(50) if i != 5]
+    assert "skipped 5" in caplog.text
+
+
+def test_a_stream_can_not_jump():
+    stream = loader()
+    with pytest.raises(ValueError, match="can't jump"):
+        stream.batch(3)
+    stream.batch(0)
+    with pytest.raises(ValueError, match="stands at step 1"):
+        stream.position(0)
+
+
+def test_other_data_is_refused_on_resuming():
+    position = loader().position(0)
+    with pytest.raises(UserError, match=r"x\.pt was trained on a stream with shards = 4"):
+        loader(shards=3).resume(position, 0, "x.pt")
+    with pytest.raises(UserError, match="shards = None"):
+        loader().resume({"epoch": 0, "offset": 0, "images": 50}, 0, "x.pt")
+
+
+def test_an_empty_stream_is_one_line():
+    stream = loader()
+    stream.shards.lists = [[], [], [], []]
+    with pytest.raises(UserError, match="there are no images to train on"):
+        stream.batch(0)
