@@ -1,5 +1,6 @@
 """The command line. Commands import what they need when they run, so that --help is quick."""
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -63,7 +64,10 @@ def train(
 
 @app.command()
 def sample(
-    checkpoint: Checkpoint,
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(metavar="CHECKPOINT", help="A checkpoint, a run's folder, or a config."),
+    ],
     prompt: Annotated[
         list[str] | None,
         typer.Option(help="What to draw; may be repeated. Without: captions at random."),
@@ -76,29 +80,57 @@ def sample(
     solver: Solver = None,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
-    weights: Weights = "ema",
+    weights: Annotated[
+        str, typer.Option(help="ema or model; with a config, the file of the network's weights.")
+    ] = "ema",
     filmstrip: Annotated[
         bool, typer.Option("--filmstrip", help="Also the first picture's way from noise.")
     ] = False,
     gif: Annotated[bool, typer.Option("--gif", help="Also the way from noise, animated.")] = False,
+    height: Annotated[int | None, typer.Option(help="Pixels; the config's by default.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels; the config's by default.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at once.")] = None,
+    init_image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How much of it is drawn anew: 1 all, 0.6 by default.")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="White where it is drawn anew.")] = None,
+    autoencoder: Annotated[str | None, typer.Option(help="In place of the config's.")] = None,
+    clip: Annotated[str | None, typer.Option(help="CLIP's folder, likewise.")] = None,
+    t5: Annotated[str | None, typer.Option(help="T5's folder, likewise.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the network: float32, bfloat16, float16.")
+    ] = None,
+    offload: Annotated[
+        str, typer.Option(help="auto, none, or blocks: they visit the device one by one.")
+    ] = "auto",
     device: Device = "auto",
     config: Annotated[
         Path | None, typer.Option(help="Its sample section holds, and the model must be its own.")
     ] = None,
 ) -> None:
-    """Draw pictures with a trained model."""
-    from fluxsmith.checkpoint import newest
+    """Draw pictures with a trained model, or with released weights and a config."""
     from fluxsmith.config import read_config
     from fluxsmith.config.comparing import MODEL, check_same
+    from fluxsmith.device import peak_memory
     from fluxsmith.drawing import Request, default_folder, draw
     from fluxsmith.evaluation.cheapest import cheapest_setting
-    from fluxsmith.pipeline import Pipeline
+    from fluxsmith.interop.opening import open_pipeline
+    from fluxsmith.starting import read_edit
 
     whole = whole_number("--steps", steps) if steps not in (None, "auto") else None
     expected = read_config(config) if config else None
-    path = newest(checkpoint)
-    on = expected.device if expected and device == "auto" else device
-    pipeline = Pipeline.from_checkpoint(path, device=on, weights=weights)
+    places = {"--autoencoder": autoencoder, "--clip": clip, "--t5": t5}
+    keys = {"--autoencoder": "autoencoder.weights", "--clip": "text.clip", "--t5": "text.t5"}
+    pipeline, path = open_pipeline(
+        checkpoint,
+        prompt or (),
+        weights=weights,
+        device=expected.device if expected and device == "auto" else device,
+        dtype=dtype,
+        offload=offload,
+        overrides=[f"{keys[option]}={json.dumps(path)}" for option, path in places.items() if path],
+    )
     if expected:
         check_same(pipeline.config, expected, MODEL, str(path))
         pipeline.config = pipeline.config.model_copy(update={"sample": expected.sample})
@@ -107,6 +139,15 @@ def sample(
         settings = settings.model_copy(update=cheapest_setting(path, weights))
     elif whole is not None:
         settings = settings.model_copy(update={"steps": whole})
+    edit, size = read_edit(pipeline, init_image, strength, mask, picture_size(height, width))
+    more: dict[str, object] = {
+        **places,
+        "--height": height,
+        "--width": width,
+        "--init-image": init_image,
+    }
+    more |= {"--strength": strength, "--mask": mask, "--dtype": dtype, "--batch-size": batch_size}
+    more |= {"--offload": None if offload == "auto" else offload}
     request = Request(
         checkpoint=path,
         prompts=tuple(prompt or ()),
@@ -116,6 +157,10 @@ def sample(
         solver=solver or settings.solver,
         seed=seed,
         weights=weights,
+        size=size,
+        batch_size=batch_size,
+        edit=edit,
+        options={option: str(value) for option, value in more.items() if value is not None},
         filmstrip=filmstrip,
         gif=gif,
         device=device,
@@ -129,6 +174,60 @@ def sample(
         typer.echo(f"filmstrip   {drawn.filmstrip}")
     if drawn.gif:
         typer.echo(f"animation   {drawn.gif}")
+    if (peak := peak_memory(pipeline.device)) is not None:
+        typer.echo(f"peak memory {peak / 2**30:.2f} GiB")
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SRC", help="A BFL file, a diffusers folder, a checkpoint of xdiffusion."
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint to write, *.pt.")],
+    overrides: Overrides = None,
+    config: Annotated[
+        Path | None, typer.Option(help="What the model is; by default it is derived.")
+    ] = None,
+) -> None:
+    """Turn released or foreign weights into a checkpoint."""
+    from fluxsmith.interop.importing import import_model
+
+    found = import_model(source, out, config, overrides or [])
+    typer.echo(f"read        {found.kind}, {len(found.network)} tensors, from {found.origin}")
+    typer.echo(f"checkpoint  {out}")
+
+
+@app.command()
+def export(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A *.safetensors file, or a folder.")],
+    form: Annotated[
+        str, typer.Option("--format", metavar="bfl|diffusers", help="One file, or a folder.")
+    ],
+    weights: Weights = "ema",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, float16; as they are by default.")
+    ] = None,
+    scores: Annotated[
+        Path | None, typer.Option(help="What `evaluate --json` wrote, for the model card.")
+    ] = None,
+    samples: Annotated[bool, typer.Option(help="Draw a grid for the model card.")] = True,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="USER/MODEL", help="Upload it there.")
+    ] = None,
+) -> None:
+    """Write a model for others: BFL's keys in one file, or a folder for diffusers."""
+    from fluxsmith.interop.exporting import export as run
+
+    for path in run(checkpoint, out, form, weights, dtype, scores, samples):
+        typer.echo(f"wrote       {path}")
+    if push_to_hub is not None:
+        from fluxsmith.interop.hub import push
+
+        typer.echo(f"uploaded    {push(out, push_to_hub)}")
 
 
 @app.command()
@@ -251,6 +350,15 @@ def main(arguments: list[str] | None = None) -> None:
         if message := error.format_message():
             _fail(f"{message} (see --help)")
         sys.exit(2)
+
+
+def picture_size(height: int | None, width: int | None) -> tuple[int, int] | None:
+    """(height, width); one alone is a mistake, for the other would be a guess."""
+    if height is None and width is None:
+        return None
+    if height is None or width is None:
+        raise UserError("--height and --width go together; give both, or none for the config's")
+    return height, width
 
 
 def whole_number(option: str, text: str | None) -> int:

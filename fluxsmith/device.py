@@ -1,6 +1,8 @@
 """Which device and arithmetic to run with."""
 
 import contextlib
+import sys
+from pathlib import Path
 
 import torch
 
@@ -41,3 +43,27 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
         return torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on the device; None where that can't be known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cpu" and Path("/proc/meminfo").is_file():
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        sizes = dict(line.split(":", 1) for line in lines if ":" in line)
+        return int(sizes["MemAvailable"].split()[0]) * 1024
+    return None
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most memory that this process has held on the device so far, in bytes: on CUDA what torch
+    allocated, on the CPU what was resident, mapped files included; None where that isn't known."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -4,8 +4,8 @@ Every PNG says how to draw it again, and drawing it again gives the same bytes.
 """
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 import torch
@@ -15,7 +15,7 @@ from fluxsmith import render
 from fluxsmith.data.images import to_uint8
 from fluxsmith.errors import UserError
 from fluxsmith.files import make_folder, write_text
-from fluxsmith.pipeline import Pipeline
+from fluxsmith.pipeline import Edit, Pipeline
 from fluxsmith.randomness import generator
 from fluxsmith.version import __version__
 
@@ -32,6 +32,10 @@ class Request:
     solver: str = "euler"
     seed: int = 0
     weights: str = "ema"
+    size: tuple[int, int] | None = None  # (height, width) in pixels; None: the config's
+    batch_size: int | None = None
+    edit: Edit | None = None
+    options: Mapping[str, str] = field(default_factory=dict)  # more that the command was given
     filmstrip: bool = False
     gif: bool = False
     device: str = "auto"
@@ -47,6 +51,8 @@ class Request:
         words += ["--steps", str(self.steps), "--guidance", repr(self.guidance)]
         words += ["--solver", self.solver, "--seed", str(self.seed), "--weights", self.weights]
         words += ["--filmstrip"] * self.filmstrip + ["--gif"] * self.gif
+        for option, value in self.options.items():
+            words += [option, value]
         if self.device != "auto":
             words += ["--device", self.device]
         if self.config is not None:
@@ -74,7 +80,9 @@ def default_folder(pipeline: Pipeline) -> Path:
 def draw(pipeline: Pipeline, request: Request, folder: Path) -> Drawn:
     """Draws what is asked for and writes it into `folder`, named by step and seed."""
     prompts = choose_prompts(pipeline, request)
-    pipeline.check_drawable(prompts, request.steps, request.guidance, request.solver)
+    pipeline.check_drawable(
+        prompts, request.steps, request.guidance, request.solver, request.size, request.edit
+    )
     make_folder(folder, "--out")
     trajectory = _Trajectory()
     images = pipeline.generate(
@@ -83,6 +91,9 @@ def draw(pipeline: Pipeline, request: Request, folder: Path) -> Drawn:
         guidance=request.guidance,
         solver=request.solver,
         seed=request.seed,
+        size=request.size,
+        edit=request.edit,
+        batch_size=request.batch_size,
         on_step=trajectory if request.filmstrip or request.gif else None,
     )
     pictures = to_uint8(images)  # (n, c, h, w)

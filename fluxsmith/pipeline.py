@@ -6,23 +6,27 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fluxsmith import autoencoder as autoencoders
 from fluxsmith import checkpoint as checkpoints
 from fluxsmith.autoencoder import Autoencoder
 from fluxsmith.config import RunConfig
-from fluxsmith.config.reading import build_config
+from fluxsmith.config.reading import build_config, with_overrides
 from fluxsmith.device import autocast, pick_device
 from fluxsmith.errors import UserError
+from fluxsmith.flow.editing import inpaint, shortened
 from fluxsmith.flow.guidance import classifier_free, embedded, within_interval
-from fluxsmith.flow.path import Velocity
+from fluxsmith.flow.path import Velocity, interpolate
 from fluxsmith.flow.schedule import SCHEDULES
-from fluxsmith.flow.solvers import SOLVERS
+from fluxsmith.flow.solvers import SOLVERS, Solver
+from fluxsmith.flow.solvers import OnStep as SolverStep
 from fluxsmith.model.flux import Flux, FluxParams
 from fluxsmith.model.tokens import image_ids, patchify, text_ids, token_grid, unpatchify
 from fluxsmith.randomness import address_seed, image_noise
@@ -31,6 +35,19 @@ from fluxsmith.text.encoder import NULL_PROMPT, TextEmbedding
 
 # Called with (step, t, images): step 0 is the noise, and the images are decoded, unclamped.
 OnStep = Callable[[int, float, Tensor], None]
+
+
+TOKENS_AT_ONCE = 4096  # image tokens of the pictures that `generate` draws together, by default
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A picture to begin with: it is noised as far as `strength` says and drawn anew from there,
+    where `mask` is 1 if there is one."""
+
+    image: Tensor  # (c, H, W) in [-1, 1]
+    strength: float = 0.6  # above 0; 1 leaves nothing of the picture
+    mask: Tensor | None = None  # (1, H, W): 1 is drawn anew, 0 kept
 
 
 class Pipeline(nn.Module):
@@ -55,23 +72,37 @@ class Pipeline(nn.Module):
         autoencoder = build_autoencoder(config, device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(address_seed(config.seed, "weights"))
-            text = ByteEncoder(
-                config.text.width,
-                config.text.hidden_size,
-                config.text.depth,
-                config.text.max_tokens,
-            )
+            text = build_text_encoder(config)
             network = Flux(flux_params(config, autoencoder, text))
         return cls(config, network, text, autoencoder).to(device)
 
     @classmethod
+    def shaped(cls, config: RunConfig, device: torch.device | str = "cpu") -> "Pipeline":
+        """A model whose network has shapes but no weights; `load_weights(assign=True)` brings them,
+        in their own dtype and from wherever they are, without a copy."""
+        autoencoder = build_autoencoder(config, device)
+        text = build_text_encoder(config)
+        with torch.device("meta"):
+            network = Flux(flux_params(config, autoencoder, text))
+        return cls(config, network, text, autoencoder)
+
+    @classmethod
     def from_checkpoint(
-        cls, path: str | Path, device: str = "auto", weights: str = "ema"
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        weights: str = "ema",
+        overrides: Sequence[str] = (),
     ) -> "Pipeline":
-        """The model in a checkpoint; `weights` is `ema` (the average) or `model` (the raw ones)."""
+        """The model in a checkpoint; `weights` is `ema` (the average) or `model` (the raw ones).
+
+        `overrides` are KEY=VALUE for its config, such as autoencoder.weights where a file moved.
+        """
         if weights not in ("ema", "model"):
             raise UserError(f"weights={weights}: must be ema or model")
-        return cls.from_contents(checkpoints.load(path), path, device, weights)
+        contents = checkpoints.load(path)
+        contents["config"] = with_overrides(contents["config"], overrides)
+        return cls.from_contents(contents, path, device, weights)
 
     @classmethod
     def from_contents(
@@ -79,15 +110,16 @@ class Pipeline(nn.Module):
     ) -> "Pipeline":
         config = build_config(contents["config"], origin=str(path))
         on = pick_device(device)
-        pipeline = cls.build(config, on)
+        pipeline = cls.shaped(config, on)
         check_autoencoder(pipeline.autoencoder, contents["metadata"], origin=str(path))
-        pipeline.load_weights(contents[weights], origin=str(path))
+        pipeline.load_weights(contents[weights], origin=str(path), assign=True)
         pipeline.step = contents["step"]
         pipeline.captions = list(contents["metadata"].get("captions", []))
-        return pipeline.eval()
+        return pipeline.to(on).eval()
 
-    def load_weights(self, weights: dict[str, Tensor], origin: str) -> None:
-        """Loads tensors by name; a UserError names the first that don't fit."""
+    def load_weights(self, weights: dict[str, Tensor], origin: str, assign: bool = False) -> None:
+        """Loads tensors by name, copied into the model's own or, with `assign`, in their place; a
+        UserError names the first that don't fit."""
         own = self.state_dict()
         missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
         if missing or extra:
@@ -101,7 +133,7 @@ class Pipeline(nn.Module):
                     f"{origin} doesn't fit this model: {name} is {tuple(tensor.shape)} in the "
                     f"file, {tuple(own[name].shape)} here; was it another config's?"
                 )
-        self.load_state_dict(weights)
+        self.load_state_dict(weights, assign=assign)
 
     @property
     def device(self) -> torch.device:
@@ -110,12 +142,17 @@ class Pipeline(nn.Module):
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(c, h, w) of what the flow runs on."""
-        size = self.config.data.image_size // self.autoencoder.factor
-        return self.autoencoder.channels, size, size
+        size = self.config.data.image_size
+        return self.latent_shape_of(size, size)
 
-    @property
-    def image_tokens(self) -> int:
-        _, height, width = self.latent_shape
+    def latent_shape_of(self, height: int, width: int) -> tuple[int, int, int]:
+        """(c, h, w) of what the flow runs on, for pictures of height x width pixels."""
+        factor = self.autoencoder.factor
+        return self.autoencoder.channels, height // factor, width // factor
+
+    def image_tokens(self, shape: tuple[int, int, int]) -> int:
+        """The network's image tokens for latents of this shape."""
+        _, height, width = shape
         rows, columns = token_grid(height, width, self.config.model.patch_size)
         return rows * columns
 
@@ -173,35 +210,60 @@ class Pipeline(nn.Module):
         guidance: float | None = None,
         seed: int = 0,
         solver: str | None = None,
+        size: tuple[int, int] | None = None,
+        edit: Edit | None = None,
         first_index: int = 0,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
         """One picture a prompt: (n, c, h, w) in [-1, 1], on the CPU.
 
-        Settings left out are the config's. Picture i starts from the noise addressed by
-        (seed, first_index + i), so it does not depend on what is drawn beside it. `on_step` sees
-        the pictures of one batch at a time. Raises a UserError for settings that can't be used.
+        Settings left out are the config's; `size` is (height, width) in pixels. Picture i starts
+        from the noise addressed by (seed, first_index + i), so it does not depend on what is drawn
+        beside it. `on_step` sees the pictures of one batch at a time. Raises a UserError for
+        settings that can't be used.
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
         settings = self.config.sample
         steps = settings.steps if steps is None else steps
         guidance = settings.guidance if guidance is None else guidance
         solver = settings.solver if solver is None else solver
-        self.check_drawable(prompts, steps, guidance, solver)
+        size = (self.config.data.image_size,) * 2 if size is None else size
+        self.check_drawable(prompts, steps, guidance, solver, size, edit)
 
-        ts = SCHEDULES[settings.schedule](steps, self.image_tokens)
+        shape = self.latent_shape_of(*size)
+        ts = SCHEDULES[settings.schedule](steps, self.image_tokens(shape))
+        at_once = batch_size or min(64, max(1, TOKENS_AT_ONCE // self.image_tokens(shape)))
         report = self._decoded(on_step) if on_step is not None else None
         pictures = []
         with self.drawing(settings.precision):
-            for start in range(0, len(prompts), batch_size):
-                part = prompts[start : start + batch_size]
+            for start in range(0, len(prompts), at_once):
+                part = prompts[start : start + at_once]
                 first = first_index + start
-                noise = image_noise(self.latent_shape, seed, range(first, first + len(part)))
+                eps = image_noise(shape, seed, range(first, first + len(part))).to(self.device)
                 velocity = self.guided_velocity(self.encode_text(part), guidance)
-                x = SOLVERS[solver](velocity, noise.to(self.device), ts, report)
+                x = self.solve(SOLVERS[solver], velocity, eps, ts, edit, report)
                 pictures.append(self.autoencoder.decode(x).clamp(-1, 1).cpu())
         return torch.cat(pictures)
+
+    def solve(
+        self,
+        solver: Solver,
+        velocity: Velocity,
+        eps: Tensor,
+        ts: Tensor,
+        edit: Edit | None = None,
+        on_step: SolverStep | None = None,
+    ) -> Tensor:
+        """From noise (b, c, h, w) at ts[0] = 1 to latents, or from the picture of an edit."""
+        if edit is None:
+            return solver(velocity, eps, ts, on_step)
+        x0 = self.autoencoder.encode(edit.image[None].to(self.device))  # (1, c, h, w)
+        ts = shortened(ts, edit.strength)
+        if edit.mask is None:
+            return solver(velocity, interpolate(x0, eps, ts[0]), ts, on_step)
+        mask = F.interpolate(edit.mask[None].to(x0), eps.shape[2:])  # nearest: (1, 1, h, w)
+        return inpaint(solver, velocity, x0, eps, mask, ts, on_step)
 
     @contextmanager
     def drawing(self, precision: str) -> Iterator[None]:
@@ -216,7 +278,13 @@ class Pipeline(nn.Module):
             self.precision = before
 
     def check_drawable(
-        self, prompts: Sequence[str], steps: int, guidance: float, solver: str
+        self,
+        prompts: Sequence[str],
+        steps: int,
+        guidance: float,
+        solver: str,
+        size: tuple[int, int] | None = None,
+        edit: Edit | None = None,
     ) -> None:
         """Raises a UserError that names the first of these which `generate` could not use."""
         if solver not in SOLVERS:
@@ -225,9 +293,28 @@ class Pipeline(nn.Module):
             raise UserError(f"steps={steps}: sampling needs at least 1")
         if not math.isfinite(guidance):
             raise UserError(f"guidance={guidance}: must be a finite number")
+        if size is not None:
+            self._check_size(*size)
+        if edit is not None:
+            check_edit(edit, size)
         if not prompts:
             raise UserError("there is no prompt to draw; give at least one")
         self.text.check(prompts)
+
+    @property
+    def size_unit(self) -> int:
+        """Heights and widths in pixels are multiples of this."""
+        return self.autoencoder.factor * self.config.model.patch_size
+
+    def _check_size(self, height: int, width: int) -> None:
+        unit = self.size_unit
+        for name, pixels in (("height", height), ("width", width)):
+            if pixels < unit or pixels % unit:
+                below = max(unit, pixels - pixels % unit)
+                raise UserError(
+                    f"{name}={pixels}: must be a multiple of {unit}, such as {below} or "
+                    f"{below + unit}"
+                )
 
     def digest(self) -> str:
         """A short digest of every weight and of the settings that shape a picture beside those a
@@ -244,7 +331,9 @@ class Pipeline(nn.Module):
         found = hashlib.sha256(repr(settings).encode())
         for name, tensor in sorted(self.state_dict().items()):
             found.update(name.encode())
-            found.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+            found.update(
+                memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            )
         return found.hexdigest()[:16]
 
     def _decoded(self, on_step: OnStep) -> Callable[[int, Tensor, Tensor], None]:
@@ -252,6 +341,24 @@ class Pipeline(nn.Module):
             on_step(step, float(t), self.autoencoder.decode(x))
 
         return report
+
+
+def build_text_encoder(config: RunConfig) -> ByteEncoder:
+    """The text encoder that a config names, new where it is learned."""
+    text = config.text
+    return ByteEncoder(text.width, text.hidden_size, text.depth, text.max_tokens)
+
+
+def check_edit(edit: Edit, size: tuple[int, int] | None) -> None:
+    """Raises a UserError for an edit that can't be made."""
+    if not 0 < edit.strength <= 1:
+        raise UserError(f"strength={edit.strength}: must lie above 0 and at most at 1")
+    for name, tensor in (("image", edit.image), ("mask", edit.mask)):
+        if tensor is not None and size is not None and tuple(tensor.shape[1:]) != size:
+            raise UserError(
+                f"the {name} has {tensor.shape[1]}x{tensor.shape[2]} pixels and the picture "
+                f"{size[0]}x{size[1]}; make them equal"
+            )
 
 
 def build_autoencoder(config: RunConfig, device: torch.device | str) -> Autoencoder:
@@ -276,7 +383,7 @@ def build_autoencoder(config: RunConfig, device: torch.device | str) -> Autoenco
 
 def check_autoencoder(autoencoder: Autoencoder, metadata: dict[str, Any], origin: str) -> None:
     """Raises a UserError where a checkpoint was trained in the latents of another autoencoder."""
-    trained = metadata.get("autoencoder")
+    trained = metadata.get("autoencoder", autoencoder.digest)  # imported weights don't say
     if trained != autoencoder.digest:
         raise UserError(
             f"autoencoder.weights: {origin} was trained with the autoencoder {trained}, and this "

@@ -28,16 +28,17 @@ LAYERS = {
     "config": 1,
     "checkpoint": 1,
     "pipeline": 2,
-    "training": 3,
-    "evaluation": 3,
     "interop": 3,
-    "drawing": 3,
-    "survey": 3,
-    "distillation": 4,
-    "studies": 5,
-    "cli": 6,
-    "web": 6,
-    "__main__": 7,  # calls cli and is called by nobody
+    "training": 4,
+    "evaluation": 4,
+    "drawing": 4,
+    "starting": 4,
+    "survey": 4,
+    "distillation": 5,
+    "studies": 6,
+    "cli": 7,
+    "web": 7,
+    "__main__": 8,  # calls cli and is called by nobody
 }
 
 

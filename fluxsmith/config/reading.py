@@ -39,14 +39,19 @@ _Loader.add_implicit_resolver(
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The config at `path` with `key=value` overrides, its name and output folder resolved."""
     path = Path(path)
-    data = _read_yaml(path)
-    for override in overrides:
-        _apply(data, override)
+    data = with_overrides(_read_yaml(path), overrides)
     below = _below_configs(path)
     for key, default in (("name", below.name), ("output_dir", str(PurePath("output") / below))):
         if data.get(key) is None:
             data[key] = default
     return build_config(data, origin=str(path))
+
+
+def with_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Plain data of a config with `key=value` overrides put into it."""
+    for override in overrides:
+        _apply(data, override)
+    return data
 
 
 def build_config(data: Mapping[str, Any], origin: str) -> RunConfig:

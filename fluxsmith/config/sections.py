@@ -283,6 +283,8 @@ class TrainConfig(Section):
     """Optimiser steps in all."""
     batch_size: Count = 64
     """Images an optimiser step sees."""
+    init_from: str | None = None
+    """Weights to start from in place of new ones: a checkpoint, a BFL file, a diffusers folder."""
     accumulate: Count = 1
     """Pieces that a batch is cut into to save memory; the gradients stay the same."""
     learning_rate: Positive = 1e-3

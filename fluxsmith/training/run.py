@@ -14,6 +14,7 @@ from fluxsmith.device import pick_device
 from fluxsmith.errors import UserError
 from fluxsmith.files import make_folder, write_text
 from fluxsmith.flow.timesteps import DENSITIES
+from fluxsmith.interop.initial import load_initial
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.training.console import TrainingConsole
 from fluxsmith.training.curves import plot_loss
@@ -37,7 +38,7 @@ def train(
     folder = Path(config.resolved_output_dir)
     device = pick_device(config.device)
     start = _checkpoint_to_resume(folder, config, resume, overwrite)
-    trainer = build_trainer(config, device, evaluate)
+    trainer = build_trainer(config, device, evaluate, fresh=start is None)
     if start is not None:
         trainer.load_state_dict(checkpoints.load(start), str(start))
 
@@ -70,11 +71,14 @@ def train(
 
 
 def build_trainer(
-    config: RunConfig, device: torch.device, evaluate: Evaluate | None = None
+    config: RunConfig, device: torch.device, evaluate: Evaluate | None = None, fresh: bool = True
 ) -> Trainer:
-    """The trainer of a config at step 0, with its data loaded and its weights new."""
+    """The trainer of a config at step 0, with its data loaded and its weights new, or those of
+    train.init_from; `fresh` is false where a checkpoint brings them anyway."""
     loader = build_loader(config.data.settings(), config.train.batch_size, config.seed, device)
     pipeline = Pipeline.build(config, device)
+    if fresh and config.train.init_from is not None:
+        load_initial(pipeline, config.train.init_from)
     pipeline.text.check(loader.captions())
     density = DENSITIES[config.flow.timesteps](**config.flow.parameters())
     objective = FlowMatching(pipeline, density, config.flow.stratified)

@@ -159,6 +159,11 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any], origin: str) -> None:
         """Takes over from a checkpoint; the next step is the one that would have come next."""
+        if not state["optimizer"]:
+            raise UserError(
+                f"{origin} was imported, and holds no training state to resume; start from its "
+                f"weights with train.init_from={origin}"
+            )
         self.loader.resume(state["data"], state["step"], origin)
         check_autoencoder(self.pipeline.autoencoder, state["metadata"], origin)
         self.pipeline.load_weights(state["ema"], origin)  # checks that they fit

@@ -33,7 +33,7 @@ def latent(toy, tmp_path):
 def test_widths_and_sizes_follow_from_the_autoencoder(latent):
     pipeline = Pipeline.build(latent())
     assert pipeline.latent_shape == (4, 4, 4)
-    assert pipeline.image_tokens == 4
+    assert pipeline.image_tokens(pipeline.latent_shape) == 4
     assert pipeline.network.params.in_channels == 4 * 2 * 2
     assert pipeline.generate(["3", "4"], steps=1).shape == (2, 3, 16, 16)
 

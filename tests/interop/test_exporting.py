@@ -1,0 +1,276 @@
+"""Out, and in again: the same bytes, the same pictures, in others' programs too."""
+
+import json
+
+import pytest
+import torch
+from helpers import same
+from interop_models import data_section, moved
+from safetensors import safe_open
+from tiny_autoencoder import save_autoencoder
+
+from fluxsmith import Pipeline
+from fluxsmith import checkpoint as checkpoints
+from fluxsmith.cli import main
+from fluxsmith.errors import UserError
+from fluxsmith.interop.exporting import export
+from fluxsmith.interop.importing import contents, import_model
+from fluxsmith.interop.reading import Weights, read_weights
+from fluxsmith.model.tokens import image_ids, patchify, text_ids, unpatchify
+from fluxsmith.randomness import image_noise
+
+
+def save_checkpoint(path, pipeline, step=7):
+    """A checkpoint of this very model, as a run would write it."""
+    own = pipeline.state_dict()
+    weights = Weights(
+        "fluxsmith",
+        str(path),
+        {n.removeprefix("network."): t for n, t in own.items() if n.startswith("network.")},
+        text={n.removeprefix("text."): t for n, t in own.items() if n.startswith("text.")},
+        step=step,
+        metadata={"captions": ["3", "three", "7"], "autoencoder": pipeline.autoencoder.digest},
+    )
+    checkpoints.save(path, contents(weights, pipeline.config))
+    return path
+
+
+@pytest.fixture
+def checkpoint(pipeline, tmp_path):
+    return save_checkpoint(tmp_path / "diffusion-7.pt", pipeline)
+
+
+@pytest.fixture
+def latent_checkpoint(toy, tmp_path):
+    weights = save_autoencoder(tmp_path / "ae.safetensors")
+    settings = ("data.channels=3", "autoencoder.kind=flux", f"autoencoder.weights={weights}")
+    config = toy(*settings, "model.patch_size=2", "sample.schedule=flux")
+    return save_checkpoint(tmp_path / "diffusion-7.pt", moved(Pipeline.build(config)))
+
+
+def run_export(checkpoint, out, form="bfl", dtype=None, weights="ema", scores=None, samples=False):
+    return export(checkpoint, out, form, weights, dtype, scores, samples)
+
+
+@pytest.mark.parametrize("form", ["bfl", "diffusers"])
+@pytest.mark.parametrize("kind", ["checkpoint", "latent_checkpoint"])
+def test_export_then_import_gives_the_model_back(request, tmp_path, kind, form):
+    before = request.getfixturevalue(kind)
+    out = tmp_path / ("model.safetensors" if form == "bfl" else "model")
+    run_export(before, out, form)
+    import_model(out, tmp_path / "back.pt")
+    one, two = (Pipeline.from_checkpoint(p, "cpu") for p in (before, tmp_path / "back.pt"))
+    assert same(dict(one.state_dict()), dict(two.state_dict()))
+    assert one.digest() == two.digest()
+    assert (one.step, one.captions) == (two.step, two.captions)
+    drawn = [p.generate(["3", "seven"], steps=2, guidance=2, seed=1) for p in (one, two)]
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("form", ["bfl", "diffusers"])
+def test_import_then_export_gives_the_same_bytes(checkpoint, tmp_path, form, dtype):
+    names = ("one.safetensors", "two.safetensors") if form == "bfl" else ("one", "two")
+    one, two = (tmp_path / name for name in names)
+    inside = "" if form == "bfl" else "transformer/diffusion_pytorch_model.safetensors"
+    run_export(checkpoint, one, form, dtype)
+    import_model(one, tmp_path / "between.pt")
+    run_export(tmp_path / "between.pt", two, form)
+    section = data_section(one / inside if inside else one)
+    assert section == data_section(two / inside if inside else two)
+    assert len(section) > 100_000
+
+
+def test_a_bfl_file_has_bfls_keys_and_opens_anywhere(checkpoint, tmp_path):
+    run_export(checkpoint, tmp_path / "model.safetensors")
+    with safe_open(tmp_path / "model.safetensors", framework="np") as file:
+        names = set(file.keys())
+        config = json.loads(file.metadata()["fluxsmith"])["config"]
+    network = Pipeline.from_checkpoint(checkpoint, "cpu").network
+    assert names == network.state_dict().keys()
+    assert "double_blocks.0.img_attn.norm.query_norm.scale" in names
+    assert config["model"]["patch_size"] == 4
+
+
+@pytest.mark.parametrize("guidance_embed", [False, True])
+def test_diffusers_alone_draws_the_same_from_the_same_noise(toy, tmp_path, guidance_embed):
+    """As docs/interop.md has it: diffusers' classes, the exported embeddings, and no code of ours
+    but to cut images into tokens, which FluxPipeline does for latents only."""
+    diffusers = pytest.importorskip("diffusers")
+    method = "embedded" if guidance_embed else "cfg"
+    settings = (f"model.guidance_embed={guidance_embed}", f"sample.guidance_method={method}")
+    pipeline = moved(Pipeline.build(toy(*settings)))
+    checkpoint = save_checkpoint(tmp_path / "diffusion-7.pt", pipeline)
+    run_export(checkpoint, tmp_path / "model", "diffusers")
+    folder = tmp_path / "model"
+    transformer = diffusers.FluxTransformer2DModel.from_pretrained(folder / "transformer")
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+    with safe_open(folder / "prompts.safetensors", framework="pt") as file:
+        prompts = json.loads(file.metadata()["prompts"])
+        i = prompts.index("three")
+        tokens, pooled = file.get_tensor(f"tokens.{i}"), file.get_tensor(f"pooled.{i}")
+    assert prompts == ["", "3", "three", "7"]
+
+    noise = image_noise((1, 16, 16), 5, range(1))
+    x = patchify(noise, 4)
+    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
+    for t in scheduler.timesteps:
+        with torch.no_grad():
+            v = transformer(
+                hidden_states=x,
+                encoder_hidden_states=tokens[None],
+                pooled_projections=pooled[None],
+                timestep=t[None] / 1000,
+                guidance=torch.tensor([3.0]) if guidance_embed else None,
+                img_ids=image_ids(4, 4, torch.device("cpu")),
+                txt_ids=text_ids(tokens.shape[0], torch.device("cpu")),
+            ).sample
+        x = scheduler.step(v, t, x).prev_sample
+    drawn = unpatchify(x, 4, 16, 16).clamp(-1, 1)
+    expected = pipeline.generate(
+        ["three"], steps=4, guidance=3.0 if guidance_embed else 1.0, seed=5
+    )
+    torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-4)
+
+
+def test_the_scheduler_is_that_of_the_config(latent_checkpoint, tmp_path):
+    """diffusers' own, at the number of tokens at hand: the times that our schedule gives."""
+    diffusers = pytest.importorskip("diffusers")
+    from fluxsmith.flow.schedule import flux_grid, flux_mu
+
+    run_export(latent_checkpoint, tmp_path / "model", "diffusers")
+    folder = tmp_path / "model" / "scheduler"
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(folder)
+    for tokens in (256, 1000, 4096):
+        scheduler.set_timesteps(sigmas=[1 - i / 5 for i in range(5)], mu=flux_mu(tokens))
+        torch.testing.assert_close(scheduler.sigmas, flux_grid(5, tokens), rtol=0, atol=1e-6)
+
+
+def test_an_exported_autoencoder_is_diffusers_own(latent_checkpoint, tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    run_export(latent_checkpoint, tmp_path / "model", "diffusers")
+    vae = diffusers.AutoencoderKL.from_pretrained(tmp_path / "model" / "vae").eval()
+    autoencoder = Pipeline.from_checkpoint(latent_checkpoint, "cpu").autoencoder
+    latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        z = latents / vae.config.scaling_factor + vae.config.shift_factor
+        expected = vae.decode(z).sample
+    torch.testing.assert_close(autoencoder.decode(latents), expected, rtol=0, atol=1e-4)
+
+
+def test_ema_or_raw_weights_as_asked(checkpoint, tmp_path):
+    state = checkpoints.load(checkpoint)
+    state["model"] = {name: t + 1 for name, t in state["model"].items()}
+    path = tmp_path / "diffusion-8.pt"
+    checkpoints.save(path, state)
+    for weights in ("ema", "model"):
+        run_export(path, tmp_path / f"{weights}.safetensors", weights=weights)
+        read = read_weights(tmp_path / f"{weights}.safetensors").network
+        expected = state[weights]["network.img_in.weight"]
+        assert torch.equal(read["img_in.weight"], expected)
+
+
+def test_the_card_tells_what_it_is_and_shows_it(checkpoint, tmp_path):
+    scores = tmp_path / "scores.json"
+    digest = Pipeline.from_checkpoint(checkpoint, "cpu").digest()
+    results = {"prompt_accuracy": {"accuracy": 0.985, "interval": [0.97, 0.99]}}
+    scores.write_text(json.dumps({"model": digest, "results": results, "settings": {"steps": 20}}))
+    run_export(checkpoint, tmp_path / "model", "diffusers", scores=scores, samples=True)
+    card = (tmp_path / "model" / "README.md").read_text()
+    for part in (
+        "library_name: diffusers",
+        "for 7 steps of 8 images",
+        "| prompt_accuracy.accuracy | 0.985 |",
+        "samples.png",
+        "source: digits",
+    ):
+        assert part in card, part
+    assert (tmp_path / "model" / "samples.png").stat().st_size > 1000
+
+    scores.write_text(json.dumps({"model": "another", "results": {}}))
+    with pytest.raises(UserError, match="evaluation of other weights"):
+        run_export(checkpoint, tmp_path / "model", "diffusers", scores=scores)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("model.mlp_ratio=3",), r"model\.mlp_ratio=3\.0: diffusers' Flux knows mlp_ratio=4\.0"),
+        (("model.theta=100",), r"model\.theta=100\.0: .*--format bfl"),
+        (("model.qkv_bias=false",), r"model\.qkv_bias=False"),
+    ],
+)
+def test_what_diffusers_can_not_express_is_named(toy, tmp_path, settings, said):
+    checkpoint = save_checkpoint(tmp_path / "diffusion-7.pt", Pipeline.build(toy(*settings)))
+    with pytest.raises(UserError, match=said):
+        run_export(checkpoint, tmp_path / "model", "diffusers")
+    assert not (tmp_path / "model").exists()
+    run_export(checkpoint, tmp_path / "model.safetensors", "bfl")
+    import_model(tmp_path / "model.safetensors", tmp_path / "back.pt")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["model", "--format", "bfl"], "let its name end with .safetensors"),
+        (["model", "--format", "onnx"], "--format onnx: must be one of bfl, diffusers"),
+        (["model", "--format", "diffusers", "--dtype", "int8"], "--dtype int8: must be one of"),
+        (["m.safetensors", "--format", "bfl", "--scores", "x.json"], "goes into the model card"),
+        (["model", "--format", "diffusers", "--weights", "best"], "weights=best"),
+    ],
+)
+def test_mistakes_of_the_command_are_one_line(checkpoint, tmp_path, capsys, arguments, said):
+    out, *rest = arguments
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", str(checkpoint), str(tmp_path / out), *rest])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_the_commands_say_what_they_wrote(checkpoint, tmp_path, capsys):
+    for arguments in (
+        ["export", str(checkpoint), str(tmp_path / "m"), "--format", "diffusers", "--no-samples"],
+        ["import", str(tmp_path / "m"), str(tmp_path / "back.pt")],
+        ["sample", str(tmp_path / "back.pt"), "--prompt", "3", "--steps", "1",
+         "--out", str(tmp_path / "drawn")],
+    ):  # fmt: skip
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert not stopped.value.code, capsys.readouterr().err
+    said = capsys.readouterr().out
+    for part in ("transformer", "README.md", "read        diffusers", "back.pt", "peak memory"):
+        assert part in said, part
+
+
+def test_an_imported_checkpoint_can_not_be_resumed_but_started_from(checkpoint, toy, tmp_path):
+    from fluxsmith.training.run import train
+
+    with pytest.raises(UserError, match=r"no training state.*train\.init_from"):
+        train(toy("train.steps=9"), resume=str(checkpoint))
+
+
+@pytest.mark.parametrize("form", ["checkpoint", "bfl", "diffusers"])
+def test_training_starts_from_weights_of_any_form(checkpoint, toy, tmp_path, form):
+    from fluxsmith.training.run import build_trainer
+
+    path = {"checkpoint": checkpoint, "bfl": tmp_path / "m.safetensors"}.get(form, tmp_path / "m")
+    if form != "checkpoint":
+        run_export(checkpoint, path, form)
+    trainer = build_trainer(toy(f"train.init_from={path}"), torch.device("cpu"))
+    expected = Pipeline.from_checkpoint(checkpoint, "cpu").state_dict()
+    assert same(dict(trainer.pipeline.state_dict()), dict(expected))
+    assert same(trainer.ema.weights, dict(expected))
+    trainer.train_step()
+    assert not same(dict(trainer.pipeline.state_dict()), dict(expected))
+    again = Pipeline.from_checkpoint(checkpoint, "cpu").state_dict()
+    assert same(dict(again), dict(expected))  # the file was not written to
+
+
+def test_starting_from_weights_that_do_not_fit_is_named(checkpoint, toy, tmp_path):
+    from fluxsmith.training.run import build_trainer
+
+    config = toy(f"train.init_from={checkpoint}", "model.depth=2")
+    with pytest.raises(UserError, match=r"doesn't fit this model.*made with depth 1, here 2"):
+        build_trainer(config, torch.device("cpu"))
