@@ -7,6 +7,7 @@ from helpers import randomise
 from fluxsmith import Pipeline
 from fluxsmith.errors import UserError
 from fluxsmith.model.tokens import image_ids, patchify, text_ids, unpatchify
+from fluxsmith.pipeline import Edit
 from fluxsmith.randomness import image_noise
 
 
@@ -119,6 +120,52 @@ def test_embedded_guidance_reaches_the_network_in_one_evaluation(toy):
     low, high = (pipeline.generate(["3"], steps=2, guidance=g) for g in (1.5, 4.0))
     assert len(seen) == 4
     assert not torch.equal(low, high)
+
+
+def test_each_picture_may_have_a_guidance_of_its_own(toy):
+    pipeline = Pipeline.build(toy("model.guidance_embed=true")).eval()
+    randomise(pipeline)
+    x, t = torch.randn(2, 1, 16, 16), torch.tensor(0.5)
+    cond = pipeline.encode_text(["3", "4"])
+    with torch.no_grad():
+        together = pipeline.velocity(x, t, cond, torch.tensor([1.5, 4.0]))
+        for i, scale in enumerate((1.5, 4.0)):
+            alone = pipeline.velocity(x[i : i + 1], t, cond[i : i + 1], scale)
+            torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=0)
+    assert not torch.allclose(together, pipeline.velocity(x, t, cond, 1.5), atol=1e-3)
+
+
+def test_a_picture_of_any_size_is_drawn(pipeline):
+    """Also one that isn't square; the network's positions go on where training ended."""
+    drawn = pipeline.generate(["3", "4"], steps=2, size=(24, 40))
+    assert drawn.shape == (2, 1, 24, 40)
+    same_size = pipeline.generate(["3"], steps=2, size=(16, 16))
+    assert torch.equal(same_size, pipeline.generate(["3"], steps=2))
+
+
+def test_full_strength_forgets_the_picture_and_a_mask_keeps_it(pipeline):
+    image = torch.rand(1, 16, 16) * 2 - 1
+    anew = pipeline.generate(["3"], steps=3, edit=Edit(image, strength=1.0))
+    torch.testing.assert_close(anew, pipeline.generate(["3"], steps=3), atol=1e-5, rtol=0)
+    mask = torch.zeros(1, 16, 16)
+    mask[:, :, :8] = 1
+    kept = pipeline.generate(["3"], steps=3, edit=Edit(image, 0.7, mask))[0]
+    torch.testing.assert_close(kept[:, :, 8:], image[:, :, 8:], atol=1e-5, rtol=0)
+    assert (kept[:, :, :8] - image[:, :, :8]).abs().mean() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"size": (16, 18)}, r"width=18: must be a multiple of 4, such as 16 or 20"),
+        ({"size": (2, 16)}, r"height=2: must be a multiple of 4, such as 4 or 8"),
+        ({"edit": Edit(torch.zeros(1, 16, 16), 0.0)}, r"strength=0\.0"),
+        ({"edit": Edit(torch.zeros(1, 8, 16))}, r"the image has 8x16 pixels and the picture 16x16"),
+    ],
+)
+def test_sizes_and_edits_that_can_not_be_drawn_are_named(pipeline, settings, said):
+    with pytest.raises(UserError, match=said):
+        pipeline.generate(["3"], **settings)
 
 
 def test_on_step_sees_the_way_from_noise_to_the_picture(pipeline):

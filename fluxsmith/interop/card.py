@@ -34,11 +34,10 @@ USE_PARTS = (
 
 def write_card(
     pipeline: Pipeline, folder: Path, *, scores: Path | None, samples: bool, whole: bool
-) -> list[Path]:
+) -> None:
     """README.md and the picture in it; `scores` is what `fluxsmith evaluate --json` wrote."""
-    written = []
     if samples:
-        written.append(draw_samples(pipeline, folder / GRID))
+        draw_samples(pipeline, folder / GRID)
     parts = [
         front_matter(),
         f"# {pipeline.config.name}",
@@ -52,7 +51,6 @@ def write_card(
         f"```yaml\n{show(pipeline.config, comments=False)}```",
     ]
     write_text(folder / "README.md", "\n\n".join(part for part in parts if part) + "\n")
-    return [*written, folder / "README.md"]
 
 
 def front_matter() -> str:
@@ -76,15 +74,10 @@ def summary(pipeline: Pipeline) -> str:
 
 
 def score_table(pipeline: Pipeline, scores: Path | None) -> str:
-    """The figures of an evaluation of these very weights, or a line that there are none."""
+    """The figures of an evaluation, or a line that there are none."""
     if scores is None:
         return "None were given with the export; `fluxsmith evaluate --json` measures them."
     found = read_json(scores)
-    if found.get("model") != pipeline.digest():
-        raise UserError(
-            f"{scores}: is an evaluation of other weights (model {found.get('model')}, these are "
-            f"{pipeline.digest()}); evaluate this checkpoint, with the same --weights"
-        )
     rows = ["| measure | value |", "| --- | --- |"]
     for metric, result in found.get("results", {}).items():
         rows += [f"| {name} | {value} |" for name, value in _figures(metric, result)]
@@ -92,13 +85,22 @@ def score_table(pipeline: Pipeline, scores: Path | None) -> str:
     return "\n".join(rows) + f"\n\nMeasured with {settings}."
 
 
-def draw_samples(pipeline: Pipeline, path: Path) -> Path:
+def check_scores(pipeline: Pipeline, scores: Path) -> None:
+    """Raises a UserError where an evaluation is not of these very weights."""
+    measured, own = read_json(scores).get("model"), pipeline.digest()
+    if measured != own:
+        raise UserError(
+            f"{scores}: is an evaluation of other weights (model {measured}, these are {own}); "
+            f"evaluate this checkpoint, with the same --weights"
+        )
+
+
+def draw_samples(pipeline: Pipeline, path: Path) -> None:
     """The grid of the card, from the data set's captions and seed 0."""
     n = min(MOST_SAMPLES, pipeline.config.sample.num_samples, len(pipeline.captions))
     prompts = [pipeline.captions[i * len(pipeline.captions) // n] for i in range(n)]
     pictures = to_uint8(pipeline.generate(prompts, seed=0))
     render.save_png(path, render.grid(pictures, prompts), {"prompts": prompts, "seed": "0"})
-    return path
 
 
 def _figures(name: str, result: Any) -> list[tuple[str, str]]:

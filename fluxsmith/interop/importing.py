@@ -28,6 +28,8 @@ def import_model(
     what follows from them."""
     if out.suffix != ".pt":
         raise UserError(f"{out}: a checkpoint is one file; let its name end with .pt")
+    if out.exists():
+        raise UserError(f"{out}: is there already; name a new file, or delete it first")
     weights = read_weights(source)
     settings = config_for(weights, out, config, overrides)
     check_model(weights, settings)

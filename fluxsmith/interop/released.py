@@ -12,7 +12,7 @@ import torch
 from fluxsmith.config import RunConfig
 from fluxsmith.device import free_memory, pick_device
 from fluxsmith.errors import UserError
-from fluxsmith.interop.exporting import DTYPES
+from fluxsmith.interop.dtypes import DTYPES, check_dtype
 from fluxsmith.interop.fitting import check_fits
 from fluxsmith.interop.reading import read_weights, require_text
 from fluxsmith.model.flux import Flux
@@ -66,8 +66,7 @@ def check_options(dtype: str | None, offload: str) -> None:
     """Raises a UserError for options that there are not."""
     if offload not in OFFLOAD:
         raise UserError(f"--offload {offload}: must be one of {', '.join(OFFLOAD)}")
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype}: must be one of {', '.join(DTYPES)}")
+    check_dtype(dtype)
 
 
 def requested_dtype(network: Flux, dtype: str | None) -> torch.dtype:

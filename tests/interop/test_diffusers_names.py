@@ -14,7 +14,7 @@ pytest.importorskip("diffusers")
 from diffusers import FluxTransformer2DModel
 from diffusers_mapping import diffusers_weights
 
-from fluxsmith.interop.exporting import transformer_config
+from fluxsmith.interop.diffusers_folder import transformer_config
 
 SIZES = {
     "plain": tiny_params(),

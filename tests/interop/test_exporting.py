@@ -1,6 +1,8 @@
 """Out, and in again: the same bytes, the same pictures, in others' programs too."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,7 +51,9 @@ def latent_checkpoint(toy, tmp_path):
 
 
 def run_export(checkpoint, out, form="bfl", dtype=None, weights="ema", scores=None, samples=False):
-    return export(checkpoint, out, form, weights, dtype, scores, samples)
+    return export(
+        checkpoint, out, form, weights=weights, dtype=dtype, scores=scores, samples=samples
+    )
 
 
 @pytest.mark.parametrize("form", ["bfl", "diffusers"])
@@ -92,45 +96,56 @@ def test_a_bfl_file_has_bfls_keys_and_opens_anywhere(checkpoint, tmp_path):
     assert config["model"]["patch_size"] == 4
 
 
-@pytest.mark.parametrize("guidance_embed", [False, True])
-def test_diffusers_alone_draws_the_same_from_the_same_noise(toy, tmp_path, guidance_embed):
-    """As docs/interop.md has it: diffusers' classes, the exported embeddings, and no code of ours
-    but to cut images into tokens, which FluxPipeline does for latents only."""
-    diffusers = pytest.importorskip("diffusers")
-    method = "embedded" if guidance_embed else "cfg"
-    settings = (f"model.guidance_embed={guidance_embed}", f"sample.guidance_method={method}")
-    pipeline = moved(Pipeline.build(toy(*settings)))
+def lines_of_the_docs() -> str:
+    """The code of docs/interop.md that draws with diffusers alone."""
+    page = (Path(__file__).parents[2] / "docs" / "interop.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    return next(block for block in blocks if "FluxTransformer2DModel" in block)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_lines_in_the_docs_draw_the_same_from_the_same_noise(toy, tmp_path, channels):
+    """As they stand there, but for the folder, the sizes and the noise."""
+    pytest.importorskip("diffusers")
+    pipeline = moved(Pipeline.build(toy(f"data.channels={channels}")))
     checkpoint = save_checkpoint(tmp_path / "diffusion-7.pt", pipeline)
     run_export(checkpoint, tmp_path / "model", "diffusers")
-    folder = tmp_path / "model"
-    transformer = diffusers.FluxTransformer2DModel.from_pretrained(folder / "transformer")
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
-    with safe_open(folder / "prompts.safetensors", framework="pt") as file:
-        prompts = json.loads(file.metadata()["prompts"])
-        i = prompts.index("three")
-        tokens, pooled = file.get_tensor(f"tokens.{i}"), file.get_tensor(f"pooled.{i}")
-    assert prompts == ["", "3", "three", "7"]
+    code = lines_of_the_docs()
+    for before, after in (
+        ('"FOLDER", "seven", 2.0, 20', f'"{tmp_path / "model"}", "three", 3.0, 4'),
+        ("= 1, 32, 8 ", f"= {channels}, 16, 4 "),
+        ("noise = torch.randn(", "noise = given; _ = torch.randn("),
+    ):
+        assert before in code
+        code = code.replace(before, after)
+    assert "fluxsmith" not in code.replace(str(tmp_path), "")
+    found = {"given": image_noise((channels, 16, 16), 5, range(1))}
+    exec(code, found)
+    expected = pipeline.generate(["three"], steps=4, guidance=3.0, seed=5)
+    torch.testing.assert_close(found["image"], expected, rtol=0, atol=1e-4)
 
-    noise = image_noise((1, 16, 16), 5, range(1))
-    x = patchify(noise, 4)
-    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
-    for t in scheduler.timesteps:
-        with torch.no_grad():
-            v = transformer(
-                hidden_states=x,
-                encoder_hidden_states=tokens[None],
-                pooled_projections=pooled[None],
-                timestep=t[None] / 1000,
-                guidance=torch.tensor([3.0]) if guidance_embed else None,
-                img_ids=image_ids(4, 4, torch.device("cpu")),
-                txt_ids=text_ids(tokens.shape[0], torch.device("cpu")),
-            ).sample
-        x = scheduler.step(v, t, x).prev_sample
-    drawn = unpatchify(x, 4, 16, 16).clamp(-1, 1)
-    expected = pipeline.generate(
-        ["three"], steps=4, guidance=3.0 if guidance_embed else 1.0, seed=5
-    )
-    torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-4)
+
+@torch.no_grad()
+def test_a_guidance_input_goes_out_too(toy, tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    pipeline = moved(Pipeline.build(toy("model.guidance_embed=true")))
+    checkpoint = save_checkpoint(tmp_path / "diffusion-7.pt", pipeline)
+    run_export(checkpoint, tmp_path / "model", "diffusers")
+    folder = tmp_path / "model" / "transformer"
+    transformer = diffusers.FluxTransformer2DModel.from_pretrained(folder)
+    x, t = image_noise((1, 16, 16), 5, range(1)), torch.tensor(0.7)
+    cond = pipeline.encode_text(["three"])
+    v = transformer(
+        hidden_states=patchify(x, 4),
+        encoder_hidden_states=cond.tokens,
+        pooled_projections=cond.pooled,
+        timestep=t[None],
+        guidance=torch.tensor([3.0]),
+        img_ids=image_ids(4, 4, x.device),
+        txt_ids=text_ids(cond.tokens.shape[1], x.device),
+    ).sample
+    expected = pipeline.velocity(x, t, cond, guidance=3.0)
+    torch.testing.assert_close(unpatchify(v, 4, 16, 16), expected, rtol=0, atol=1e-4)
 
 
 def test_the_scheduler_is_that_of_the_config(latent_checkpoint, tmp_path):
@@ -189,7 +204,17 @@ def test_the_card_tells_what_it_is_and_shows_it(checkpoint, tmp_path):
 
     scores.write_text(json.dumps({"model": "another", "results": {}}))
     with pytest.raises(UserError, match="evaluation of other weights"):
-        run_export(checkpoint, tmp_path / "model", "diffusers", scores=scores)
+        run_export(checkpoint, tmp_path / "other", "diffusers", scores=scores)
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_is_there_already_is_not_written_over(checkpoint, tmp_path):
+    run_export(checkpoint, tmp_path / "model", "diffusers")
+    with pytest.raises(UserError, match="is there already"):
+        run_export(checkpoint, tmp_path / "model", "diffusers")
+    with pytest.raises(UserError, match="is there already"):
+        import_model(tmp_path / "model", checkpoint)
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from fluxsmith.tensorfile import write_tensors
 def files(toy_file, pipeline, tmp_path):
     """(config file, weights file) of the toy model; its learned text encoder lies beside."""
     checkpoint = save_checkpoint(tmp_path / "diffusion-7.pt", pipeline)
-    export(checkpoint, tmp_path / "flux.safetensors", "bfl", "ema", None, None, False)
+    export(checkpoint, tmp_path / "flux.safetensors", "bfl")
     return toy_file, tmp_path / "flux.safetensors"
 
 
