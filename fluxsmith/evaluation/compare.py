@@ -70,7 +70,7 @@ def compare(
         results |= measure(pipeline, reference, samples, USUAL)
         results["provenance"]["data_digest"] = reference.digest
         results["name"] = name
-        entries.append((results, collect(pipeline, reference, samples, results)))
+        entries.append((results, collect(reference, samples, results)))
         right = (samples.seen == samples.labels).double()
         scores[name] = (right, frechet_draws(samples.features, data, seed))
     found = comparisons(scores, seed)

@@ -8,33 +8,27 @@ from fluxsmith.data.images import to_uint8
 from fluxsmith.evaluation.reference import Reference
 from fluxsmith.evaluation.report.gallery import Gallery
 from fluxsmith.evaluation.samples import Samples
-from fluxsmith.pipeline import Pipeline
 
 EACH = 10  # pictures of a prompt
 PROMPTS = 20
 TRAJECTORIES = 4
 
 
-def collect(
-    pipeline: Pipeline, reference: Reference, samples: Samples, results: dict[str, Any]
-) -> Gallery:
+def collect(reference: Reference, samples: Samples, results: dict[str, Any]) -> Gallery:
     """Samples by prompt, a few trajectories, and the samples nearest to training images."""
     captions = list(dict.fromkeys(samples.prompts))[:PROMPTS]
     rows = {c: [i for i, p in enumerate(samples.prompts) if p == c][:EACH] for c in captions}
     return Gallery(
         samples=[(caption, samples.pictures(rows[caption])) for caption in captions],
         trajectories=[
-            _trajectory(pipeline, samples, rows[caption][0])
+            _trajectory(samples, rows[caption][0])
             for caption in captions[:: max(1, len(captions) // TRAJECTORIES)][:TRAJECTORIES]
         ],
         neighbours=_neighbours(reference, samples, results),
     )
 
 
-def _trajectory(
-    pipeline: Pipeline, samples: Samples, row: int
-) -> tuple[str, list[float], list[Tensor]]:
-    settings = samples.settings
+def _trajectory(samples: Samples, row: int) -> tuple[str, list[float], list[Tensor]]:
     times: list[float] = []
     frames: list[Tensor] = []
 
@@ -42,15 +36,7 @@ def _trajectory(
         times.append(t)
         frames.append(to_uint8(images[0].clamp(-1, 1)).cpu())
 
-    pipeline.generate(
-        [samples.prompts[row]],
-        steps=settings.steps,
-        guidance=settings.guidance,
-        solver=settings.solver,
-        seed=settings.seed,
-        first_index=row,
-        on_step=keep,
-    )
+    samples.draw(range(row, row + 1), on_step=keep)
     return samples.prompts[row], times, frames
 
 

@@ -54,7 +54,7 @@ def evaluate(
     if json_file is not None:
         write_text(json_file, json.dumps(results, indent=2) + "\n")
     if report is not None:
-        page = write_report(results, collect(pipeline, reference, samples, results), report)
+        page = write_report(results, collect(reference, samples, results), report)
         Console().print(f"report  {page}", markup=False, highlight=False, soft_wrap=True)
     return results
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from fluxsmith.data.images import to_uint8, to_unit
 from fluxsmith.evaluation.reference import Reference
 from fluxsmith.evaluation.settings import Settings
-from fluxsmith.pipeline import Pipeline
+from fluxsmith.pipeline import OnStep, Pipeline
 
 BATCH = 100
 
@@ -53,6 +53,20 @@ class Samples:
         """Some of the pictures, (k, c, h, w) uint8."""
         return torch.from_numpy(np.array(self._spool[rows]))
 
+    def draw(self, rows: range, on_step: OnStep | None = None) -> Tensor:
+        """These rows anew, (k, c, h, w) in [-1, 1], their way reported to `on_step`."""
+        settings = self.settings
+        return self._pipeline.generate(
+            self.prompts[rows.start : rows.stop],
+            steps=settings.steps,
+            guidance=settings.guidance,
+            solver=settings.solver,
+            seed=settings.seed,
+            first_index=rows.start,
+            batch_size=BATCH,
+            on_step=on_step,
+        )
+
     @cached_property
     def _spool(self) -> np.ndarray:
         """The pictures in a file that vanishes with this object."""
@@ -63,22 +77,9 @@ class Samples:
         for start in track(
             range(0, len(self), BATCH), description="drawing samples", transient=True
         ):
-            spool[start : start + BATCH] = self._draw(start).numpy()
+            rows = range(start, min(start + BATCH, len(self)))
+            spool[rows.start : rows.stop] = to_uint8(self.draw(rows)).numpy()
         return spool
-
-    def _draw(self, start: int) -> Tensor:
-        settings = self.settings
-        return to_uint8(
-            self._pipeline.generate(
-                self.prompts[start : start + BATCH],
-                steps=settings.steps,
-                guidance=settings.guidance,
-                solver=settings.solver,
-                seed=settings.seed,
-                first_index=start,
-                batch_size=BATCH,
-            )
-        )
 
     @cached_property
     def _looks(self) -> tuple[Tensor, Tensor]:
