@@ -34,6 +34,7 @@ LAYERS = {
     "drawing": 4,
     "starting": 4,
     "survey": 4,
+    "benchmark": 5,
     "distillation": 5,
     "studies": 6,
     "cli": 7,
