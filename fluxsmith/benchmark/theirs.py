@@ -62,7 +62,8 @@ class Diffusers:
 
     def train_step(self) -> None:
         x0 = self.loader.batch(self.steps_done).images
-        t = self.density(torch.rand(len(x0), generator=self.generator, device=self.device))
+        u = torch.rand(len(x0), generator=self.generator, device=self.device)
+        t = self.density.quantile(u)
         eps = torch.randn(x0.shape, generator=self.generator, device=self.device)
         weight = t[:, None, None, None]
         x_t = (1 - weight) * x0 + weight * eps
