@@ -47,7 +47,7 @@ def take_turns(
             call()
     found: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
-        names = list(calls) if number % 2 == 0 else list(reversed(calls))
+        names = list(calls) if number % 2 == 0 else list(calls)[::-1]
         for name in names:
             found[name].append(seconds(calls[name], device))
     return found
