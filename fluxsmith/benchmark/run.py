@@ -95,7 +95,7 @@ def operations(ours: Ours, config: RunConfig) -> int:
     return training_operations(
         ours.pipeline.network.params,
         len(captions),
-        ours.pipeline.image_tokens,
+        ours.pipeline.image_tokens(ours.pipeline.latent_shape),
         ours.pipeline.encode_text(captions).tokens.shape[1],
     )
 

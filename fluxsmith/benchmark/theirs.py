@@ -2,6 +2,7 @@
 practice of padding the text and running two frozen encoders on every step."""
 
 import itertools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from fluxsmith.errors import UserError
 from fluxsmith.flow.timesteps import DENSITIES
 from fluxsmith.model.flux import FluxParams
 from fluxsmith.model.tokens import image_ids, patchify, text_ids, token_grid, unpatchify
+from fluxsmith.optional import optional
 from fluxsmith.training.run import build_trainer
 
 CLIP_TOKENS, T5_TOKENS = 77, 128  # as the lesson pads them
@@ -45,11 +47,13 @@ class Diffusers:
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(),
             lr=config.train.learning_rate,
-            betas=config.train.betas,
+            betas=(config.train.betas[0], config.train.betas[1]),
             weight_decay=config.train.weight_decay,
             fused=True,
         )
-        self.ema = average(self.model, config.train.ema_decay)
+        self.ema = optional("diffusers.training_utils", "dev", "--against diffusers").EMAModel(
+            self.model.parameters(), decay=config.train.ema_decay, foreach=True
+        )
         batch = config.train.batch_size
         if text_tokens is None:
             captions = self.loader.batch(0).captions
@@ -128,19 +132,14 @@ class Lesson(Diffusers):
         super().train_step()
 
 
-def transformer(params: FluxParams) -> nn.Module:
+def transformer(params: FluxParams) -> Any:
     """diffusers' network at these sizes; a UserError where it has none."""
-    try:
-        from diffusers import FluxTransformer2DModel
-    except ImportError:
-        raise UserError(
-            "--against diffusers needs diffusers; install it: pip install 'fluxsmith[dev]'"
-        ) from None
+    diffusers = optional("diffusers", "dev", "--against diffusers")
     fixed = {"mlp_ratio": 4.0, "theta": 10_000, "qkv_bias": True}
     for key, value in fixed.items():
         if getattr(params, key) != value:
             raise UserError(f"model.{key}={getattr(params, key)}: diffusers' Flux has only {value}")
-    return FluxTransformer2DModel(
+    return diffusers.FluxTransformer2DModel(
         patch_size=1,
         in_channels=params.in_channels,
         num_layers=params.depth,
@@ -154,24 +153,13 @@ def transformer(params: FluxParams) -> nn.Module:
     )
 
 
-def average(model: nn.Module, decay: float):  # type: ignore[no-untyped-def]
-    from diffusers.training_utils import EMAModel
-
-    return EMAModel(model.parameters(), decay=decay, foreach=True)
-
-
-def encoders() -> tuple[nn.Module, nn.Module]:
+def encoders() -> tuple[Any, Any]:
     """CLIP ViT-L/14's text tower and T5-v1.1-base's encoder, with random weights."""
-    try:
-        from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
-    except ImportError:
-        raise UserError(
-            "--against lesson needs transformers; install it: pip install 'fluxsmith[hf]'"
-        ) from None
-    clip = CLIPTextConfig(
+    transformers = optional("transformers", "hf", "--against lesson")
+    clip = transformers.CLIPTextConfig(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
     )
-    t5 = T5Config(
+    t5 = transformers.T5Config(
         d_model=768,
         d_kv=64,
         d_ff=2048,
@@ -181,4 +169,4 @@ def encoders() -> tuple[nn.Module, nn.Module]:
         is_encoder_decoder=False,
         use_cache=False,
     )
-    return CLIPTextModel(clip), T5EncoderModel(t5)
+    return transformers.CLIPTextModel(clip), transformers.T5EncoderModel(t5)
