@@ -2,67 +2,91 @@
 
 A checkpoint is a dictionary of plain data and tensors; `FORMAT` names its layout. In `model` and
 `ema` the network's tensors are named `network.` + BFL's key, a learned text encoder's `text.` + its
-own.
+own. The file is the zip archive that torch writes; its zip comment is the SHA-256 of all the rest.
 """
 
 import contextlib
 import os
 import pickle
 import re
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
+from torch import Tensor
 
+from fluxsmith.digest import Digesting, problem_with
 from fluxsmith.errors import UserError
+from fluxsmith.nesting import written_out
 
 FORMAT = "fluxsmith/1"
 KEYS = {
-    "format", "step", "images_seen", "config", "model", "ema", "optimizer", "data", "window",
-    "metadata",
+    "format": str, "step": int, "images_seen": int, "config": dict, "model": dict, "ema": dict,
+    "optimizer": dict, "data": dict, "window": dict, "metadata": dict,
 }  # fmt: skip
+MOST_VALUES = 10**6  # in a checkpoint, a tensor being one
 _NAME = re.compile(r"diffusion-(\d+)\.pt")
+
+
+class DamagedCheckpointError(UserError):
+    """The file is not what was written: truncated, empty, or with bytes changed."""
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"diffusion-{step}.pt"
 
 
-def save(path: Path, checkpoint: Mapping[str, Any]) -> None:
+def save(
+    path: Path, checkpoint: Mapping[str, Any], cancelled: Callable[[], bool] = lambda: False
+) -> None:
     """Writes to a temporary name beside `path`, flushes it to disk, then renames it.
 
-    Whatever happens in between, `path` is either what it was or the whole new checkpoint.
+    Whatever happens in between, `path` is either what it was or the whole new checkpoint. It is
+    given up with a UserError once `cancelled` says so.
     """
-    missing = KEYS - checkpoint.keys()
+    missing = KEYS.keys() - checkpoint.keys()
     assert not missing, f"a checkpoint needs {missing}"
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_path(path)
     try:
         with open(temporary, "wb") as stream:
-            torch.save(dict(checkpoint), stream)
+            digesting = Digesting(stream, cancelled)
+            torch.save(dict(checkpoint), cast(IO[bytes], digesting))  # all of it that torch uses
+            digesting.sign()
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
+        _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise UserError(f"can't write the checkpoint {path}: {_first_line(error)}") from error
+        reason = _root(error)
+        raise UserError(f"can't write the checkpoint {path}: {_first_line(reason)}") from error
     finally:
-        temporary.unlink(missing_ok=True)
-    _flush_folder(path.parent)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def temporary_path(path: Path) -> Path:
+    """The name that a checkpoint is written under before it is whole."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def load(path: str | Path) -> dict[str, Any]:
     """The checkpoint at `path`, its tensors memory-mapped on the CPU.
 
-    Only plain data and tensors are accepted: a file with pickled code in it is refused unread.
+    The whole file is read once and checked first. Only plain data and tensors are accepted: a file
+    with pickled code in it is refused unread. Raises a DamagedCheckpointError for a file that is
+    not what was written, and a UserError for one that is no checkpoint.
     """
     path = Path(path)
-    if not path.is_file():
+    if not _is_file(path):
         raise UserError(f"no checkpoint at {path}{_suggest(path)}")
-    if not zipfile.is_zipfile(path):
-        raise UserError(
-            f"{path} is not a whole checkpoint: truncated, empty, or another kind of file; nothing "
-            f"of it was run; use another one"
+    try:
+        problem = problem_with(path)
+    except OSError as error:
+        raise UserError(f"can't read {path}: {error.strerror or error}") from None
+    if problem:
+        raise DamagedCheckpointError(
+            f"{path} is not a whole checkpoint: {problem}; nothing of it was run; use another one"
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -71,8 +95,8 @@ def load(path: str | Path) -> dict[str, Any]:
             f"{path} holds pickled code or objects, not plain data: refused, nothing of it was "
             f"run; get a checkpoint that fluxsmith wrote"
         ) from None
-    except Exception as error:  # a damaged byte can raise anything in torch's reader
-        raise UserError(
+    except Exception as error:  # what is no checkpoint can raise anything in torch's reader
+        raise DamagedCheckpointError(
             f"{path} is not a whole checkpoint ({_first_line(error)}): truncated, damaged or "
             f"another kind of file; use another one"
         ) from None
@@ -81,10 +105,31 @@ def load(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is not a fluxsmith checkpoint: its format is {found!r}, not {FORMAT!r}"
         )
-    missing = sorted(KEYS - checkpoint.keys())
+    missing = sorted(KEYS.keys() - checkpoint.keys())
     if missing:
         raise UserError(f"the checkpoint {path} lacks {', '.join(missing)}; use another one")
+    if wrong := _misfit(checkpoint):
+        raise UserError(f"{path} is not a fluxsmith checkpoint: {wrong}; use another one")
     return checkpoint
+
+
+def _misfit(checkpoint: Mapping[str, Any]) -> str | None:
+    """What is not of its kind in a well-formed file of nonsense."""
+    for key, kind in KEYS.items():
+        if type(checkpoint[key]) is not kind:
+            return f"its {key} is no {kind.__name__}"
+    for key in ("model", "ema", "window"):
+        for name, tensor in checkpoint[key].items():
+            if not isinstance(name, str) or not isinstance(tensor, Tensor):
+                return f"its {key} holds more than tensors by name"
+    if checkpoint["step"] < 0:
+        return "its step is negative"
+    captions = checkpoint["metadata"].get("captions", [])
+    if type(captions) is not list or not all(isinstance(text, str) for text in captions):
+        return "its captions are no list of texts"
+    if written_out(dict(checkpoint), MOST_VALUES) > MOST_VALUES:
+        return f"it has more than {MOST_VALUES:,} values"
+    return None
 
 
 def find(folder: Path) -> list[tuple[int, Path]]:
@@ -116,6 +161,16 @@ def prune(folder: Path, keep: int, keep_every: int) -> None:
             path.unlink(missing_ok=True)
 
 
+def set_aside(path: Path) -> Path:
+    """Renames a damaged checkpoint, so that nothing takes it for one; it is kept to look at."""
+    aside = path.with_name(f"{path.name}.damaged")
+    try:
+        path.replace(aside)
+    except OSError as error:
+        raise UserError(f"can't rename {path}: {error.strerror or error}; move it away") from None
+    return aside
+
+
 def _flush_folder(folder: Path) -> None:
     """Makes the rename itself durable, where the system knows how (POSIX)."""
     if os.name != "posix":
@@ -131,6 +186,21 @@ def _flush_folder(folder: Path) -> None:
 def _suggest(path: Path) -> str:
     there = [str(p) for _, p in find(path.parent)] if path.parent.is_dir() else []
     return f"; there is {', '.join(there)}" if there else "; check the path, or train one first"
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _root(error: BaseException) -> BaseException:
+    """The OSError that torch's own error came from, where there was one: it says why."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    return cause or error
 
 
 def _first_line(error: BaseException) -> str:

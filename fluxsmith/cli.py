@@ -1,6 +1,8 @@
 """The command line. Commands import what they need when they run, so that --help is quick."""
 
+import io
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -51,6 +53,10 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete the run in the output folder first.")
     ] = False,
+    fork: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Start a new run from a checkpoint's averaged weights."),
+    ] = None,
 ) -> None:
     """Train a model."""
     from fluxsmith.config import read_config
@@ -58,7 +64,7 @@ def train(
     from fluxsmith.training.run import train as run
 
     settings = read_config(config, overrides or [])
-    code = run(settings, resume, overwrite, evaluate=during_training(settings))
+    code = run(settings, resume, overwrite, fork, evaluate=during_training(settings))
     raise typer.Exit(code)
 
 
@@ -166,7 +172,7 @@ def sample(
         device=device,
         config=config,
     )
-    drawn = draw(pipeline, request, out or default_folder(pipeline))
+    drawn = draw(pipeline, request, out or default_folder(pipeline, path))
     typer.echo(f"grid        {drawn.grid}")
     typer.echo(f"prompts     {drawn.prompts}")
     typer.echo(f"pictures    {drawn.pictures}/")
@@ -378,10 +384,15 @@ def config_schema() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point: a user's mistake is a line and exit code 2, Ctrl-C is 130."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what it can't encode
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sys.exit(app(arguments, standalone_mode=False))
     except UserError as error:
-        _fail(str(error))
+        _fail(*map(str, error.args))
+    except BrokenPipeError:  # whoever read our output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
     except typer.Abort:
         typer.echo("stopped", err=True)
         sys.exit(130)
@@ -411,8 +422,10 @@ def whole_number(option: str, text: str | None) -> int:
         raise UserError(f"{option} {text}: must be a whole number or auto") from None
 
 
-def _fail(message: str) -> NoReturn:
-    for line in message.splitlines():
+def _fail(*messages: str) -> NoReturn:
+    """Prints a line each; what a terminal would act upon is shown as an escape."""
+    for message in messages:
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
         typer.echo(f"error: {line}", err=True)
     sys.exit(2)
 

@@ -1,7 +1,10 @@
-"""Which device and arithmetic to run with."""
+"""Which device and arithmetic to run with, and what to say where its memory is too small."""
 
 import contextlib
+import os
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -29,6 +32,45 @@ def pick_device(name: str) -> torch.device:
     if kind == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device={name}: there are {torch.cuda.device_count()} CUDA devices")
     return device
+
+
+def memory_of(device: torch.device) -> int:
+    """The bytes of memory that the device has in all; 0 where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 0
+
+
+@contextlib.contextmanager
+def explaining_memory(trying: str, advice: str) -> Iterator[None]:
+    """Running out of memory inside becomes a UserError: what was tried, what it took, what to do
+    about it."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        wanted = memory_wanted(error)
+        if wanted is None:
+            raise
+        raise UserError(f"out of memory with {trying}: {wanted}; {advice}") from None
+
+
+def memory_wanted(error: BaseException) -> str | None:
+    """How much memory an error says was wanted; None where it is another kind of error."""
+    text = str(error)
+    if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not any(
+        sign in text for sign in ("t allocate memory", "out of memory", "bad_alloc", "overflowed")
+    ):
+        return None
+    if overflowing := re.search(r"overflowed with sizes=(\[[^\]]*\])", text):
+        return f"a tensor of {overflowing[1]} is larger than any memory"
+    found = re.search(r"tried to allocate ([\d.]+) ?(\w+)", text, re.IGNORECASE)
+    if not found:
+        return "more was needed than there is"
+    amount = f"{int(found[1]) / 2**30:.2f} GiB" if found[2] == "bytes" else f"{found[1]} {found[2]}"
+    free = re.search(r"of which ([\d.]+ \w+) is free", text)
+    return f"{amount} more were needed" + (f" and {free[1]} are free" if free else "")
 
 
 def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -71,9 +71,17 @@ class Drawn:
     gif: Path | None
 
 
-def default_folder(pipeline: Pipeline) -> Path:
-    """output/image/mnist/flux -> output/image/mnist/sample/flux."""
+def default_folder(pipeline: Pipeline, checkpoint: Path) -> Path:
+    """output/image/mnist/flux -> output/image/mnist/sample/flux.
+
+    The run's folder is the one that its config names. A checkpoint may come from anybody, so a
+    folder outside the one at hand is believed only where the checkpoint itself lies in it; else
+    the pictures go beside the checkpoint.
+    """
     run = PurePath(pipeline.config.resolved_output_dir)
+    here = checkpoint.absolute().parent
+    if (run.is_absolute() or ".." in run.parts) and Path(run).absolute() != here:
+        run = here
     return Path(run.parent / "sample" / run.name)
 
 

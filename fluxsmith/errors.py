@@ -6,4 +6,8 @@ bug of ours and keeps its traceback.
 
 
 class UserError(ValueError):
-    """A mistake in what the user asked for. The message is one line that names the fix."""
+    """A mistake in what the user asked for. The message is one line that names the fix; several
+    mistakes are several messages."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all, and appending to them in whole entries."""
 
 import contextlib
 import os
@@ -28,6 +28,37 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda to: to.write_text(text, encoding="utf-8"))
 
 
+class AppendedFile:
+    """A file that grows by whole entries.
+
+    An entry that can't be written is kept and goes out with the next one, after what a failed
+    write left behind has been cut off. Folder and file are made again where they have vanished.
+    """
+
+    def __init__(self, path: Path, contents: bytes = b"") -> None:
+        """Starts the file afresh with these contents. Raises a UserError where that can't be."""
+        self.path = path
+        self._pending = b""
+        self._size = len(contents)
+        write_whole(path, lambda to: to.write_bytes(contents))
+
+    def append(self, entry: bytes) -> None:
+        """Raises an OSError where it can't be written; the entry is kept all the same."""
+        self._pending += entry
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab") as stream:
+            size = min(self._size, stream.tell())
+            stream.truncate(size)
+            stream.write(self._pending)
+        self._size = size + len(self._pending)
+        self._pending = b""
+
+    def flush_to_disk(self) -> None:
+        """Waits until what was appended would survive a loss of power."""
+        with open(self.path, "rb") as stream:
+            os.fsync(stream.fileno())
+
+
 def make_folder(folder: Path, option: str) -> None:
     """Makes the folder and sees that files can be made in it; `option` names where to change it."""
     probe = folder / f".probe.{os.getpid()}"
@@ -35,6 +66,6 @@ def make_folder(folder: Path, option: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
+        reason = getattr(error, "strerror", None) or error
         raise UserError(f"can't write to {folder}: {reason}; set {option}") from None

@@ -19,7 +19,8 @@ from fluxsmith import checkpoint as checkpoints
 from fluxsmith.autoencoder import Autoencoder
 from fluxsmith.config import RunConfig
 from fluxsmith.config.reading import build_config, with_overrides
-from fluxsmith.device import autocast, pick_device
+from fluxsmith.config.size import parameters_at_least
+from fluxsmith.device import autocast, explaining_memory, pick_device
 from fluxsmith.errors import UserError
 from fluxsmith.flow.editing import inpaint, shortened
 from fluxsmith.flow.guidance import classifier_free, embedded, within_interval
@@ -109,6 +110,13 @@ class Pipeline(nn.Module):
         cls, contents: dict[str, Any], path: str | Path, device: str, weights: str
     ) -> "Pipeline":
         config = build_config(contents["config"], origin=str(path))
+        promised = parameters_at_least(config)
+        found = sum(tensor.numel() for tensor in contents[weights].values())
+        if promised > found:  # so a small file can't make this machine build a huge model
+            raise UserError(
+                f"{path} doesn't fit itself: its config describes {promised:,} parameters or more, "
+                f"and it holds {found:,}; use another one"
+            )
         on = pick_device(device)
         pipeline = cls.shaped(config, on)
         check_autoencoder(pipeline.autoencoder, contents["metadata"], origin=str(path))
@@ -240,7 +248,9 @@ class Pipeline(nn.Module):
         at_once = batch_size or min(64, max(1, TOKENS_AT_ONCE // self.image_tokens(shape)))
         report = self._decoded(on_step) if on_step is not None else None
         pictures = []
-        with self.drawing(settings.precision):
+        trying = f"{min(at_once, len(prompts))} pictures at once"
+        fewer = "draw fewer at once (--num-samples, or batch_size in Python), or smaller ones"
+        with self.drawing(settings.precision), explaining_memory(trying, fewer):
             for start in range(0, len(prompts), at_once):
                 part = prompts[start : start + at_once]
                 first = first_index + start

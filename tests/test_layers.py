@@ -15,6 +15,8 @@ LAYERS = {
     "errors": -3,
     "version": -3,
     "files": -2,
+    "digest": -2,
+    "nesting": -2,
     "tensorfile": -1,
     "randomness": -1,
     "device": -1,

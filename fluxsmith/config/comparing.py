@@ -8,6 +8,7 @@ from fluxsmith.errors import UserError
 # What makes a model what it is, and what decides a run's course from its first step on.
 MODEL = ("data.source", "data.image_size", "data.channels", "text", "autoencoder", "model")
 COURSE = ("data", "text", "autoencoder", "model", "seed", "flow", "train.batch_size")
+WEIGHTS = ("data.channels", "text", "autoencoder", "model")  # what they fit and mean
 # Where files lie is not what they hold, nor does it matter how they are read and memory is saved.
 FREE = (
     "data.path", "data.test_path", "data.workers", "data.in_memory", "data.max_bad",
@@ -19,12 +20,20 @@ def check_same(before: RunConfig, now: RunConfig, keys: tuple[str, ...], origin:
     """Raises a UserError that names the first setting below `keys` in which they differ."""
     then = _flat(before.model_dump())
     for key, value in _flat(now.model_dump()).items():
-        below = any(key == prefix or key.startswith(f"{prefix}.") for prefix in keys)
-        if below and key not in FREE and then[key] != value:
+        if _below(key, keys) and key not in FREE and then[key] != value:
+            fork = (
+                ""
+                if _below(key, WEIGHTS) or keys != COURSE
+                else f", or start a new run from its weights with --fork {origin}"
+            )
             raise UserError(
                 f"{key}={value}: {origin} was trained with {key}={then[key]}; set it back, or use "
-                f"a checkpoint that fits this config"
+                f"a checkpoint that fits this config{fork}"
             )
+
+
+def _below(key: str, prefixes: tuple[str, ...]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

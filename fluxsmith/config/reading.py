@@ -12,6 +12,10 @@ from pydantic import BaseModel, ValidationError
 
 from fluxsmith.config.sections import RunConfig
 from fluxsmith.errors import UserError
+from fluxsmith.nesting import written_out
+
+LONGEST = 200_000  # characters of a config; PyYAML reads about as many in a second
+MOST_VALUES = 10_000
 
 
 class _Loader(yaml.SafeLoader):
@@ -56,16 +60,19 @@ def with_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
 
 def build_config(data: Mapping[str, Any], origin: str) -> RunConfig:
     """A RunConfig from plain data; a UserError with one line for each mistake."""
+    if written_out(data, MOST_VALUES) > MOST_VALUES:
+        raise UserError(f"{origin}: a config has no more than {MOST_VALUES:,} values")
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
         lines = [f"{origin}: {_line(entry)}" for entry in error.errors()]
-        raise UserError("\n".join(lines)) from None
+        raise UserError(*lines) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as stream:
+            text = stream.read(LONGEST + 1)
     except FileNotFoundError:
         raise UserError(f"no config at {path}{_suggest_config(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -77,8 +84,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _parse(text: str, complaint: str) -> Any:
+    if len(text) > LONGEST:
+        raise UserError(f"{complaint}: it is longer than {LONGEST:,} characters")
     try:
-        return yaml.load(text, _Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if written_out(node, MOST_VALUES, _parts) > MOST_VALUES:
+            raise UserError(
+                f"{complaint}: it is nested too deeply, or its anchors make it larger than "
+                f"{MOST_VALUES:,} values"
+            )
+        return None if node is None else loader.construct_document(node)
     except yaml.YAMLError as error:
         raise UserError(f"{complaint}: {_yaml_problem(error)}") from None
     except RecursionError:
@@ -86,6 +102,13 @@ def _parse(text: str, complaint: str) -> Any:
     except (ValueError, LookupError, AttributeError, TypeError) as error:
         # PyYAML lets these through for scalars that only look like dates or numbers.
         raise UserError(f"{complaint}: {' '.join(str(error).split())[:80]}") from None
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node] | None:
+    """What a YAML node consists of, keys included; None for a scalar."""
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else None
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

@@ -24,9 +24,16 @@ def _no_switch(value: Any) -> Any:
     return value
 
 
+# Upper bounds are far above any use: they keep a slip of the finger from filling the memory.
+MOST = 10**9
 Whole = Annotated[int, BeforeValidator(_whole)]
-Count = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
-Interval = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
+Count = Annotated[int, Field(ge=1, le=MOST), BeforeValidator(_whole)]
+Interval = Annotated[int, Field(ge=0, le=MOST), BeforeValidator(_whole)]
+Layers = Annotated[int, Field(ge=0, le=1000), BeforeValidator(_whole)]
+Width = Annotated[int, Field(ge=1, le=2**17), BeforeValidator(_whole)]
+Pixels = Annotated[int, Field(ge=1, le=2**14), BeforeValidator(_whole)]
+SolverSteps = Annotated[int, Field(ge=1, le=10**5), BeforeValidator(_whole)]
+Rate = Annotated[float, Field(gt=0, le=100)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -67,7 +74,7 @@ class DataConfig(Section):
     """The data set: digits (embedded), mnist, colored-digits, folder, hf or webdataset."""
     path: str | None = None
     """Where it lies: a folder, a file, tar shards or a hub id; of mnist searched for by default."""
-    image_size: Count = 32
+    image_size: Pixels = 32
     """Height and width of the images that the model sees, in pixels."""
     channels: Annotated[Literal[1, 3], BeforeValidator(_no_switch)] = 1
     """1 for grey, 3 for RGB; any source is converted."""
@@ -165,13 +172,15 @@ class DataConfig(Section):
 class TextConfig(Section):
     encoder: Literal["bytes"] = "bytes"
     """The text encoder: bytes, learned with the model, for any UTF-8 string."""
-    width: Count = 768
+    width: Width = 768
     """Width of the tokens and of the pooled vector that it gives."""
-    hidden_size: Annotated[int, Field(ge=64, multiple_of=64), BeforeValidator(_whole)] = 128
+    hidden_size: Annotated[int, Field(ge=64, le=2**17, multiple_of=64), BeforeValidator(_whole)] = (
+        128
+    )
     """Width inside the encoder; a multiple of 64."""
-    depth: Interval = 1
+    depth: Layers = 1
     """Transformer layers inside the encoder."""
-    max_tokens: Count = 64
+    max_tokens: Width = 64
     """The longest prompt, in tokens; a word of up to 16 bytes is one token."""
 
 
@@ -203,19 +212,19 @@ class AutoencoderConfig(Section):
 
 
 class ModelConfig(Section):
-    patch_size: Count = 8
+    patch_size: Pixels = 8
     """An image token covers patch_size x patch_size pixels."""
-    hidden_size: Count = 384
+    hidden_size: Width = 384
     """Width of the network; num_heads heads of hidden_size / num_heads."""
-    num_heads: Count = 6
+    num_heads: Width = 6
     """Attention heads."""
-    depth: Interval = 6
+    depth: Layers = 6
     """Dual-stream blocks: text and image with weights of their own."""
-    depth_single_blocks: Interval = 12
+    depth_single_blocks: Layers = 12
     """Single-stream blocks over text and image together."""
     axes_dim: list[Count] = Field(default=[16, 24, 24], min_length=3, max_length=3)
     """Channels of a head that the rotary embedding gives to (index, row, column)."""
-    mlp_ratio: Positive = 4.0
+    mlp_ratio: Annotated[float, Field(gt=0, le=1000)] = 4.0
     """Inner width of the MLPs, in multiples of hidden_size."""
     theta: Positive = 10000.0
     """Base of the rotary frequencies."""
@@ -287,7 +296,7 @@ class TrainConfig(Section):
     """Weights to start from in place of new ones: a checkpoint, a BFL file, a diffusers folder."""
     accumulate: Count = 1
     """Pieces that a batch is cut into to save memory; the gradients stay the same."""
-    learning_rate: Positive = 1e-3
+    learning_rate: Rate = 1e-3
     """Peak learning rate of AdamW."""
     warmup_steps: Interval = 100
     """Steps over which the learning rate rises linearly from 0."""
@@ -315,6 +324,23 @@ class TrainConfig(Section):
     """Newest checkpoints kept; 0: all."""
     keep_every: Interval = 0
     """Checkpoints at multiples of this step are kept for good; 0: none."""
+    background_save: bool = True
+    """Write checkpoints while training goes on; takes memory for one more copy of its state."""
+    on_save_error: Literal["continue", "stop"] = "continue"
+    """When a checkpoint can't be written: continue and try again at the next interval, or stop."""
+    max_bad_steps: Count = 10
+    """Steps in a row with a loss or gradient that is not finite, all skipped, before a run ends."""
+    deterministic: bool = False
+    """Equal to the bit on a GPU too, where equal runs otherwise differ a little; slower there."""
+
+    @model_validator(mode="after")
+    def _weights_decay(self) -> "TrainConfig":
+        if self.learning_rate * self.weight_decay >= 1:
+            raise ValueError(
+                f"train.weight_decay={self.weight_decay}: times train.learning_rate="
+                f"{self.learning_rate} must be below 1, or the weights grow; use a lower one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _tail_belongs(self) -> "TrainConfig":
@@ -329,7 +355,7 @@ class TrainConfig(Section):
 class SampleConfig(Section):
     solver: Literal["euler", "heun", "midpoint"] = "euler"
     """ODE solver: euler (one evaluation a step), heun or midpoint (two, second order)."""
-    steps: Count = 20
+    steps: SolverSteps = 20
     """Solver steps from noise to data."""
     schedule: Literal["uniform", "flux"] = "uniform"
     """Grid of times: uniform, or bent for large images as FLUX.1 does."""
@@ -377,6 +403,17 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _names_are_names(self) -> "RunConfig":
+        if self.name is not None and (set(self.name) & set("/\\") or not self.name.isprintable()):
+            raise ValueError(
+                f"name={self.name!r}: must be a name, without slashes or control characters; the "
+                f"folder of the run is output_dir"
+            )
+        if self.output_dir is not None and not self.output_dir.isprintable():
+            raise ValueError(f"output_dir={self.output_dir!r}: must not hold control characters")
+        return self
 
     @model_validator(mode="after")
     def _sections_fit(self) -> "RunConfig":

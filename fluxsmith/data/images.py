@@ -5,12 +5,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fluxsmith.device import memory_of
+from fluxsmith.errors import UserError
+
 # ITU-R BT.601, as JPEG and Pillow weigh the channels.
 LUMA = (0.299, 0.587, 0.114)
 
 
 def fit(images: Tensor, size: int, channels: int, resize: str) -> Tensor:
     """(n, c, h, w) uint8 -> (n, channels, size, size) uint8."""
+    needed, memory = len(images) * channels * size**2, memory_of(torch.device("cpu"))
+    if memory and needed > memory:
+        raise UserError(
+            f"data.image_size={size}: {len(images):,} images of that size take "
+            f"{needed / 2**30:,.1f} GiB, and this machine has {memory / 2**30:,.1f}; use less"
+        )
     return convert_channels(to_size(images, size, resize), channels)
 
 

@@ -22,6 +22,7 @@ MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
 # MD5 of the uncompressed files, which stays the same however they are compressed.
+MOST_BYTES = 2**28  # of a file, unpacked; the largest of MNIST's takes 47 million
 FILES = {
     "train": {
         "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -58,6 +59,8 @@ def read_idx(file: Path, dimensions: int) -> Tensor:
     size as 32 bits.
     """
     data = _read_maybe_gzipped(file)
+    if len(data) > MOST_BYTES:
+        raise UserError(f"{file} unpacks to more than {MOST_BYTES:,} bytes; MNIST's are far fewer")
     magic, header = bytes((0, 0, 8, dimensions)), 4 + 4 * dimensions
     if len(data) < header or data[:4] != magic:
         raise UserError(
@@ -80,8 +83,9 @@ def _read_maybe_gzipped(file: Path) -> bytes:
     try:
         if file.suffix == ".gz":
             with gzip.open(file) as stream:
-                return stream.read()
-        return file.read_bytes()
+                return stream.read(MOST_BYTES + 1)
+        with open(file, "rb") as stream:
+            return stream.read(MOST_BYTES + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{file} is damaged ({error}); fetch it again") from None
     except OSError as error:

@@ -20,6 +20,7 @@ PIECE_BYTES = 16  # at most this many bytes of a word go into one token
 CONTINUED = b"\xff"  # a byte that UTF-8 never uses
 HEAD = 64  # width of an attention head
 NO_BYTE = 256  # fills a piece up, and is masked out
+ROOM = 4 * PIECE_BYTES  # characters of a prompt for each token that it may make, spaces included
 
 
 class ByteEncoder(nn.Module):
@@ -66,6 +67,11 @@ class ByteEncoder(nn.Module):
 
     def check(self, prompts: Sequence[str]) -> None:
         for number, prompt in enumerate(prompts, start=1):
+            if len(prompt) > self.max_tokens * ROOM:  # not worth cutting up, nor remembering
+                raise UserError(
+                    f"prompt {number} ({prompt[:40]!r}...) has {len(prompt):,} characters; this "
+                    f"encoder takes {self.max_tokens} tokens (text.max_tokens): shorten the prompt"
+                )
             try:
                 count = len(pieces(prompt))
             except UnicodeEncodeError as error:

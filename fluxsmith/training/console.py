@@ -1,5 +1,7 @@
 """What a person sees of a run: a progress bar in a terminal, a line now and then in a file."""
 
+import contextlib
+import os
 import time
 from types import TracebackType
 
@@ -9,11 +11,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 SECONDS_BETWEEN_LINES = 15
 
 
+class _Terminal(Console):
+    """A run goes on when whoever read what it prints has left."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 class TrainingConsole:
-    """Shows step, loss, images/s and time left."""
+    """Shows step, loss, images/s and time left. A terminal that is gone ends no run."""
 
     def __init__(self, steps: int, start: int) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = _Terminal(highlight=False, soft_wrap=True)
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -40,16 +50,18 @@ class TrainingConsole:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        with contextlib.suppress(OSError):
+            self._progress.stop()
 
     def advance(self, step: int) -> None:
         """`step` steps are done."""
         self._progress.update(self._task, completed=step)
 
-    def show(self, step: int, loss: float, images_per_second: float) -> None:
-        """New figures, which is where the loss is read."""
+    def show(self, step: int, loss: float | None, images_per_second: float) -> None:
+        """New figures, which is where the loss is read; None where no step was finite."""
+        figure = "not finite" if loss is None else f"{loss:.4f}"
         self._progress.update(
-            self._task, completed=step, loss=f"{loss:.4f}", speed=f"{images_per_second:.0f}"
+            self._task, completed=step, loss=figure, speed=f"{images_per_second:.0f}"
         )
         now = time.monotonic()
         due = now - self._last_line >= SECONDS_BETWEEN_LINES or step == self._steps
@@ -57,9 +69,10 @@ class TrainingConsole:
             self._last_line = now
             left = (now - self._began) / (step - self._start) * (self._steps - step)
             self.say(
-                f"step {step}/{self._steps}  loss {loss:.4f}  {images_per_second:.0f} images/s  "
+                f"step {step}/{self._steps}  loss {figure}  {images_per_second:.0f} images/s  "
                 f"{int(left) // 60}:{int(left) % 60:02d} left"
             )
 
     def say(self, line: str) -> None:
-        self.console.print(line, markup=False)
+        with contextlib.suppress(OSError):
+            self.console.print(line, markup=False)

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+TOGETHER = 32  # tensors that a masked update takes at a time, to bound the memory it needs
+
 
 class EMA:
     """A float32 average of a module's parameters, by name, on their device.
@@ -22,11 +24,21 @@ class EMA:
         }
 
     @torch.no_grad()
-    def update(self, module: nn.Module, n: int) -> None:
-        """ema += (1 - decay) (weights - ema), for every tensor in one call."""
+    def update(self, module: nn.Module, n: int, good: Tensor | None = None) -> None:
+        """ema += (1 - decay) (weights - ema), for every tensor in one call.
+
+        `good`, () bool on the device, says whether to: where it is false, nothing changes.
+        """
         decay = min(self.decay, (1 + n) / (10 + n))
         current = [p.detach().float() for p in module.parameters()]
-        torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)
+        average = list(self.weights.values())
+        if good is None:
+            torch._foreach_lerp_(average, current, 1 - decay)
+            return
+        for i in range(0, len(average), TOGETHER):
+            change = torch._foreach_sub(current[i : i + TOGETHER], average[i : i + TOGETHER])
+            torch._foreach_mul_(change, good * (1 - decay))
+            torch._foreach_add_(average[i : i + TOGETHER], change)
 
     @torch.no_grad()
     def load(self, weights: dict[str, Tensor]) -> None:

@@ -1,5 +1,7 @@
-"""Ctrl-C and SIGTERM end a run after the step at hand; a second one ends it at once."""
+"""Ctrl-C, SIGTERM and the loss of the terminal end a run after the step at hand; a second signal
+ends it at once."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -28,16 +30,20 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def watch() -> Iterator[Interrupt]:
-    """Inside, the first SIGINT or SIGTERM is noted; the second ends it all at once."""
+    """Inside, the first SIGINT, SIGTERM or SIGHUP is noted; the second ends it all at once."""
     interrupt = Interrupt()
-    watched = (signal.SIGINT, signal.SIGTERM)
+    watched = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none, and nohup ignores it
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+        watched.append(hangup)
     before = {number: signal.getsignal(number) for number in watched}
 
     def note(number: int, frame: FrameType | None) -> None:
         interrupt.signal = signal.Signals(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, _leave)
-        os.write(2, b"\nfinishing this step; once more to stop at once\n")
+        for watched_number in watched:
+            signal.signal(watched_number, _leave)
+        with contextlib.suppress(OSError):  # a terminal that is gone can't be written to
+            os.write(2, b"\nfinishing this step; once more to stop at once\n")
 
     for number in watched:
         signal.signal(number, note)

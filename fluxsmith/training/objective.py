@@ -1,6 +1,7 @@
 """What training minimises: a batch's random part is drawn first, so that a batch cut into pieces
 meets the same noise and timesteps as one that is not."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,6 +35,14 @@ class Losses:
 
     values: Tensor
     t: Tensor
+
+    def detached(self) -> "Losses":
+        return Losses(self.values.detach(), self.t)
+
+    @staticmethod
+    def joined(parts: "Sequence[Losses]") -> "Losses":
+        """The losses of a batch from those of its pieces."""
+        return Losses(torch.cat([p.values for p in parts]), torch.cat([p.t for p in parts]))
 
 
 class Objective(Protocol):

@@ -37,6 +37,12 @@ def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> N
         for group in optimiser.param_groups
     ]
     optimiser.load_state_dict(state)
+    for parameter, moments in optimiser.state.items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if moments[name].shape != parameter.shape:
+                raise ValueError(
+                    f"{name} is {tuple(moments[name].shape)} for {tuple(parameter.shape)} weights"
+                )
     for group, own in zip(optimiser.param_groups, settings, strict=True):
         group.update(own)
 

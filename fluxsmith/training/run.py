@@ -7,10 +7,9 @@ import torch
 
 from fluxsmith import checkpoint as checkpoints
 from fluxsmith.config import RunConfig, show
-from fluxsmith.config.comparing import COURSE, check_same
-from fluxsmith.config.reading import build_config
+from fluxsmith.config.size import TRAINING_BYTES, parameters_at_least
 from fluxsmith.data import build_loader
-from fluxsmith.device import pick_device
+from fluxsmith.device import explaining_memory, memory_of, pick_device
 from fluxsmith.errors import UserError
 from fluxsmith.files import make_folder, write_text
 from fluxsmith.flow.timesteps import DENSITIES
@@ -18,9 +17,13 @@ from fluxsmith.interop.initial import load_initial
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.training.console import TrainingConsole
 from fluxsmith.training.curves import plot_loss
+from fluxsmith.training.deterministic import repeatable
 from fluxsmith.training.interrupt import watch
-from fluxsmith.training.metrics import Recorder
+from fluxsmith.training.lock import FolderLock, lock_on
+from fluxsmith.training.metrics import Recorder, pictures
 from fluxsmith.training.objective import FlowMatching
+from fluxsmith.training.saving import Saver
+from fluxsmith.training.start import Start, find_start, refuse_to_write_over
 from fluxsmith.training.trainer import Evaluate, Trainer
 
 
@@ -28,35 +31,49 @@ def train(
     config: RunConfig,
     resume: str | None = None,
     overwrite: bool = False,
+    fork: Path | None = None,
     evaluate: Evaluate | None = None,
 ) -> int:
     """Trains to the end and returns the exit code: 0, or 128 + the signal that stopped it.
 
-    `resume` is a checkpoint's path, or `auto` for the newest one in the run's folder, if any.
-    `overwrite` deletes the run that is in the folder. `evaluate` scores the model on the way.
+    `resume` is a checkpoint's path, or `auto` for the newest good one in the run's folder, if any.
+    `overwrite` deletes the run that is in the folder. `fork` is a checkpoint from whose averaged
+    weights a new run starts, where nothing is resumed. `evaluate` scores the model on the way.
     """
     folder = Path(config.resolved_output_dir)
     device = pick_device(config.device)
-    start = _checkpoint_to_resume(folder, config, resume, overwrite)
-    trainer = build_trainer(config, device, evaluate, fresh=start is None)
-    if start is not None:
-        trainer.load_state_dict(checkpoints.load(start), str(start))
+    trying = f"train.batch_size={config.train.batch_size}"
+    with (
+        lock_on(folder) as lock,
+        repeatable(config.train.deterministic),
+        explaining_memory(trying, _less_memory(config)),
+    ):
+        if folder.is_dir():
+            lock.take()
+        start = find_start(folder, config, resume, overwrite, fork)
+        trainer = build_trainer(config, device, evaluate, fresh=start.path is None)
+        start = start.load_into(trainer)
+        return _run(config, trainer, start, lock, overwrite)
 
-    steps = config.train.steps
+
+def _run(
+    config: RunConfig, trainer: Trainer, start: Start, lock: FolderLock, overwrite: bool
+) -> int:
+    folder, steps = trainer.folder, config.train.steps
     curve = folder / "loss.png"
     with watch() as interrupt, TrainingConsole(steps, trainer.step) as console:
-        if start is not None and trainer.step >= steps:
-            console.say(f"nothing to do: {start} is at step {trainer.step} of {steps}")
+        if start.resumes and trainer.step >= steps:
+            console.say(f"nothing to do: {start.path} is at step {trainer.step} of {steps}")
             return 0
-        _prepare(folder, config, overwrite)
+        _prepare(folder, config, overwrite, trainer.step, lock)
+        for path in start.damaged:
+            console.say(f"passed over, and renamed to {checkpoints.set_aside(path).name}: {path}")
         _announce(console, config, trainer, start)
-        recorder = Recorder(folder, trainer.step)
-        try:
-            saved = trainer.run(recorder, console, interrupt)
-        finally:
-            recorder.close()
+        recorder = Recorder(folder, trainer.step, console.say)
+        with Saver(folder, config.train, console.say, lock) as saver:
+            saved = trainer.run(recorder, console, interrupt, saver)
         if saved is not None:
-            plot_loss(folder / "metrics.jsonl", curve, str(config.name))
+            _plot(folder, curve, config, console)
     if interrupt and trainer.step < steps:
         if saved is None:
             console.say("stopped before the first step")
@@ -75,6 +92,7 @@ def build_trainer(
 ) -> Trainer:
     """The trainer of a config at step 0, with its data loaded and its weights new, or those of
     train.init_from; `fresh` is false where a checkpoint brings them anyway."""
+    _check_size(config, device)
     loader = build_loader(config.data.settings(), config.train.batch_size, config.seed, device)
     pipeline = Pipeline.build(config, device)
     if fresh and config.train.init_from is not None:
@@ -85,52 +103,58 @@ def build_trainer(
     return Trainer(config, pipeline, loader, objective, evaluate)
 
 
-def _checkpoint_to_resume(
-    folder: Path, config: RunConfig, resume: str | None, overwrite: bool
-) -> Path | None:
-    """The checkpoint that the run starts from; a UserError rather than writing over a run."""
-    if resume is not None and overwrite:
-        raise UserError("--resume and --overwrite contradict each other; give one of them")
-    there = checkpoints.find(folder)
-    if resume is None:
-        if there and not overwrite:
-            raise UserError(
-                f"{folder} already holds a run, at step {there[-1][0]}; add --resume auto to "
-                f"continue it, --overwrite to start again, or output_dir=... to leave it alone"
-            )
-        return None
-    if resume == "auto":
-        path = there[-1][1] if there else None
-    else:
-        path = checkpoints.newest(Path(resume))
-    if path is not None:
-        contents = checkpoints.load(path)
-        before = build_config(contents["config"], origin=str(path))
-        check_same(before, config, COURSE, str(path))
-        if there and there[-1][0] > contents["step"]:
-            raise UserError(
-                f"{folder} holds a checkpoint of step {there[-1][0]}, later than {path}; set "
-                f"output_dir to another folder, or move the later ones away"
-            )
-    return path
+def _check_size(config: RunConfig, device: torch.device) -> None:
+    """Refuses a model that can't be trained here before it is built, which may take long."""
+    parameters, memory = parameters_at_least(config), memory_of(device)
+    needed = parameters * TRAINING_BYTES
+    if memory and needed > memory:
+        raise UserError(
+            f"a model of {parameters:,} parameters takes at least {needed / 2**30:,.1f} GiB to "
+            f"train, and {device} has {memory / 2**30:,.1f} GiB; make model.hidden_size or "
+            f"model.depth smaller"
+        )
 
 
-def _prepare(folder: Path, config: RunConfig, overwrite: bool) -> None:
-    """Makes the folder, empties it of an old run's files if asked to, and writes config.yaml."""
+def _prepare(folder: Path, config: RunConfig, overwrite: bool, step: int, lock: FolderLock) -> None:
+    """Makes the folder and empties it of what is not this run's up to `step`: another run's files
+    if asked to, half-written ones, pictures of steps still to come. Writes config.yaml."""
     make_folder(folder, "output_dir")
+    lock.take()
+    if step == 0 and not overwrite:
+        refuse_to_write_over(folder)  # again: another run may have ended here meanwhile
     patterns = [".diffusion-*.pt.tmp"]  # left by a process that was killed while it saved
     if overwrite:
-        patterns += ["diffusion-*.pt", "sample-*.png", "sample-*.txt", "metrics.jsonl", "loss.png"]
+        patterns += ["diffusion-*.pt", "diffusion-*.damaged", "metrics.jsonl", "loss.png"]
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-    for pattern in patterns:
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
+    stale = [path for pattern in patterns for path in folder.glob(pattern)]
+    for at, picture in pictures(folder):
+        if at > step:
+            stale += [picture, picture.with_suffix(".txt")]
+    for path in stale:
+        path.unlink(missing_ok=True)
     write_text(folder / "config.yaml", show(config))
 
 
-def _announce(
-    console: TrainingConsole, config: RunConfig, trainer: Trainer, start: Path | None
-) -> None:
+def _plot(folder: Path, curve: Path, config: RunConfig, console: TrainingConsole) -> None:
+    try:
+        plot_loss(folder / "metrics.jsonl", curve, str(config.name))
+    except (OSError, UserError) as error:
+        console.say(f"no loss curve: {error}")
+
+
+def _less_memory(config: RunConfig) -> str:
+    """How to train the same with less memory, else what else to change."""
+    size, now = config.train.batch_size, config.train.accumulate
+    more = next((n for n in range(now + 1, size + 1) if size % n == 0), None)
+    smaller = "a smaller train.batch_size, model or data.image_size"
+    if more is None:
+        return f"set {smaller}"
+    return (
+        f"set train.accumulate={more} (the same gradients, a smaller piece at a time) or {smaller}"
+    )
+
+
+def _announce(console: TrainingConsole, config: RunConfig, trainer: Trainer, start: Start) -> None:
     console.say(show(config, comments=False))
     network = sum(p.numel() for p in trainer.pipeline.network.parameters())
     text = sum(p.numel() for p in trainer.pipeline.text.parameters())
@@ -138,5 +162,6 @@ def _announce(
         f"{config.name}: {network:,} parameters + {text:,} in the text encoder, "
         f"{trainer.loader.describe()}, on {trainer.pipeline.device}"
     )
-    where = f"from {start}" if start else "from scratch"
-    console.say(f"writing to {trainer.folder}, {where}")
+    console.say(f"writing to {trainer.folder}, {start}")
+    if warning := start.threads_differ():
+        console.say(warning)

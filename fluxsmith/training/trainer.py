@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,10 +22,12 @@ from fluxsmith.pipeline import Pipeline, check_autoencoder
 from fluxsmith.randomness import generator
 from fluxsmith.training.console import TrainingConsole
 from fluxsmith.training.ema import EMA
+from fluxsmith.training.guard import Guard
 from fluxsmith.training.interrupt import Interrupt
 from fluxsmith.training.metrics import Recorder, Window
-from fluxsmith.training.objective import Objective
+from fluxsmith.training.objective import Example, Losses, Objective
 from fluxsmith.training.optimiser import build_optimiser, learning_rate, load_optimiser
+from fluxsmith.training.saving import Saver, copied
 from fluxsmith.version import __version__
 
 Evaluate = Callable[[Pipeline], dict[str, float]]  # the model's scores, by name
@@ -54,26 +55,42 @@ class Trainer:
         self.optimiser = build_optimiser(pipeline, config.train)
         self.ema = EMA(pipeline, config.train.ema_decay)
         self.window = Window(pipeline.device)
+        fused = pipeline.device.type == "cuda" and self.optimiser.defaults["fused"]
+        self.guard = Guard(config.train.max_bad_steps, pipeline.device, waits=not fused)
+        self.origin: dict[str, Any] = {}  # what this run was forked from
         captions = loader.captions()
         self.captions = spread(captions, min(len(captions), CAPTIONS_KEPT))
         self.step = 0  # optimiser steps done
+        self._example: Example | None = None  # that the last one was taken on
 
     def run(
-        self, recorder: Recorder, console: TrainingConsole, interrupt: Interrupt
+        self, recorder: Recorder, console: TrainingConsole, interrupt: Interrupt, saver: Saver
     ) -> Path | None:
         """Trains to the end, or to the end of the step in which the interrupt came.
 
-        Returns the checkpoint that holds the last step; None where no step was made.
+        Returns the checkpoint that holds the last step; None where no step was made. Raises a
+        UserError where the run can't go on, and then the last good checkpoint is named.
         """
         train = self.config.train
-        saved: Path | None = None
-        saved_at = self.step
+        start = self.step
         clock, clock_step = time.perf_counter(), self.step
         self.pipeline.train()
         self.pipeline.precision = train.precision
         while self.step < train.steps and not interrupt:
-            rate = self.train_step()
+            position = self.loader.position(self.step)
+            try:
+                rate = self.train_step()
+            except UserError as error:  # the data gave out; the weights are those of the last step
+                if self.step > start:
+                    saved = saver.save_last(self.state_dict() | {"data": position})
+                    raise UserError(f"{error}; what was trained is in {saved}") from None
+                raise
             console.advance(self.step)
+            if self.guard.exhausted(self.step):
+                saver.finish()
+                why = self.explain_bad_step()
+                raise UserError(f"{why}; the last good checkpoint is {saver.last_good()}")
+            saver.check()
             record: dict[str, float] = {}
             if self.step % train.log_every == 0 or self.step == train.steps:
                 record = self.window.means()
@@ -81,19 +98,22 @@ class Trainer:
                 speed = (self.step - clock_step) * train.batch_size / (now - clock)
                 clock, clock_step = now, self.step
                 record |= {"learning_rate": rate, "images_per_second": round(speed, 1)}
-                console.show(self.step, record["loss"], speed)
+                console.show(self.step, record.get("loss"), speed)
             paused = time.perf_counter()
             if self.evaluate is not None and _due(self.step, self.config.evaluate.every):
-                with self.ema.in_place_of(self.pipeline):
-                    record |= self.evaluate(self.pipeline)
+                record |= self._scores(self.evaluate, console)
             if record:
                 recorder.write(self.step, record)
             if _due(self.step, train.sample_every):
-                recorder.write_picture(self.step, self.draw_samples())
+                self._show_samples(recorder, console)
             if _due(self.step, train.checkpoint_every):
-                saved, saved_at = self.save(), self.step
+                recorder.flush_to_disk()
+                saver.save(self.state_dict())
             clock += time.perf_counter() - paused  # images/s is training's own speed
-        return self.save() if saved_at != self.step else saved
+        if self.step == start:
+            return None
+        recorder.flush_to_disk()
+        return saver.save_last(self.state_dict())
 
     def train_step(self) -> float:
         """One optimiser step; returns the learning rate that it took."""
@@ -101,22 +121,69 @@ class Trainer:
         rate = learning_rate(self.step, train)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        batch = self.loader.batch(self.step)
+        parts = []
         noise = generator(self.config.seed, "train", self.step, 0, device=self.pipeline.device)
-        for piece in self.objective.draw(batch, noise).split(train.accumulate):
+        self._example = self.objective.draw(self.loader.batch(self.step), noise)
+        for piece in self._example.split(train.accumulate):
             losses = self.objective(piece)
             (losses.values.mean() / train.accumulate).backward()
-            self.window.add_losses(losses)
+            parts.append(losses.detached())
+        whole = Losses.joined(parts)
         largest = train.grad_clip or float("inf")
         norm = nn.utils.clip_grad_norm_(self.pipeline.parameters(), largest)
-        self.window.add_norm(norm)
-        self.optimiser.step()
+        good = self.guard.judge(whole, norm)
+        self.window.add(whole, norm, good)
+        self._update(good)
         self.optimiser.zero_grad(set_to_none=True)
-        self.ema.update(self.pipeline, self.step)
         self.step += 1
         return rate
 
-    def draw_samples(self) -> np.ndarray:
+    def _update(self, good: Tensor) -> None:
+        """Moves weights and average, unless the step is not finite: then nothing changes."""
+        if self.guard.waits:
+            if good:
+                self.optimiser.step()
+                self.ema.update(self.pipeline, self.step)
+            return
+        # Where this is 1, the fused AdamW leaves weights and moments as they are.
+        setattr(self.optimiser, "found_inf", (~good).float())  # noqa: B010 (not declared)
+        self.optimiser.step()
+        self.ema.update(self.pipeline, self.step, good)
+
+    def explain_bad_step(self) -> str:
+        """What was not finite in the last step, which left the weights alone, so that it can be
+        looked at again."""
+        assert self._example is not None
+        parts = self._example.split(self.config.train.accumulate)
+        with torch.no_grad():
+            losses = Losses.joined([self.objective(part) for part in parts])
+        bad = losses.t[~losses.values.isfinite()]
+        t = losses.t if not len(bad) else bad
+        times = f"t = {float(t.min()):.4f}" + (f" to {float(t.max()):.4f}" if len(t) > 1 else "")
+        what = f"the loss of {len(bad)} images at" if len(bad) else "the gradient of a batch at"
+        return (
+            f"step {self.step}: {what} {times} is not finite, the last of "
+            f"{self.guard.limit} such steps in a row (train.max_bad_steps), which were all "
+            f"skipped; lower train.learning_rate or look at the data"
+        )
+
+    def _scores(self, evaluate: Evaluate, console: TrainingConsole) -> dict[str, float]:
+        """The averaged weights' scores; none where they can't be had, which is worth no run."""
+        try:
+            with self.ema.in_place_of(self.pipeline):
+                return evaluate(self.pipeline)
+        except UserError as error:
+            console.say(f"{error}; training goes on")
+            return {}
+
+    def _show_samples(self, recorder: Recorder, console: TrainingConsole) -> None:
+        """Draws pictures; where that can't be, training goes on without them."""
+        try:
+            recorder.write_picture(self.step, self.draw_samples())
+        except UserError as error:
+            console.say(f"{error}; training goes on")
+
+    def draw_samples(self) -> Path:
         """Draws the grid of this step with the averaged weights and the same noise as ever."""
         prompts = spread(self.captions, self.config.sample.num_samples)
         with self.ema.in_place_of(self.pipeline):
@@ -127,14 +194,6 @@ class Trainer:
         about = {"step": self.step, "seed": self.config.seed, "prompts": prompts, **settings}
         render.save_png(path, sheet, about)
         write_text(path.with_suffix(".txt"), "\n".join(prompts) + "\n")
-        return np.asarray(sheet)
-
-    def save(self) -> Path:
-        """Writes the checkpoint of this step and deletes those past retention."""
-        train = self.config.train
-        path = checkpoints.checkpoint_path(self.folder, self.step)
-        checkpoints.save(path, self.state_dict())
-        checkpoints.prune(self.folder, train.keep_checkpoints, train.keep_every)
         return path
 
     def state_dict(self) -> dict[str, Any]:
@@ -148,12 +207,14 @@ class Trainer:
             "ema": self.ema.weights,
             "optimizer": self.optimiser.state_dict(),
             "data": self.loader.position(self.step),
-            "window": self.window.state_dict(),
+            "window": self.window.state_dict() | self.guard.state_dict(),
             "metadata": {
                 "fluxsmith": __version__,
                 "torch": torch.__version__.partition("+")[0],
                 "captions": self.captions,
                 "autoencoder": self.pipeline.autoencoder.digest,
+                "threads": torch.get_num_threads(),
+                "forked_from": self.origin,
             },
         }
 
@@ -170,11 +231,20 @@ class Trainer:
         self.ema.load(state["ema"])
         self.pipeline.load_weights(state["model"], origin)
         try:
-            load_optimiser(self.optimiser, _copied(state["optimizer"]))
+            # copied, since AdamW would otherwise go on writing into the mapped file's pages
+            load_optimiser(self.optimiser, copied(state["optimizer"]))
             self.window.load_state_dict(state["window"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            self.guard.load_state_dict(state["window"])
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise UserError(f"{origin} doesn't fit this run's optimiser: {error}") from None
         self.step = state["step"]
+        self.origin = state["metadata"].get("forked_from", {})
+
+    def fork(self, state: dict[str, Any], origin: str) -> None:
+        """Starts a new run, at step 0, from the averaged weights of a checkpoint."""
+        self.pipeline.load_weights(state["ema"], origin)
+        self.ema.load(state["ema"])
+        self.origin = {"checkpoint": origin, "step": state["step"]}
 
 
 def spread(captions: list[str], n: int) -> list[str]:
@@ -186,14 +256,3 @@ def spread(captions: list[str], n: int) -> list[str]:
 
 def _due(step: int, interval: int) -> bool:
     return interval > 0 and step % interval == 0
-
-
-def _copied(state: Any) -> Any:
-    """A copy in memory: AdamW would otherwise go on writing into the mapped file's pages."""
-    if isinstance(state, Tensor):
-        return state.clone()
-    if isinstance(state, dict):
-        return {key: _copied(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return [_copied(value) for value in state]
-    return state

@@ -41,7 +41,7 @@ def test_numbers_with_exponents_are_numbers(read, text, number):
 @given(st.floats(min_value=1e-300, max_value=1e300))
 @settings(max_examples=50, deadline=None, derandomize=True)
 def test_any_number_is_read_as_python_writes_it(number):
-    assert read_config(TINY, [f"train.learning_rate={number!r}"]).train.learning_rate == number
+    assert read_config(TINY, [f"model.theta={number!r}"]).model.theta == number
 
 
 def test_a_whole_number_may_be_written_with_an_exponent(read):

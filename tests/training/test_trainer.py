@@ -258,10 +258,9 @@ def test_tensorboard_has_every_record_once_after_a_resume(toy, tmp_path):
 def test_a_record_is_the_mean_over_its_steps_by_quartile():
     window = Window("cpu")
     t = torch.tensor([0.1, 0.3, 0.3, 0.99, 1.0])
-    window.add_losses(Losses(torch.tensor([1.0, 2.0, 4.0, 5.0, 8.0]), t))
-    window.add_losses(Losses(torch.tensor([3.0]), torch.tensor([0.0])))
-    window.add_norm(torch.tensor(1.0))
-    window.add_norm(torch.tensor(2.0))
+    good = torch.tensor(True)
+    window.add(Losses(torch.tensor([1.0, 2.0, 4.0, 5.0, 8.0]), t), torch.tensor(1.0), good)
+    window.add(Losses(torch.tensor([3.0]), torch.tensor([0.0])), torch.tensor(2.0), good)
     record = window.means()
     assert QUARTILES == 4
     assert record == pytest.approx(

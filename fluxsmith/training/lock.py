@@ -1,0 +1,103 @@
+"""One run, one output folder: a lock that the operating system drops when its process ends, however
+it ends, so a dead run never has to be cleaned up after."""
+
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from fluxsmith.errors import UserError
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(stream: IO[str]) -> None:
+        stream.seek(2**30)  # far behind the text: others may not read a locked byte
+        msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
+        stream.seek(0)
+else:
+    import fcntl
+
+    def _lock(stream: IO[str]) -> None:
+        # Unlike flock's, this lock is not inherited by the children that load data, so it ends
+        # with the run even where they outlive it for a moment.
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class FolderTakenError(UserError):
+    """Another process writes to the folder."""
+
+
+class FolderLock:
+    """The right to write to a run's folder, from `take` on; the file `.lock` says who has it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / ".lock"
+        self._stream: IO[str] | None = None
+
+    def take(self) -> None:
+        """Takes the lock, or makes sure that it is still held, and taken again where the folder
+        was deleted meanwhile. Raises a FolderTakenError that names the
+        process which has it, and a UserError where the folder can't be written to."""
+        while not self._held():
+            self.release()
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                stream = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 (stays open)
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise UserError(
+                    f"can't write to {self.path.parent}: {reason}; set output_dir"
+                ) from None
+            try:
+                _lock(stream)
+            except (BlockingIOError, PermissionError):
+                raise FolderTakenError(self._refusal(stream)) from None
+            except OSError:
+                pass  # a file system without locks: one has to take care oneself
+            self._stream = stream
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            stream.flush()
+
+    def release(self) -> None:
+        if self._stream is None:
+            return
+        with contextlib.suppress(OSError):
+            if self._held():
+                self.path.unlink()  # while it is locked, so nobody can have taken it yet
+        with contextlib.suppress(OSError):
+            self._stream.close()
+        self._stream = None
+
+    def _held(self) -> bool:
+        """Whether the file that is locked is the one that is there."""
+        if self._stream is None:
+            return False
+        try:
+            return os.path.samestat(os.fstat(self._stream.fileno()), self.path.stat())
+        except OSError:
+            return False
+
+    def _refusal(self, stream: IO[str]) -> str:
+        with stream:
+            stream.seek(0)
+            holder = stream.read(200).strip() or "another process"
+        return (
+            f"{self.path.parent} is being written to by {holder}; wait for it, stop it, or set "
+            f"output_dir to another folder"
+        )
+
+
+@contextmanager
+def lock_on(folder: Path) -> Iterator[FolderLock]:
+    """A lock that is not taken yet, and released at the end."""
+    lock = FolderLock(folder)
+    try:
+        yield lock
+    finally:
+        lock.release()

@@ -1,0 +1,218 @@
+"""Damage to a checkpoint is found, named and passed over; what is planted in one never runs."""
+
+import ast
+import io
+import os
+import pickle
+import random
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import same
+
+import fluxsmith
+from fluxsmith import checkpoint as checkpoints
+from fluxsmith.checkpoint import DamagedCheckpointError
+from fluxsmith.digest import problem_with
+from fluxsmith.errors import UserError
+from fluxsmith.training.run import train
+
+KEEP = ("train.checkpoint_every=2", "train.keep_checkpoints=0")
+
+
+@pytest.fixture
+def folder(toy, run_folder):
+    """A finished run with checkpoints of the steps 2, 4 and 6."""
+    assert train(toy(*KEEP)) == 0
+    return run_folder
+
+
+def flip(path, position, bit=0):
+    with open(path, "r+b") as stream:
+        stream.seek(position)
+        byte = stream.read(1)[0]
+        stream.seek(position)
+        stream.write(bytes([byte ^ 1 << bit]))
+
+
+def test_a_flipped_bit_is_found_wherever_it_is(folder):
+    """At 100 places drawn at random, at each of the last 100 bytes, and at the first."""
+    path = folder / "diffusion-6.pt"
+    size = path.stat().st_size
+    draw = random.Random(0)
+    places = {0, *range(size - 100, size), *(draw.randrange(size) for _ in range(100))}
+    for place in sorted(places):
+        bit = draw.randrange(8)
+        flip(path, place, bit)
+        with pytest.raises(DamagedCheckpointError, match="diffusion-6"):
+            checkpoints.load(path)
+        flip(path, place, bit)
+    assert problem_with(path) is None
+
+
+def test_bytes_added_or_cut_off_are_found(folder):
+    path = folder / "diffusion-6.pt"
+    whole = path.read_bytes()
+    for damaged in (whole + b"\0", b"\0" + whole, whole[:-1], whole[1:], whole[:-73], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedCheckpointError):
+            checkpoints.load(path)
+
+
+def test_the_digest_is_that_of_the_archive_without_it(folder):
+    """So anyone can check it: torch alone opens the file, and zip tools show the comment."""
+    import hashlib
+
+    path = folder / "diffusion-6.pt"
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        comment = archive.comment
+    plain = path.read_bytes()[: -len(comment) - 2] + b"\0\0"
+    assert comment == b"sha256:" + hashlib.sha256(plain).hexdigest().encode()
+    contents = torch.load(path, weights_only=True, mmap=True)
+    assert same(contents, torch.load(io.BytesIO(plain), weights_only=True))
+
+
+def test_a_file_that_torch_alone_wrote_is_checked_by_its_records(folder, tmp_path):
+    path = tmp_path / "plain.pt"
+    torch.save(checkpoints.load(folder / "diffusion-6.pt"), path)
+    checkpoints.load(path)
+    flip(path, path.stat().st_size // 2)
+    with pytest.raises(DamagedCheckpointError, match=r"the record .* has changed"):
+        checkpoints.load(path)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "garbage"])
+def test_resuming_takes_the_newest_good_one_and_says_which_it_passed_over(
+    toy, folder, capsys, damage
+):
+    whole = checkpoints.load(folder / "diffusion-6.pt")
+    for name in ("diffusion-4.pt", "diffusion-6.pt"):
+        path = folder / name
+        contents = bytearray(path.read_bytes())
+        contents[len(contents) // 2] ^= 1
+        spoilt = {
+            "flipped": bytes(contents),
+            "truncated": bytes(contents[: len(contents) // 3]),
+            "empty": b"",
+            "garbage": b"no archive at all",
+        }
+        path.unlink()  # `whole` is mapped from the old file
+        path.write_bytes(spoilt[damage])
+    capsys.readouterr()
+    assert train(toy(*KEEP), resume="auto") == 0
+    printed = capsys.readouterr().out
+    for step in (4, 6):
+        line = f"passed over, and renamed to diffusion-{step}.pt.damaged: "
+        assert f"{line}{folder / f'diffusion-{step}.pt'}" in printed
+    assert f"from {folder / 'diffusion-2.pt'}" in printed
+    again = checkpoints.load(folder / "diffusion-6.pt")
+    for key in ("model", "ema", "optimizer", "window", "data"):
+        assert same(whole[key], again[key]), key
+    assert (folder / "diffusion-6.pt.damaged").exists()
+
+
+def test_a_damaged_one_does_not_count_among_those_kept(toy, folder):
+    """Else, with one to keep, the good one written after it would be deleted for it."""
+    flip(folder / "diffusion-6.pt", 5000)
+    (folder / "diffusion-4.pt").unlink()
+    plan = ("train.checkpoint_every=1", "train.keep_checkpoints=1", "train.steps=4")
+    assert train(toy(*plan), resume="auto") == 0
+    assert [step for step, _ in checkpoints.find(folder)] == [4]
+
+
+def test_without_a_good_one_nothing_is_begun_or_deleted(toy, folder):
+    for _, path in checkpoints.find(folder):
+        flip(path, 5000)
+    before = sorted(p.name for p in folder.iterdir())
+    with pytest.raises(UserError, match="no good checkpoint to resume") as caught:
+        train(toy(*KEEP), resume="auto")
+    assert "diffusion-2.pt" in str(caught.value)
+    assert sorted(p.name for p in folder.iterdir()) == before
+
+
+def test_a_damaged_one_that_is_named_is_refused(toy, folder):
+    path = folder / "diffusion-6.pt"
+    flip(path, 5000)
+    with pytest.raises(UserError, match="its SHA-256 is not the one it was written with"):
+        train(toy(*KEEP), resume=str(path))
+
+
+class Planted:
+    """Touches a file where it is unpickled as pickles usually are."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mknod, (str(self.marker),)
+
+
+@pytest.mark.parametrize("form", ["zip", "signed zip", "old torch", "bare pickle"])
+@pytest.mark.parametrize("option", ["resume", "resume auto", "fork", "sample"])
+def test_planted_code_is_refused_and_not_run(toy, folder, tmp_path, form, option):
+    marker, path = tmp_path / "executed", folder / "diffusion-6.pt"
+    contents = {**checkpoints.load(path), "metadata": Planted(marker)}
+    path.unlink()
+    if form == "zip":
+        torch.save(contents, path)
+    elif form == "signed zip":
+        checkpoints.save(path, contents)
+    elif form == "old torch":
+        torch.save(contents, path, _use_new_zipfile_serialization=False)
+    else:
+        path.write_bytes(pickle.dumps(Planted(marker)))
+    archive = "zip" in form
+    if option == "sample":
+        from fluxsmith import Pipeline
+
+        with pytest.raises(UserError, match="refused" if archive else "not a whole checkpoint"):
+            Pipeline.from_checkpoint(path)
+    elif option == "resume auto" and not archive:
+        assert train(toy(*KEEP), resume="auto") == 0  # no checkpoint at all: passed over
+    else:
+        options = {
+            "resume": {"resume": str(path)},
+            "resume auto": {"resume": "auto"},
+            "fork": {"fork": path, "overwrite": False},
+        }[option]
+        elsewhere = [f"output_dir={tmp_path / 'new'}"] if option == "fork" else []
+        with pytest.raises(UserError, match="refused" if archive else "not a whole checkpoint"):
+            train(toy(*KEEP, *elsewhere), **options)
+    assert not marker.exists()
+    if form != "bare pickle":
+        pickled = folder / ("diffusion-6.pt" if archive or option != "resume auto" else "x")
+        if pickled.exists():
+            torch.load(pickled, weights_only=False)
+            assert marker.exists()  # it would have run
+
+
+def test_every_file_that_the_package_loads_is_loaded_as_plain_data():
+    """The test above tries checkpoints; this one sees to it that there is no other way in."""
+    wrong = []
+    for file in sorted(Path(fluxsmith.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                name, options = ast.unparse(node.func), {k.arg: k.value for k in node.keywords}
+                safe = {
+                    "torch.load": ast.unparse(options.get("weights_only", node.func)) == "True",
+                    "yaml.load": False,  # ours builds plain data from nodes
+                    "np.load": "allow_pickle" not in options,
+                }
+                unsafe = name.startswith(("pickle.", "marshal.", "shelve.", "dill."))
+                if unsafe or name in ("eval", "exec") or not safe.get(name, True):
+                    wrong.append(f"{file.name}:{node.lineno}: {ast.unparse(node)}")
+    assert wrong == []
+
+
+def test_records_that_unpack_to_more_are_refused(folder, tmp_path):
+    """torch's own are stored as they are; a compressed one may be a bomb."""
+    path, bomb = folder / "diffusion-6.pt", tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(bomb, "w") as target:
+        for record in source.infolist():
+            target.writestr(record.filename, source.read(record), zipfile.ZIP_DEFLATED)
+        target.writestr("archive/data/999", bytes(10**8), zipfile.ZIP_DEFLATED)
+    with pytest.raises(DamagedCheckpointError, match="compressed"):
+        checkpoints.load(bomb)

@@ -1,0 +1,273 @@
+"""Disks that fill up, folders that go away, files that can't be written: a run outlives them."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import same
+from reliability.conftest import limited, without_privileges
+from reliability.kill import board
+
+from fluxsmith import checkpoint as checkpoints
+from fluxsmith.errors import UserError
+from fluxsmith.training.metrics import read_metrics
+from fluxsmith.training.run import build_trainer, train
+from fluxsmith.training.saving import Saver
+
+resource = pytest.importorskip("resource", reason="needs POSIX limits")
+
+KEEP = ("train.checkpoint_every=2", "train.keep_checkpoints=0")
+
+
+def steps_saved(folder):
+    """The steps of the checkpoints in a folder, each of which loads."""
+    for _, path in checkpoints.find(folder):
+        checkpoints.load(path)
+    return [step for step, _ in checkpoints.find(folder)]
+
+
+def nothing_half_written(folder):
+    return not list(folder.glob(".*.tmp"))
+
+
+def wait_for_checkpoint():
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint":
+            thread.join()
+
+
+@contextlib.contextmanager
+def small_files_only():
+    with limited(resource.RLIMIT_FSIZE, 2**20):
+        yield
+
+
+@pytest.mark.parametrize("background", ["true", "false"])
+def test_a_file_size_limit_costs_one_checkpoint_and_no_run(
+    eventful, run_folder, capsys, background
+):
+    stack = contextlib.ExitStack()
+    happenings = {
+        3: lambda: (wait_for_checkpoint(), stack.enter_context(small_files_only())),
+        5: lambda: (wait_for_checkpoint(), stack.close()),
+    }
+    with stack:
+        assert eventful(happenings, *KEEP, f"train.background_save={background}") == 0
+    printed = capsys.readouterr().out
+    assert printed.count("can't write the checkpoint") == 1
+    assert "diffusion-4.pt: File too large" in printed
+    assert f"the last good checkpoint is {run_folder / 'diffusion-2.pt'}" in printed
+    assert "tries again at the next interval" in printed
+    assert steps_saved(run_folder) == [2, 6]
+    assert nothing_half_written(run_folder)
+
+
+def test_a_run_may_be_told_to_stop_for_it(eventful, run_folder):
+    with small_files_only(), pytest.raises(UserError) as caught:
+        eventful({}, *KEEP, "train.on_save_error=stop")
+    assert "diffusion-2.pt: File too large; the last good checkpoint is none" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert nothing_half_written(run_folder)
+
+
+def test_the_last_checkpoint_has_no_next_interval(eventful, run_folder):
+    """Whatever the policy, a run that could not be saved has not ended well."""
+    stack = contextlib.ExitStack()
+
+    def limit():
+        wait_for_checkpoint()
+        stack.enter_context(small_files_only())
+
+    with stack, pytest.raises(UserError, match=r"diffusion-6\.pt: File too large"):
+        eventful({5: limit}, *KEEP)
+    assert steps_saved(run_folder) == [2, 4]
+    assert nothing_half_written(run_folder)
+
+
+@contextlib.contextmanager
+def small_disk(megabytes):
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"may not mount a small disk here: {done.stderr.strip()}")
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["umount", "--lazy", folder], check=False)
+
+
+def test_a_full_disk(eventful, run_folder, capsys):
+    """A real one, where this process may mount it: records wait in memory until there is room."""
+    with small_disk(40) as disk:
+        ballast = disk / "ballast"
+
+        def fill():
+            wait_for_checkpoint()
+            with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as stream:
+                while stream.write(b"x" * 4096):
+                    pass
+
+        happenings = {3: fill, 5: lambda: (wait_for_checkpoint(), ballast.unlink())}
+        folder = disk / "run"
+        assert eventful(happenings, *KEEP, f"output_dir={folder}") == 0
+        assert "diffusion-4.pt: No space left on device" in capsys.readouterr().out
+        assert steps_saved(folder) == [2, 6]
+        assert nothing_half_written(folder)
+        assert [r["step"] for r in read_metrics(folder / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+        assert losses_on_board(folder) == [1, 2, 3, 4, 5, 6]
+
+
+def losses_on_board(folder):
+    return [step for step, tag in board(folder) if tag == "train/loss"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_device_without_space(eventful, run_folder, capsys):
+    """The temporary file leads to /dev/full, which any process may find full."""
+    temporary = checkpoints.temporary_path(run_folder / "diffusion-2.pt")
+    assert eventful({1: lambda: temporary.symlink_to("/dev/full")}, *KEEP) == 0
+    assert "diffusion-2.pt: No space left on device" in capsys.readouterr().out
+    assert steps_saved(run_folder) == [4, 6]
+    assert nothing_half_written(run_folder)
+
+
+def test_a_folder_that_vanishes_is_made_again(eventful, run_folder):
+    happenings = {3: lambda: (wait_for_checkpoint(), shutil.rmtree(run_folder))}
+    assert eventful(happenings, *KEEP) == 0
+    assert steps_saved(run_folder) == [4, 6]
+    assert [r["step"] for r in read_metrics(run_folder / "metrics.jsonl")] == [3, 4, 5, 6]
+
+
+def test_a_folder_in_whose_place_there_is_a_file(eventful, run_folder, capsys):
+    def replace():
+        wait_for_checkpoint()
+        shutil.rmtree(run_folder)
+        run_folder.write_text("in the way")
+
+    happenings = {3: replace, 5: lambda: (wait_for_checkpoint(), run_folder.unlink())}
+    assert eventful(happenings, *KEEP) == 0
+    printed = capsys.readouterr().out
+    assert "metrics.jsonl can't be written" in printed
+    assert "metrics.jsonl is written again" in printed
+    assert steps_saved(run_folder) == [6]
+    assert [r["step"] for r in read_metrics(run_folder / "metrics.jsonl")] == [3, 4, 5, 6]
+
+
+def test_a_folder_that_becomes_read_only(eventful, capsys):
+    with tempfile.TemporaryDirectory() as parent:
+        os.chmod(parent, 0o755)  # noqa: PTH101
+        folder = Path(parent) / "run"
+        stack = contextlib.ExitStack()
+
+        def close():
+            folder.chmod(0o555)
+            for file in (folder / "metrics.jsonl", *(folder / "tensorboard").iterdir()):
+                file.chmod(0o444)
+            stack.enter_context(without_privileges())
+
+        def open_():
+            stack.close()
+            folder.chmod(0o755)
+            for file in (folder / "metrics.jsonl", *(folder / "tensorboard").iterdir()):
+                file.chmod(0o644)
+
+        with stack:
+            plan = (*KEEP, f"output_dir={folder}", "train.background_save=false")
+            assert eventful({3: close, 5: open_}, *plan) == 0
+        printed = capsys.readouterr().out
+        assert "diffusion-4.pt: Permission denied" in printed
+        assert "metrics.jsonl can't be written: Permission denied" in printed
+        assert steps_saved(folder) == [2, 6]
+        assert [r["step"] for r in read_metrics(folder / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_tensorboard_that_can_not_be_written_costs_nothing(eventful, run_folder, capsys):
+    boards = run_folder / "tensorboard"
+
+    def obstruct():
+        shutil.rmtree(boards)
+        boards.write_text("in the way")
+
+    # its file is open to be appended to and can be made again, until its folder is another thing
+    assert eventful({2: obstruct, 4: boards.unlink}) == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("TensorBoard can't be written") == 1
+    assert "TensorBoard is written again" in printed.out
+    assert "Traceback" not in printed.out + printed.err
+    assert [r["step"] for r in read_metrics(run_folder / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert losses_on_board(run_folder) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_picture_that_can_not_be_written_costs_nothing(eventful, run_folder, capsys):
+    happenings = {1: (run_folder / "sample-2.png").mkdir}
+    assert eventful(happenings, "train.sample_every=2") == 0
+    assert "training goes on" in capsys.readouterr().out
+    assert {p.name for p in run_folder.glob("sample-*.png") if p.is_file()} == {
+        "sample-4.png",
+        "sample-6.png",
+    }
+
+
+def test_a_clock_that_jumps(eventful, run_folder, monkeypatch):
+    """A year ahead, a day back: nothing is timed by it, and nothing is ordered by it."""
+    true, calls = time.time, iter(range(10**9))
+    jumps = (0, 365 * 86400, -86400, -20 * 365 * 86400)
+    monkeypatch.setattr(time, "time", lambda: true() + jumps[next(calls) % len(jumps)])
+    assert eventful({}, *KEEP, "train.steps=4", "train.schedule=constant") == 0
+    assert eventful({}, *KEEP, "train.steps=8", "train.schedule=constant", resume="auto") == 0
+    records = read_metrics(run_folder / "metrics.jsonl")
+    assert [r["step"] for r in records] == list(range(1, 9))
+    assert all(r["images_per_second"] > 0 for r in records)
+    assert losses_on_board(run_folder) == list(range(1, 9))
+
+
+def idx(array):
+    dimensions = b"".join(n.to_bytes(4, "big") for n in array.shape)
+    return bytes((0, 0, 8, array.ndim)) + dimensions + array.astype(np.uint8).tobytes()
+
+
+def test_data_files_that_disappear_in_the_middle(eventful, toy, run_folder, tmp_path):
+    """They are read once, at the start."""
+    files = tmp_path / "mnist"
+    files.mkdir()
+    draw = np.random.default_rng(0)
+    for part in ("train", "t10k"):
+        (files / f"{part}-images-idx3-ubyte").write_bytes(idx(draw.integers(0, 256, (20, 28, 28))))
+        (files / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.arange(20) % 10))
+    plan = ("data.source=mnist", f"data.path={files}", "data.image_size=32", "data.resize=pad")
+    assert eventful({2: lambda: shutil.rmtree(files)}, *plan) == 0
+    assert steps_saved(run_folder) == [6]
+
+
+def test_memory_for_no_copy_of_the_state_is_no_reason_not_to_save_it(toy, run_folder):
+    """Then training waits for the writing. (Here one number passes for a thousand million million;
+    a copy of it would take them all, the file does not.)"""
+    trainer = build_trainer(toy(), torch.device("cpu"))
+    trainer.step = 2
+    many = torch.zeros(1, dtype=torch.int64).expand(2**50)
+    state = trainer.state_dict() | {"window": {"sums": many}}
+    run_folder.mkdir()
+    with Saver(run_folder, trainer.config.train, print) as saver:
+        saver.save(state)
+        assert steps_saved(run_folder) == [2]
+
+
+def test_background_and_foreground_write_the_same(toy, run_folder):
+    found = []
+    for background in ("true", "false"):
+        assert train(toy(*KEEP, f"train.background_save={background}"), overwrite=True) == 0
+        states = [checkpoints.load(path) for _, path in checkpoints.find(run_folder)]
+        for state in states:
+            state["config"]["train"].pop("background_save")
+        found.append(states)
+    assert len(found[0]) == 3
+    assert all(same(one, two) for one, two in zip(*found, strict=True))
