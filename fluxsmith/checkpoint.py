@@ -6,6 +6,7 @@ own. The file is the zip archive that torch writes; its zip comment is the SHA-2
 """
 
 import contextlib
+import json
 import os
 import pickle
 import re
@@ -129,6 +130,11 @@ def _misfit(checkpoint: Mapping[str, Any]) -> str | None:
         return "its captions are no list of texts"
     if written_out(dict(checkpoint), MOST_VALUES) > MOST_VALUES:
         return f"it has more than {MOST_VALUES:,} values"
+    for key in ("config", "data", "metadata"):
+        try:
+            json.dumps(checkpoint[key])
+        except (TypeError, ValueError):
+            return f"its {key} holds more than plain data"
     return None
 
 
@@ -158,7 +164,8 @@ def prune(folder: Path, keep: int, keep_every: int) -> None:
         return
     for step, path in find(folder)[:-keep]:
         if not keep_every or step % keep_every:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it takes up the disk, and that is all
+                path.unlink()
 
 
 def set_aside(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """The command line. Commands import what they need when they run, so that --help is quick."""
 
+import errno
 import io
 import json
 import os
@@ -393,6 +394,10 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read our output has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        _fail(f"{str(error.filename)[:40]}...: no file can have so long a name; check the path")
     except typer.Abort:
         typer.echo("stopped", err=True)
         sys.exit(130)

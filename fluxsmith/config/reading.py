@@ -67,6 +67,8 @@ def build_config(data: Mapping[str, Any], origin: str) -> RunConfig:
     except ValidationError as error:
         lines = [f"{origin}: {_line(entry)}" for entry in error.errors()]
         raise UserError(*lines) from None
+    except UnicodeEncodeError:
+        raise UserError(f"{origin}: a text holds half a character; give it in UTF-8") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -89,12 +91,8 @@ def _parse(text: str, complaint: str) -> Any:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        if written_out(node, MOST_VALUES, _parts) > MOST_VALUES:
-            raise UserError(
-                f"{complaint}: it is nested too deeply, or its anchors make it larger than "
-                f"{MOST_VALUES:,} values"
-            )
-        return None if node is None else loader.construct_document(node)
+        small = node is None or written_out(node, MOST_VALUES, _parts) <= MOST_VALUES
+        data = loader.construct_document(node) if small and node is not None else None
     except yaml.YAMLError as error:
         raise UserError(f"{complaint}: {_yaml_problem(error)}") from None
     except RecursionError:
@@ -102,6 +100,12 @@ def _parse(text: str, complaint: str) -> Any:
     except (ValueError, LookupError, AttributeError, TypeError) as error:
         # PyYAML lets these through for scalars that only look like dates or numbers.
         raise UserError(f"{complaint}: {' '.join(str(error).split())[:80]}") from None
+    if not small:
+        raise UserError(
+            f"{complaint}: it is nested too deeply, or its anchors make it larger than "
+            f"{MOST_VALUES:,} values"
+        )
+    return data
 
 
 def _parts(node: yaml.Node) -> list[yaml.Node] | None:

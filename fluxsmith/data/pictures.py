@@ -14,6 +14,7 @@ from fluxsmith.data.records import PictureError
 
 ENDINGS = ("bmp", "gif", "jp2", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp")
 ORIENTATION = 0x0112  # the EXIF tag; from 5 on, width and height change places
+MOST_PIXELS = 2**26  # of a picture, such as 8192 x 8192; a JPEG's after it was decoded smaller
 DRAFT = 2  # a JPEG is decoded at no less than this many times the size that is wanted
 
 
@@ -38,6 +39,11 @@ def open_picture(encoded: bytes | Path, enough: int | None = None) -> Image.Imag
     with _opened(encoded) as picture:
         if enough is not None:
             picture.draft(None, (DRAFT * enough, DRAFT * enough))
+        if picture.width * picture.height > MOST_PIXELS:  # a small file can unpack to any size
+            raise PictureError(
+                f"it has {picture.width} x {picture.height} pixels; more than {MOST_PIXELS:,} take "
+                f"too much memory: save it smaller"
+            )
         picture.load()
         return _plain(ImageOps.exif_transpose(picture))
 
@@ -79,10 +85,10 @@ def _plain(picture: Image.Image) -> Image.Image:
 
 def _from_16_bits(picture: Image.Image) -> Image.Image:
     """Grey of 16 bits at 8, rounded; the one transparent level that a PNG may name is white."""
-    levels = np.asarray(picture).astype(np.int64)
+    levels = np.asarray(picture)
     if levels.size and not 0 <= levels.min() <= levels.max() <= 65535:
         raise PictureError("its pixels have more than 16 bits; save it at 8 or 16 bits")
-    grey = np.rint(levels / 257).astype(np.uint8)
+    grey = ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 257 is odd: no ties
     transparent = picture.info.get("transparency")
     if isinstance(transparent, int):
         grey[levels == transparent] = 255

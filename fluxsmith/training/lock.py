@@ -60,9 +60,10 @@ class FolderLock:
             except OSError:
                 pass  # a file system without locks: one has to take care oneself
             self._stream = stream
-            stream.truncate(0)
-            stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            stream.flush()
+            with contextlib.suppress(OSError):  # on a full disk it is held without a name on it
+                stream.truncate(0)
+                stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                stream.flush()
 
     def release(self) -> None:
         if self._stream is None:

@@ -167,7 +167,7 @@ def on_host(state: Any) -> Any:
 
 def _copied(state: Any, on_cpu: Callable[[Tensor], Tensor]) -> Any:
     copy = _each(state, lambda t: on_cpu(t) if t.device.type == "cpu" else _fetched(t))
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return copy
 

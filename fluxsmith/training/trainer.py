@@ -225,7 +225,10 @@ class Trainer:
                 f"{origin} was imported, and holds no training state to resume; start from its "
                 f"weights with train.init_from={origin}"
             )
-        self.loader.resume(state["data"], state["step"], origin)
+        try:
+            self.loader.resume(state["data"], state["step"], origin)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{origin} doesn't say where its data stood: {error}") from None
         check_autoencoder(self.pipeline.autoencoder, state["metadata"], origin)
         self.pipeline.load_weights(state["ema"], origin)  # checks that they fit
         self.ema.load(state["ema"])

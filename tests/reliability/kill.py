@@ -30,7 +30,7 @@ data: {source: digits, image_size: 16, resize: stretch}
 text: {width: 64, hidden_size: 64}
 model: {patch_size: 4, hidden_size: 64, num_heads: 1, depth: 1, depth_single_blocks: 1,
         axes_dim: [16, 24, 24]}
-train: {steps: 120, batch_size: 4, warmup_steps: 5, log_every: 3, learning_rate: 0.01,
+train: {steps: 120, batch_size: 2, warmup_steps: 5, log_every: 3, learning_rate: 0.01,
         checkpoint_every: 4, keep_checkpoints: 3, keep_every: 40, sample_every: 40}
 sample: {steps: 2, num_samples: 4}
 evaluate: {every: 0}
@@ -86,6 +86,7 @@ def kill(pid: int, run: Path, moment: str, draw: random.Random) -> bool:
             if ended(pid):
                 return False
             seen |= writing(run) - before
+            time.sleep(0.0005)
         pause = {"writing": 0.001, "renaming": 0.02, "training": 0.5}[moment] * draw.random()
     time.sleep(pause)
     if ended(pid):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import same
+from PIL import Image
 from reliability.conftest import limited, without_privileges
 from reliability.kill import board
 
@@ -246,6 +247,35 @@ def test_data_files_that_disappear_in_the_middle(eventful, toy, run_folder, tmp_
     plan = ("data.source=mnist", f"data.path={files}", "data.image_size=32", "data.resize=pad")
     assert eventful({2: lambda: shutil.rmtree(files)}, *plan) == 0
     assert steps_saved(run_folder) == [6]
+
+
+def test_pictures_that_disappear_while_they_are_read_cost_no_step(
+    eventful, toy, run_folder, tmp_path
+):
+    """The run ends and saves what was trained; with the pictures back it goes on to the bit."""
+    data, away = tmp_path / "data", tmp_path / "away"
+    for name in ("cat", "dog"):
+        (data / name).mkdir(parents=True)
+        for i in range(20):
+            grey = np.random.default_rng(i).integers(0, 256, (16, 16)).astype(np.uint8)
+            Image.fromarray(grey).save(data / name / f"{i}.png")
+    plan = (
+        "data.source=folder", f"data.path={data}", "data.in_memory=false", "data.workers=1",
+        "train.steps=12", "train.log_every=1",
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"can.t be used.*; what was trained is in") as caught:
+        eventful({3: lambda: data.rename(away)}, *plan)
+    [(step, saved)] = checkpoints.find(run_folder)
+    assert str(saved) in str(caught.value)
+    assert step >= 3
+    away.rename(data)
+    assert train(toy(*plan), resume="auto") == 0
+    assert train(toy(*plan, f"output_dir={tmp_path / 'alone'}")) == 0
+    resumed, alone = (
+        checkpoints.load(f / "diffusion-12.pt") for f in (run_folder, tmp_path / "alone")
+    )
+    for key in ("model", "ema", "optimizer", "window", "data"):
+        assert same(resumed[key], alone[key]), key
 
 
 def test_memory_for_no_copy_of_the_state_is_no_reason_not_to_save_it(toy, run_folder):

@@ -272,3 +272,11 @@ def test_metrics_cut_off_by_a_crash_are_read_up_to_there(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     assert read_metrics(path) == [{"step": 1, "loss": 2.0}]
+
+
+def test_damaged_lines_of_metrics_are_left_out_and_no_others(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(
+        b'{"step": 1}\n\xff\x00{\n[1]\n{"loss": 2.0}\n' + b"[" * 5000 + b'\n{"step": 2}\n'
+    )
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
