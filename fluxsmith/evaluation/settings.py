@@ -16,6 +16,7 @@ class Settings:
     trajectories: int = 200  # followed for the straightness
     sweep_samples: int = 500  # of each setting of the sweep
     sweep_tolerance: float = 0.01  # of prompt accuracy: as good as the best
+    sweep_frechet_tolerance: float = 0.1  # of the Fréchet distance, as a share of the smallest
     likelihood_images: int = 100
 
     @classmethod

@@ -81,7 +81,8 @@ def _sweep(found: dict[str, Any]) -> Iterator[Row]:
     yield (
         "cheapest good one",
         f"{best['solver']}, {best['steps']} steps, guidance {best['guidance']:g} "
-        f"(within {found['tolerance']:.1%} of the best; `sample --steps auto` takes it)",
+        f"(accuracy within {found['tolerance']:.1%} of the best, Fréchet distance within "
+        f"{found['frechet_tolerance']:.0%}; `sample --steps auto` takes it)",
     )
 
 

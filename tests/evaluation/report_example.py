@@ -165,7 +165,13 @@ def _sweep(accuracy: float, frechet: float) -> dict[str, Any]:
             )
     chosen = {key: rows[6][key] for key in ("solver", "steps", "guidance", "evaluations")}
     best = {key: rows[7][key] for key in ("solver", "steps", "guidance", "evaluations")}
-    return {"rows": rows, "tolerance": 0.013, "cheapest": chosen, "best": best}
+    return {
+        "rows": rows,
+        "tolerance": 0.013,
+        "frechet_tolerance": 0.2,
+        "cheapest": chosen,
+        "best": best,
+    }
 
 
 def gallery(images: torch.Tensor | None = None, captions: list[str] | None = None) -> Gallery:

@@ -159,11 +159,29 @@ def test_the_cheapest_setting_is_the_least_work_within_the_tolerance():
             "evaluations": evaluations, "accuracy": accuracy, "frechet": frechet,
         }  # fmt: skip
 
-    rows = [row(4, 0.90, 9.0), row(8, 0.985, 3.0), row(8, 0.986, 2.0), row(20, 0.99, 1.0)]
-    found = choose(rows, Settings(sweep_tolerance=0.01))
-    assert found["best"]["evaluations"] == 20
-    assert found["cheapest"]["evaluations"] == 8
-    assert choose(rows, Settings(sweep_tolerance=0.0))["cheapest"]["evaluations"] == 20
+    rows = [row(4, 0.90, 1.0), row(8, 0.985, 1.2), row(9, 0.986, 1.05), row(20, 0.99, 1.0)]
+
+    def cheapest(accuracy, frechet):
+        settings = Settings(sweep_tolerance=accuracy, sweep_frechet_tolerance=frechet)
+        return choose(rows, settings)["cheapest"]["evaluations"]
+
+    assert choose(rows, Settings())["best"]["evaluations"] == 20
+    assert cheapest(0.01, 0.5) == 8
+    assert cheapest(0.01, 0.1) == 9
+    assert cheapest(0.0, 0.5) == cheapest(0.01, 0.0) == 20
+    assert cheapest(0.1, 0.0) == 4
+
+
+def test_accuracy_bought_with_variety_is_not_the_best_setting():
+    """As measured on MNIST: guidance 3 is always right, and far from the data."""
+    rows = [
+        {
+            "solver": "euler", "steps": 20, "guidance": guidance, "evaluations": 40,
+            "accuracy": accuracy, "frechet": frechet,
+        }
+        for guidance, accuracy, frechet in ((2.0, 0.99, 36.0), (3.0, 1.0, 83.0))
+    ]  # fmt: skip
+    assert choose(rows, Settings())["best"]["guidance"] == 2
 
 
 def test_the_cheapest_setting_is_kept_for_sampling(tmp_path):

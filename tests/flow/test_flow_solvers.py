@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fluxsmith.flow.schedule import flux_grid, uniform_grid
-from fluxsmith.flow.solvers import SOLVERS, euler, heun, midpoint
+from fluxsmith.flow.solvers import SOLVERS, euler, evaluations, heun, midpoint
 
 MEAN, SD = 1.5, 0.3  # of the data
 every_solver = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
@@ -68,7 +68,7 @@ def test_order_of_convergence(solver, order):
 def test_the_whole_path_ends_on_the_data(solver):
     z = noise(2, 1, 3, 3)
     x = solver(gaussian_velocity, z, uniform_grid(200).double())
-    torch.testing.assert_close(x, data(z), rtol=0, atol=0.01 if solver is euler else 1e-4)
+    torch.testing.assert_close(x, data(z), rtol=0, atol=0.01 if solver is euler else 3e-4)
 
 
 @every_solver
@@ -119,17 +119,16 @@ def test_backwards_along_the_path_gives_the_noise_again(solver):
     torch.testing.assert_close(x, z, rtol=0, atol=0.05 if solver is euler else 1e-3)
 
 
-@pytest.mark.parametrize(
-    ("solver", "cost"), [(euler, 1), (heun, 2), (midpoint, 2)], ids=["euler", "heun", "midpoint"]
-)
-def test_evaluations_a_step_and_the_times_they_are_made_at(solver, cost):
+@pytest.mark.parametrize(("name", "count"), [("euler", 10), ("heun", 19), ("midpoint", 20)])
+def test_evaluations_and_the_times_they_are_made_at(name, count):
+    """None of them at t = 0, which training hardly visits."""
     times = []
 
     def velocity(x, t):
         times.append(t.item())
         return -x
 
-    solver(velocity, torch.ones(1, 1, 1, 1), uniform_grid(10))
-    assert len(times) == 10 * cost
-    assert min(times) >= 0
+    SOLVERS[name](velocity, torch.ones(1, 1, 1, 1), uniform_grid(10))
+    assert len(times) == evaluations(name, 10) == count
+    assert min(times) > 0
     assert max(times) == 1

@@ -9,10 +9,12 @@ from rich.progress import track
 from fluxsmith.evaluation.frechet import GaussianStatistics, frechet_distance
 from fluxsmith.evaluation.reference import Reference
 from fluxsmith.evaluation.samples import Samples
+from fluxsmith.evaluation.settings import Settings
 from fluxsmith.evaluation.statistics import wilson_interval
+from fluxsmith.flow.solvers import evaluations
 from fluxsmith.pipeline import Pipeline
 
-# (solver, steps): Heun and midpoint evaluate twice a step.
+# (solver, steps)
 STEPS = (
     ("euler", 4),
     ("euler", 8),
@@ -24,15 +26,14 @@ STEPS = (
     ("heun", 6),
 )
 GUIDANCE = (1.0, 1.5, 2.0, 3.0)
-ORDER = {"euler": 1, "heun": 2, "midpoint": 2}
 
 
 def sweep(pipeline: Pipeline, reference: Reference, samples: Samples) -> dict[str, Any]:
     """Prompt accuracy and Fréchet distance of every solver and step count at the evaluation's
     guidance, and of every guidance scale at its solver and steps, with the same prompts and noise.
 
-    `cheapest` is the setting of fewest evaluations a picture whose accuracy is within the
-    tolerance of the best one's, and, among equals, of the smallest Fréchet distance.
+    `cheapest` is the setting of fewest evaluations a picture that is as good as the best one
+    within the tolerances of both, and, among equals, of the smallest Fréchet distance.
     """
     settings = samples.settings
     data = GaussianStatistics.of(reference.train_features)
@@ -44,13 +45,23 @@ def sweep(pipeline: Pipeline, reference: Reference, samples: Samples) -> dict[st
             list(dict.fromkeys(chosen)), description="sweeping settings", transient=True
         )
     ]
-    return {"rows": rows, "tolerance": settings.sweep_tolerance, **choose(rows, settings)}
+    tolerances = {
+        "tolerance": settings.sweep_tolerance,
+        "frechet_tolerance": settings.sweep_frechet_tolerance,
+    }
+    return {"rows": rows, **tolerances, **choose(rows, settings)}
 
 
-def choose(rows: list[dict[str, Any]], settings: Any) -> dict[str, Any]:
-    """The row of best accuracy, and the cheapest one within the tolerance of it."""
-    best = max(rows, key=lambda row: (row["accuracy"], -row["frechet"]))
-    enough = [r for r in rows if r["accuracy"] >= best["accuracy"] - settings.sweep_tolerance]
+def choose(rows: list[dict[str, Any]], settings: Settings) -> dict[str, Any]:
+    """The best row, and the cheapest one that is as good within the tolerances.
+
+    Strong guidance buys accuracy with variety, which the Fréchet distance sees; so only rows whose
+    distance is near the smallest are compared in accuracy.
+    """
+    farthest = min(row["frechet"] for row in rows) * (1 + settings.sweep_frechet_tolerance)
+    near = [row for row in rows if row["frechet"] <= farthest]
+    best = max(near, key=lambda row: (row["accuracy"], -row["frechet"]))
+    enough = [r for r in near if r["accuracy"] >= best["accuracy"] - settings.sweep_tolerance]
     cheapest = min(enough, key=lambda row: (row["evaluations"], row["frechet"]))
     keys = ("solver", "steps", "guidance", "evaluations")
     return {
@@ -85,7 +96,7 @@ def _measure(
         "solver": solver,
         "steps": steps,
         "guidance": guidance,
-        "evaluations": steps * ORDER[solver] * twice,
+        "evaluations": evaluations(solver, settings.steps) * twice,
         "accuracy": right / len(drawn),
         "interval": wilson_interval(right, len(drawn)),
         "frechet": frechet_distance(GaussianStatistics.of(drawn.features), data),

@@ -28,7 +28,7 @@ def sweep(found: Found) -> list[Child]:
             tag(
                 "p",
                 "The cheapest setting",
-                _within(found.get("tolerance")),
+                _within(found.get("tolerance"), found.get("frechet_tolerance")),
                 ": ",
                 tag("strong", setting(cheapest)),
                 f" ({number(cheapest.get('evaluations'))} evaluations of the network an image).",
@@ -65,10 +65,13 @@ def sweep(found: Found) -> list[Child]:
     return parts
 
 
-def _within(tolerance: Any) -> str:
-    if not is_number(tolerance):
+def _within(tolerance: Any, frechet: Any) -> str:
+    if not is_number(tolerance) or not is_number(frechet):
         return ""
-    return f" whose accuracy is within {100 * tolerance:.3g} percentage points of the best"
+    return (
+        f" whose accuracy is within {100 * tolerance:.3g} percentage points of the best, and whose "
+        f"Fréchet distance is within {100 * frechet:.3g}% of the smallest"
+    )
 
 
 def _against_evaluations(
