@@ -68,8 +68,9 @@ def sweep(found: Found) -> list[Child]:
 def _within(tolerance: Any, frechet: Any) -> str:
     if not is_number(tolerance) or not is_number(frechet):
         return ""
+    points = f"{100 * tolerance:.3g} percentage point" + ("" if tolerance == 0.01 else "s")
     return (
-        f" whose accuracy is within {100 * tolerance:.3g} percentage points of the best, and whose "
+        f" whose accuracy is within {points} of the best, and whose "
         f"Fréchet distance is within {100 * frechet:.3g}% of the smallest"
     )
 
