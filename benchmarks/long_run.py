@@ -51,7 +51,8 @@ def watch(folder: Path, steps: int, every: int) -> list[tuple[int, float, int, i
                 try:
                     seen.append((step, *look(process.pid)))
                 except (FileNotFoundError, ProcessLookupError, KeyError):
-                    break
+                    break  # it has just ended
+                print("{:>6}{:>8.1f}{:>12}{:>9}".format(*seen[-1]), flush=True)
         if process.wait():
             sys.exit(process.returncode)
     return seen
@@ -76,11 +77,9 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=250)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
+    print("  step      MB  open files  threads")
     with tempfile.TemporaryDirectory() as folder:
         seen = watch(Path(folder), options.steps, options.every)
-    print("  step      MB  open files  threads")
-    for step, megabytes, files, threads in seen:
-        print(f"{step:>6}{megabytes:>8.1f}{files:>12}{threads:>9}")
     tenth = max(1, len(seen) // 10)
     early = sum(s[1] for s in seen[tenth : 2 * tenth]) / tenth
     late = sum(s[1] for s in seen[-tenth:]) / tenth

@@ -26,10 +26,10 @@ from fluxsmith.training.metrics import read_metrics
 CONFIG = """
 name: toy
 output_dir: run
-data: {source: digits, image_size: 16, resize: stretch}
-text: {width: 64, hidden_size: 64}
-model: {patch_size: 4, hidden_size: 64, num_heads: 1, depth: 1, depth_single_blocks: 1,
-        axes_dim: [16, 24, 24]}
+data: {source: digits, image_size: 8}
+text: {width: 32, hidden_size: 64, depth: 0}
+model: {patch_size: 4, hidden_size: 32, num_heads: 1, depth: 1, depth_single_blocks: 1,
+        axes_dim: [8, 12, 12]}
 train: {steps: 120, batch_size: 2, warmup_steps: 5, log_every: 3, learning_rate: 0.01,
         checkpoint_every: 4, keep_checkpoints: 3, keep_every: 40, sample_every: 40}
 sample: {steps: 2, num_samples: 4}

@@ -33,6 +33,7 @@ def error_line(life):
     return lines[0]
 
 
+@pytest.mark.slow
 def test_killed_at_random_it_always_ends_with_the_same_bytes():
     """The short form: `python -m tests.reliability.kill --kills 200` is the long one."""
     command = [sys.executable, "-m", "tests.reliability.kill", "--kills", "8", "--seed", "1"]
