@@ -117,7 +117,8 @@ def load(path: str | Path) -> dict[str, Any]:
 def _misfit(checkpoint: Mapping[str, Any]) -> str | None:
     """What is not of its kind in a well-formed file of nonsense."""
     for key, kind in KEYS.items():
-        if type(checkpoint[key]) is not kind:
+        found = checkpoint[key]  # a state_dict is a kind of dict
+        if not isinstance(found, kind) or isinstance(found, bool):
             return f"its {key} is no {kind.__name__}"
     for key in ("model", "ema", "window"):
         for name, tensor in checkpoint[key].items():

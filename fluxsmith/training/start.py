@@ -57,6 +57,8 @@ def find_start(
     """Where a run with these options starts; a UserError rather than writing over a run."""
     if resume is not None and overwrite:
         raise UserError("--resume and --overwrite contradict each other; give one of them")
+    if fork is not None and config.train.init_from is not None:
+        raise UserError("--fork and train.init_from contradict each other; give one of them")
     if resume not in (None, "auto") and fork is not None:
         raise UserError("--resume PATH and --fork contradict each other; give one of them")
     if resume == "auto":

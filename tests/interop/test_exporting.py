@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -299,3 +300,18 @@ def test_starting_from_weights_that_do_not_fit_is_named(checkpoint, toy, tmp_pat
     config = toy(f"train.init_from={checkpoint}", "model.depth=2")
     with pytest.raises(UserError, match=r"doesn't fit this model.*made with depth 1, here 2"):
         build_trainer(config, torch.device("cpu"))
+
+
+def test_a_fork_and_weights_to_start_from_contradict_each_other(checkpoint, toy):
+    from fluxsmith.training.run import train
+
+    with pytest.raises(UserError, match=r"--fork and train\.init_from contradict"):
+        train(toy(f"train.init_from={checkpoint}"), fork=checkpoint)
+
+
+def test_a_checkpoint_whose_tensors_lie_in_an_ordered_mapping_opens(checkpoint, tmp_path):
+    """As a module's own state_dict is, and as runs have saved it."""
+    state = checkpoints.load(checkpoint)
+    state["model"] = OrderedDict(state["model"])
+    checkpoints.save(tmp_path / "diffusion-9.pt", state)
+    assert Pipeline.from_checkpoint(tmp_path / "diffusion-9.pt", "cpu", "model").step == 7
