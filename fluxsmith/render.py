@@ -16,6 +16,7 @@ from fluxsmith.files import write_whole
 CELL = 96  # pixels; smaller pictures are magnified by a whole factor to about this
 GAP = 8
 FONT_SIZE = 13
+LINES = 3  # of a caption
 INK, PAPER = (40, 40, 40), (255, 255, 255)
 
 
@@ -34,26 +35,29 @@ def magnified(image: Tensor) -> Image.Image:
 
 
 def grid(images: Tensor, captions: Sequence[str], columns: int | None = None) -> Image.Image:
-    """Pictures (n, c, h, w) in rows, each with its caption beneath, shortened where it must be."""
+    """Pictures (n, c, h, w) in rows, each with its caption beneath, in as many lines as the longest
+    one needs, up to LINES, and shortened where that is not enough."""
     if len(images) != len(captions):
         raise ValueError(f"{len(images)} images but {len(captions)} captions")
     columns = columns or _columns(len(captions))
     rows = math.ceil(len(captions) / columns)
     pictures = [magnified(image) for image in images]
     width, height = pictures[0].size
-    line = FONT_SIZE + 7
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    texts = [_wrapped(caption or "(no prompt)", width, measure) for caption in captions]
+    line = (FONT_SIZE + 3) * max(text.count("\n") + 1 for text in texts) + 4
     sheet = Image.new(
         "RGB",
         (columns * (width + GAP) + GAP, rows * (height + line + GAP) + GAP),
         PAPER,
     )
     draw = ImageDraw.Draw(sheet)
-    for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+    for i, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
         left = GAP + (i % columns) * (width + GAP)
         top = GAP + (i // columns) * (height + line + GAP)
         sheet.paste(picture, (left, top))
-        text = _fitted(caption or "(no prompt)", width, draw)
-        draw.text((left + width / 2, top + height + 3), text, INK, _font(), anchor="ma")
+        at = (left + width / 2, top + height + 3)
+        draw.text(at, text, INK, _font(), anchor="ma", align="center")
     return sheet
 
 
@@ -92,8 +96,20 @@ def _columns(n: int) -> int:
     return min(full, key=lambda c: abs(c - wanted)) if full else math.ceil(wanted)
 
 
+def _wrapped(caption: str, width: int, draw: ImageDraw.ImageDraw) -> str:
+    """The caption in at most LINES lines, its end replaced by dots where it is longer."""
+    text = "".join(c if c.isprintable() else " " for c in caption[:200])
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and (draw.textlength(longer, _font()) <= width or len(lines) == LINES):
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(_fitted(line, width, draw) for line in lines)
+
+
 def _fitted(text: str, width: int, draw: ImageDraw.ImageDraw) -> str:
-    text = "".join(c if c.isprintable() else " " for c in text[:200])
     if draw.textlength(text, _font()) <= width:
         return text
     while text and draw.textlength(text + "…", _font()) > width:

@@ -46,6 +46,7 @@ class Survey:
     classes: Counter[str] = field(default_factory=Counter)
     seen: list[Tensor] = field(default_factory=list)  # (c, size, size) uint8 each
     bad: list[tuple[str, str]] = field(default_factory=list)  # name, reason
+    built_in: bool = False  # a source whose pictures are as they are meant to be
 
     @property
     def looked_at(self) -> int:
@@ -121,6 +122,7 @@ def _size_and_pixels(
 
 
 def _look_in_memory(found: Survey, data: ImageSet, settings: DataSettings) -> None:
+    found.built_in = True
     n = len(data)
     rows = torch.tensor([i * n // min(n, LOOKED_AT) for i in range(min(n, LOOKED_AT))])
     height, width = data.images.shape[-2:]
@@ -224,7 +226,7 @@ def _problems(config: RunConfig, found: Survey) -> Iterator[str]:
 
 def _odd_pictures(config: RunConfig, found: Survey) -> Iterator[str]:
     side = config.data.image_size
-    if config.data.resize != "pad":
+    if config.data.resize != "pad" and not found.built_in:
         small = sum(n for size, n in found.sizes.items() if min(size) < side)
         if small:
             yield f"{small:,} images are smaller than {side} pixels and were enlarged"

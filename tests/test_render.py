@@ -132,7 +132,16 @@ def test_a_long_caption_stays_under_its_picture(caption):
     (_, _, bottom, right), (_, left, _, _) = boxes(sheet, colours)
     assert (pixels(sheet)[bottom:, right + 1 : left - 1] == WHITE).all()
     assert (pixels(sheet)[bottom:, : right - 1] != WHITE).any()
-    assert sheet.size == grid(images, ["a", "b"], columns=2).size
+    plain = grid(images, ["a", "b"], columns=2)
+    assert sheet.width == plain.width
+    assert plain.height <= sheet.height <= plain.height + 2 * 20  # at most three lines of text
+
+
+def test_a_caption_of_several_words_is_wrapped_and_a_short_one_is_not():
+    images, _ = plain_colours(1)
+    one, two, three = (grid(images, [" ".join(["wwwwwwww"] * n)]).height for n in (1, 2, 3))
+    assert one == grid(images, ["a b"]).height
+    assert three - two == two - one > 0
 
 
 def test_a_long_caption_keeps_its_beginning():

@@ -30,7 +30,7 @@ COLORS = tuple(PALETTE)
 PHRASINGS = (
     "a {ink} {word} on {paper}",
     "a {ink} {numeral} on {paper}",
-    "the digit {numeral} in {ink} on a {paper} background",
+    "{numeral} in {ink} on {paper}",
     "on {paper}, a {ink} {word}",
 )
 
@@ -56,7 +56,7 @@ def load(
     digits: ImageSet = import_module(module).load(path, split)
     grey = F.pad(digits.images, (frame,) * 4).repeat(times, 1, 1, 1)  # (n, 1, h, w)
     digit = digits.labels.repeat(times)
-    ink, paper = _colors(len(grey), split)
+    ink, paper = _colors(len(digits), times, split)
     if split == "train" and held_out:
         seen = torch.tensor(
             [pair not in held_out for pair in zip(ink.tolist(), digit.tolist(), strict=True)]
@@ -103,9 +103,11 @@ def check_hold_out(pairs: Sequence[Sequence[str | int]]) -> frozenset[tuple[int,
     return frozenset(found)
 
 
-def _colors(n: int, split: Split) -> tuple[Tensor, Tensor]:
-    """Ink and paper of each picture, never equal; the same world for every run."""
+def _colors(n: int, times: int, split: Split) -> tuple[Tensor, Tensor]:
+    """Ink and paper, (times n,) each, never equal; a digit that is painted again gets another ink.
+    The same world for every run."""
     draw = generator("colored-digits", split)
-    ink = torch.randint(len(COLORS), (n,), generator=draw)
-    paper = torch.randint(len(COLORS) - 1, (n,), generator=draw)
+    first = torch.randint(len(COLORS), (n,), generator=draw)
+    ink = torch.cat([(first + again) % len(COLORS) for again in range(times)])
+    paper = torch.randint(len(COLORS) - 1, (n * times,), generator=draw)
     return ink, paper + (paper >= ink)

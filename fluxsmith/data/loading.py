@@ -38,13 +38,14 @@ def load(settings: DataSettings, split: Split) -> ImageSet:
         return _fitted(source, settings)
     most = MEMORY_LIMIT // _bytes(settings, 1)
     if isinstance(source, Shards):
-        first = itertools.islice(_front_to_back(source), min(most, STREAM_LIMIT))
-        return decode_all(list(first), source.classes, settings)
-    if len(source) <= most:
-        return decode_all(source, source.classes, settings)
-    log.warning("%s images don't fit in memory: %s stand for them", len(source), most)
-    spread = [source[i * len(source) // most] for i in range(most)]
-    return decode_all(spread, source.classes, settings)
+        first = list(itertools.islice(_front_to_back(source), min(most, STREAM_LIMIT)))
+        log.warning("the first %s images stand for the stream", f"{len(first):,}")
+        return decode_all(first, range(len(first)), source.classes, settings)
+    n = len(source)
+    if n <= most:
+        return decode_all(source, range(n), source.classes, settings)
+    log.warning("%s images don't fit in memory: %s stand for them", f"{n:,}", f"{most:,}")
+    return decode_all(source, [i * n // most for i in range(most)], source.classes, settings)
 
 
 def build_loader(
@@ -56,8 +57,10 @@ def build_loader(
         return ShardLoader(source, batch_size, seed, settings, device=device)
     if isinstance(source, ImageSet):
         data = _fitted(source, settings)
+    elif not len(source):
+        raise UserError(f"data.path={settings.path}: there are no images to train on")
     elif fits_in_memory(settings, len(source)):
-        data = decode_all(source, source.classes, settings)
+        data = decode_all(source, range(len(source)), source.classes, settings)
     else:
         return RecordLoader(source, batch_size, seed, settings, device=device)
     return MemoryLoader(
@@ -79,12 +82,14 @@ def fits_in_memory(settings: DataSettings, images: int) -> bool:
 
 
 def decode_all(
-    records: Sequence[Record] | Records, classes: Sequence[str], settings: DataSettings
+    records: Sequence[Record] | Records,
+    places: Sequence[int],
+    classes: Sequence[str],
+    settings: DataSettings,
 ) -> ImageSet:
-    """Every record decoded, with a progress bar; the bad ones are left out and counted."""
-    n = len(records)
-    if not n:
-        raise UserError(f"data.path={settings.path}: there are no images for this split")
+    """The records at some places decoded, with a progress bar; the bad ones are left out and
+    counted."""
+    n = len(places)
     tally = Tally(settings.max_bad, n)
     images = torch.empty(
         (n, settings.channels, settings.image_size, settings.image_size), dtype=torch.uint8
@@ -92,7 +97,7 @@ def decode_all(
     kept: list[tuple[int, tuple[str, ...]]] = []  # (class, captions) of each image
     for decoded in track(
         Workers(settings.workers).in_order(
-            (partial(_decode_at, records, i, settings) for i in range(n)), AHEAD
+            (partial(_decode_at, records, place, settings) for place in places), AHEAD
         ),
         total=n,
         description="reading images",
@@ -103,11 +108,13 @@ def decode_all(
             images[len(kept)] = decoded.pixels
             label = decoded.record.label
             kept.append((-1 if label is None else label, decoded.record.captions))
+    if not kept:
+        raise UserError(f"data.path={settings.path}: there are no images for this split")
     return _with_labels(images[: len(kept)], kept, classes)
 
 
-def _decode_at(records: Sequence[Record] | Records, index: int, settings: DataSettings) -> Decoded:
-    return decode_record(records[index], settings)
+def _decode_at(records: Sequence[Record] | Records, place: int, settings: DataSettings) -> Decoded:
+    return decode_record(records[place], settings)
 
 
 def _with_labels(

@@ -81,25 +81,33 @@ class ShardLoader:
         self._tally = Tally(settings.max_bad)
         self._workers = Workers(settings.workers)
         self._reader = Workers(1)
-        self._go_to(Position(), 0)
+        self._position = Position()
+        self._last: Batch | None = None
+        self._go_to(self._position, 0)
 
     def batch(self, step: int) -> Batch:
+        """The next batch, or the last one once more."""
+        if step == self._step - 1 and self._last is not None:
+            return self._last
         if step != self._step:
             raise ValueError(f"a stream is at step {self._step} and can't jump to {step}: resume")
         pixels: list[Tensor] = []
         captions: list[str] = []
+        position = self._position
         while len(captions) < self.batch_size:
-            while len(self._begun) < AHEAD * self.batch_size:
-                self._begun.append(next(self._stream))
-            drawn = self._begun.popleft()
+            drawn = self._next()
             decoded = drawn.picture.result()
             self._tally.count(decoded.bad)
-            self._position = drawn.after
+            position = drawn.after
             if decoded.pixels is not None:
                 pixels.append(decoded.pixels.flip(-1) if drawn.mirrored else decoded.pixels)
                 captions.append(drawn.caption)
+        self._position = position  # only of whole batches: one that failed is read again
         self._step += 1
-        return Batch(to_unit(to_device(torch.stack(pixels), self.device)), captions)
+        images = to_device(torch.stack(pixels), self.device)
+        batch = Batch(to_unit(images), captions)
+        self._last = batch
+        return batch
 
     def position(self, step: int) -> dict[str, Any]:
         if step != self._step:
@@ -127,8 +135,15 @@ class ShardLoader:
     def _go_to(self, position: Position, step: int) -> None:
         self._step = step
         self._position = position
+        self._last = None
         self._begun: deque[Drawn] = deque()
         self._stream: Iterator[Drawn] = self._draw(position)
+
+    def _next(self) -> Drawn:
+        """The next picture of the stream, with those behind it being decoded."""
+        while len(self._begun) < AHEAD * self.batch_size:
+            self._begun.append(next(self._stream))
+        return self._begun.popleft()
 
     def _draw(self, position: Position) -> Iterator[Drawn]:
         """The endless stream from a position on, its pictures being decoded."""

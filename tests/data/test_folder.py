@@ -6,9 +6,10 @@ import pytest
 import torch
 from made_pictures import as_classes, as_folder, items
 
-from fluxsmith.data import DataSettings, load
+from fluxsmith.data import DataSettings, build_loader, load, loading
 from fluxsmith.data.folder import load as open_folder
 from fluxsmith.data.pictures import decode
+from fluxsmith.data.record_loader import RecordLoader
 from fluxsmith.errors import UserError
 
 MADE = items(20)
@@ -191,3 +192,23 @@ def test_bad_images_are_left_out_counted_and_named(tmp_path, caplog):
     message = str(caught.value)
     assert message.startswith("1 of 20 images can't be used, more than data.max_bad=0.01 allows")
     assert "00003.png" in message
+
+
+def test_nothing_left_is_a_line(tmp_path):
+    as_folder(tmp_path, MADE[:3], "txt")
+    with pytest.raises(UserError, match="no images to train on"):
+        build_loader(settings(tmp_path, test_share=1.0), 2, seed=0)
+    for i in range(3):
+        (tmp_path / f"0000{i}.png").write_bytes(b"")
+    lenient = DataSettings("folder", str(tmp_path), max_bad=1.0, options={"test_share": 0.0})
+    with pytest.raises(UserError, match="there are no images for this split"):
+        build_loader(lenient, 2, seed=0)
+
+
+def test_of_too_many_images_a_spread_stands_for_them(tmp_path, monkeypatch, caplog):
+    as_folder(tmp_path, MADE)
+    monkeypatch.setattr(loading, "MEMORY_LIMIT", 5 * 3 * 12 * 12)
+    data = load(settings(tmp_path, test_share=0.0), "train")
+    assert data.distinct_captions() == [f"picture number {i}" for i in (0, 4, 8, 12, 16)]
+    assert "20 images don't fit in memory: 5 stand for them" in caplog.text
+    assert isinstance(build_loader(settings(tmp_path), 2, seed=0), RecordLoader)

@@ -23,8 +23,8 @@ PARTS = ("digit", "ink", "paper")
 def composition(pipeline: Pipeline, reference: Reference, samples: Samples) -> dict[str, Any]:
     """The share of pictures in which digit, ink and paper are right, singly and together.
 
-    The digit is what a judge sees that was trained on the luminance of training images alone,
-    spread to the full range; the colours are the nearest of the palette. `trained` prompts are
+    The digit is what a judge sees that was trained on the luminance of training images alone; the
+    colours are the nearest of the palette. `trained` prompts are
     those of the samples, `held_out` ones are of pairs that training left out, as many pictures
     again. `test` is what real test images score: as much as the measure itself can be trusted.
     """
@@ -52,11 +52,13 @@ def composition(pipeline: Pipeline, reference: Reference, samples: Samples) -> d
 
 
 def luminance(images: Tensor) -> Tensor:
-    """(n, 3, h, w) uint8 -> (n, 1, h, w), each spread over the whole range of uint8."""
+    """How far the luminance of each pixel is from the paper's: (n, 3, h, w) uint8 -> (n, 1, h, w),
+    spread over the whole range of uint8, so that light ink on dark paper looks like the reverse."""
     weights = torch.tensor(LUMA).view(1, 3, 1, 1)
     grey = (images.float() * weights).sum(1, keepdim=True)
-    low, high = grey.amin((1, 2, 3), keepdim=True), grey.amax((1, 2, 3), keepdim=True)
-    return ((grey - low) / (high - low).clamp(min=1) * 255).round().to(torch.uint8)
+    contrast = (grey - _outermost(grey).median(2).values[..., None, None]).abs()
+    highest = contrast.amax((1, 2, 3), keepdim=True).clamp(min=1)
+    return (contrast / highest * 255).round().to(torch.uint8)
 
 
 def colors(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,13 +69,18 @@ def colors(images: Tensor) -> tuple[Tensor, Tensor]:
     """
     palette = torch.tensor(list(PALETTE.values()), dtype=torch.float32)
     pixels = images.float().flatten(2).mT  # (n, h w, 3)
-    frame = torch.ones(images.shape[-2:], dtype=torch.bool)
-    frame[1:-1, 1:-1] = False
-    paper = pixels[:, frame.flatten()].median(1).values  # (n, 3)
+    paper = _outermost(images.float()).median(2).values  # (n, 3)
     distance = (pixels - paper[:, None]).square().sum(-1)  # (n, h w)
     furthest = distance.topk(max(1, int(STROKE * distance.shape[1])), dim=1).indices
     ink = pixels.gather(1, furthest[..., None].expand(-1, -1, 3)).mean(1)
     return torch.cdist(ink, palette).argmin(1), torch.cdist(paper, palette).argmin(1)
+
+
+def _outermost(images: Tensor) -> Tensor:
+    """The pixels around the edge of pictures (n, c, h, w): (n, c, k)."""
+    frame = torch.ones(images.shape[-2:], dtype=torch.bool)
+    frame[1:-1, 1:-1] = False
+    return images[..., frame]
 
 
 def _score(judge: Judge, pictures: Tensor, wanted: Tensor) -> dict[str, Any]:
@@ -100,7 +107,7 @@ def _of_pair(
 ) -> dict[str, Any]:
     ink, digit = pair
     rows = (wanted[:, 0] == digit) & (wanted[:, 1] == ink)
-    return {"ink": COLORS[ink], "digit": digit, **_score(judge, pictures[rows], wanted[rows])}
+    return {"pair": f"{COLORS[ink]} {digit}", **_score(judge, pictures[rows], wanted[rows])}
 
 
 def _luminance_set(data: ImageSet) -> ImageSet:
