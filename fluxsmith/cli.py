@@ -36,6 +36,10 @@ Solver = Annotated[str | None, typer.Option(help="euler, heun or midpoint.")]
 Steps = Annotated[int | None, typer.Option(help="Solver steps.")]
 Weights = Annotated[str, typer.Option(help="ema or model.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Where = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Where files lie now: text.t5=FOLDER."),
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures here.")]
 Report = Annotated[Path | None, typer.Option(help="Write a page that shows it all here.")]
 Checkpoint = Annotated[
@@ -67,6 +71,16 @@ def train(
     settings = read_config(config, overrides or [])
     code = run(settings, resume, overwrite, fork, evaluate=during_training(settings))
     raise typer.Exit(code)
+
+
+@app.command()
+def encode(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Encode a config's captions once, so that training need not load the text encoders."""
+    from fluxsmith.config import read_config
+    from fluxsmith.training.text import encode_captions
+
+    for line in encode_captions(read_config(config, overrides or [])):
+        typer.echo(line)
 
 
 @app.command()
@@ -112,6 +126,7 @@ def sample(
         str, typer.Option(help="auto, none, or blocks: they visit the device one by one.")
     ] = "auto",
     device: Device = "auto",
+    where: Where = None,
     config: Annotated[
         Path | None, typer.Option(help="Its sample section holds, and the model must be its own.")
     ] = None,
@@ -136,7 +151,10 @@ def sample(
         device=expected.device if expected and device == "auto" else device,
         dtype=dtype,
         offload=offload,
-        overrides=[f"{keys[option]}={json.dumps(path)}" for option, path in places.items() if path],
+        overrides=[
+            *(f"{keys[option]}={json.dumps(path)}" for option, path in places.items() if path),
+            *(where or ()),
+        ],
     )
     if expected:
         check_same(pipeline.config, expected, MODEL, str(path))
@@ -172,6 +190,7 @@ def sample(
         gif=gif,
         device=device,
         config=config,
+        where=tuple(where or ()),
     )
     drawn = draw(pipeline, request, out or default_folder(pipeline, path))
     typer.echo(f"grid        {drawn.grid}")
@@ -254,6 +273,7 @@ def evaluate(
     json_file: JsonFile = None,
     report: Report = None,
     device: Device = "auto",
+    where: Where = None,
 ) -> None:
     """Measure a trained model against its data set."""
     from fluxsmith.checkpoint import newest
@@ -263,7 +283,7 @@ def evaluate(
     from fluxsmith.pipeline import Pipeline
 
     path = newest(checkpoint)
-    pipeline = Pipeline.from_checkpoint(path, device=device, weights=weights)
+    pipeline = Pipeline.from_checkpoint(path, device=device, weights=weights, overrides=where or ())
     settings = Settings.like(
         pipeline.config.sample,
         num_samples=num_samples,

@@ -75,7 +75,7 @@ def memory_wanted(error: BaseException) -> str | None:
 
 def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Moves a small tensor without making the host wait for what the device is doing."""
-    if device.type == "cuda":
+    if device.type == "cuda" and x.device.type == "cpu":
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
 

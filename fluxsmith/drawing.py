@@ -40,6 +40,7 @@ class Request:
     gif: bool = False
     device: str = "auto"
     config: Path | None = None
+    where: Sequence[str] = ()  # KEY=VALUE: where files lie on this machine
 
     def command(self) -> str:
         """The command that draws this again."""
@@ -57,6 +58,8 @@ class Request:
             words += ["--device", self.device]
         if self.config is not None:
             words += ["--config", str(self.config)]
+        for setting in self.where:
+            words += ["--set", setting]
         return shlex.join(words)
 
 

@@ -8,6 +8,12 @@ from pathlib import Path
 from fluxsmith.errors import UserError
 
 
+def cache_folder() -> Path:
+    """Where downloads and caches live: $FLUXSMITH_CACHE, else ~/.cache/fluxsmith."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("FLUXSMITH_CACHE") or Path(home) / "fluxsmith")
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary file beside `path`, then renames it to `path`.
 

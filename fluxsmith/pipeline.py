@@ -4,7 +4,7 @@ images, and draws. Training, validation, the solvers and teachers all go through
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from fluxsmith import autoencoder as autoencoders
 from fluxsmith import checkpoint as checkpoints
+from fluxsmith import text as encoders
 from fluxsmith.autoencoder import Autoencoder
 from fluxsmith.config import RunConfig
+from fluxsmith.config.comparing import FREE
 from fluxsmith.config.reading import build_config, with_overrides
 from fluxsmith.config.size import parameters_at_least
 from fluxsmith.device import autocast, explaining_memory, pick_device
@@ -31,8 +33,8 @@ from fluxsmith.flow.solvers import OnStep as SolverStep
 from fluxsmith.model.flux import Flux, FluxParams
 from fluxsmith.model.tokens import image_ids, patchify, text_ids, token_grid, unpatchify
 from fluxsmith.randomness import address_seed, image_noise
-from fluxsmith.text.byte_encoder import ByteEncoder
-from fluxsmith.text.encoder import NULL_PROMPT, TextEmbedding
+from fluxsmith.text.encoder import NULL_PROMPT, TextEmbedding, TextEncoder
+from fluxsmith.text.frozen import FrozenText
 
 # Called with (step, t, images): step 0 is the noise, and the images are decoded, unclamped.
 OnStep = Callable[[int, float, Tensor], None]
@@ -55,12 +57,12 @@ class Pipeline(nn.Module):
     """A text encoder, a Flux and an autoencoder, together a text-to-image model."""
 
     def __init__(
-        self, config: RunConfig, network: Flux, text: ByteEncoder, autoencoder: Autoencoder
+        self, config: RunConfig, network: Flux, text: TextEncoder, autoencoder: Autoencoder
     ) -> None:
         super().__init__()
         self.config = config
         self.network = network
-        self.text = text
+        self.text = text  # a submodule where it is learned, and only there
         self.autoencoder = autoencoder
         self.precision = "float32"  # of encode_text and velocity
         # Of the checkpoint this came from; a new model has none.
@@ -73,7 +75,7 @@ class Pipeline(nn.Module):
         autoencoder = build_autoencoder(config, device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(address_seed(config.seed, "weights"))
-            text = build_text_encoder(config)
+            text = build_text_encoder(config, device)
             network = Flux(flux_params(config, autoencoder, text))
         return cls(config, network, text, autoencoder).to(device)
 
@@ -82,7 +84,8 @@ class Pipeline(nn.Module):
         """A model whose network has shapes but no weights; `load_weights(assign=True)` brings them,
         in their own dtype and from wherever they are, without a copy."""
         autoencoder = build_autoencoder(config, device)
-        text = build_text_encoder(config)
+        with torch.random.fork_rng(devices=[]):
+            text = build_text_encoder(config, device)
         with torch.device("meta"):
             network = Flux(flux_params(config, autoencoder, text))
         return cls(config, network, text, autoencoder)
@@ -97,12 +100,12 @@ class Pipeline(nn.Module):
     ) -> "Pipeline":
         """The model in a checkpoint; `weights` is `ema` (the average) or `model` (the raw ones).
 
-        `overrides` are KEY=VALUE for its config, such as autoencoder.weights where a file moved.
+        `overrides` say where files lie on this machine, such as `text.t5=FOLDER`.
         """
         if weights not in ("ema", "model"):
             raise UserError(f"weights={weights}: must be ema or model")
         contents = checkpoints.load(path)
-        contents["config"] = with_overrides(contents["config"], overrides)
+        contents["config"] = with_overrides(contents["config"], overrides, allowed=FREE)
         return cls.from_contents(contents, path, device, weights)
 
     @classmethod
@@ -120,10 +123,20 @@ class Pipeline(nn.Module):
         on = pick_device(device)
         pipeline = cls.shaped(config, on)
         check_autoencoder(pipeline.autoencoder, contents["metadata"], origin=str(path))
+        pipeline.expect_text(contents["metadata"], origin=str(path))
         pipeline.load_weights(contents[weights], origin=str(path), assign=True)
         pipeline.step = contents["step"]
         pipeline.captions = list(contents["metadata"].get("captions", []))
         return pipeline.to(on).eval()
+
+    def text_metadata(self) -> dict[str, Any]:
+        """What a checkpoint's metadata says of frozen encoders; nothing of a learned one."""
+        return {"text": self.text.identity()} if isinstance(self.text, FrozenText) else {}
+
+    def expect_text(self, metadata: Mapping[str, Any], origin: str) -> None:
+        """Holds frozen encoders to those that a checkpoint was trained with."""
+        if isinstance(self.text, FrozenText):
+            self.text.expect(metadata.get("text", {}), origin)
 
     def load_weights(self, weights: dict[str, Tensor], origin: str, assign: bool = False) -> None:
         """Loads tensors by name, copied into the model's own or, with `assign`, in their place; a
@@ -167,7 +180,7 @@ class Pipeline(nn.Module):
     def encode_text(self, prompts: Sequence[str]) -> TextEmbedding:
         """The prompts as the network takes them, one row each."""
         with autocast(self.device, self.precision):
-            return self.text(prompts)
+            return self.text(prompts).to(self.device)
 
     def velocity(
         self, x: Tensor, t: Tensor, cond: TextEmbedding, guidance: float | Tensor = 1.0
@@ -339,9 +352,13 @@ class Pipeline(nn.Module):
                 "text": True,
                 "model": True,
                 "sample": {"schedule", "guidance_method", "guidance_interval", "precision"},
-            }
+            },
+            exclude={"text": {key.removeprefix("text.") for key in FREE if "text." in key}},
+            exclude_none=True,
         )
         settings["autoencoder"] = self.autoencoder.digest
+        if isinstance(self.text, FrozenText):
+            settings["encoders"] = dict(self.text.digests())
         found = hashlib.sha256(repr(settings).encode())
         for name, tensor in sorted(self.state_dict().items()):
             found.update(name.encode())
@@ -357,10 +374,9 @@ class Pipeline(nn.Module):
         return report
 
 
-def build_text_encoder(config: RunConfig) -> ByteEncoder:
+def build_text_encoder(config: RunConfig, device: torch.device | str) -> TextEncoder:
     """The text encoder that a config names, new where it is learned."""
-    text = config.text
-    return ByteEncoder(text.width, text.hidden_size, text.depth, text.max_tokens)
+    return encoders.build(config.text.encoder, torch.device(device), **config.text.settings())
 
 
 def check_edit(edit: Edit, size: tuple[int, int] | None) -> None:
@@ -405,7 +421,7 @@ def check_autoencoder(autoencoder: Autoencoder, metadata: dict[str, Any], origin
         )
 
 
-def flux_params(config: RunConfig, autoencoder: Autoencoder, text: ByteEncoder) -> FluxParams:
+def flux_params(config: RunConfig, autoencoder: Autoencoder, text: TextEncoder) -> FluxParams:
     """The network's sizes: those of the config, and the widths that follow from its neighbours."""
     model = config.model
     return FluxParams(

@@ -28,7 +28,7 @@ from fluxsmith.data.settings import DataSettings
 from fluxsmith.data.sources import open_source
 from fluxsmith.errors import UserError
 from fluxsmith.files import make_folder
-from fluxsmith.text.byte_encoder import pieces
+from fluxsmith.text import build
 
 LOOKED_AT = 2000  # images, evenly spread; the first ones of a stream
 SHOWN = 24  # on the sheet
@@ -197,7 +197,10 @@ def _captions(found: Survey) -> Iterator[tuple[str, str]]:
 
 
 def _token_counts(config: RunConfig, found: Survey) -> list[int]:
-    return [len(pieces(text)) for ways in found.captions for text in ways]
+    texts = [text for ways in found.captions for text in ways]
+    with torch.random.fork_rng(devices=[]):  # a learned encoder would draw its weights
+        encoder = build(config.text.encoder, torch.device("cpu"), **config.text.settings())
+    return encoder.token_counts(texts)
 
 
 def _spread(values: Sequence[int], digits: str) -> str:
@@ -217,10 +220,11 @@ def _problems(config: RunConfig, found: Survey) -> Iterator[str]:
             f"{len(found.bad) / found.looked_at:.1%} can't be used, more than data.max_bad="
             f"{config.data.settings().max_bad:g}: training would stop"
         )
-    most = config.text.max_tokens
+    key = "t5_tokens" if config.text.encoder == "clip_t5" else "max_tokens"
+    most = config.text.settings()[key]
     long = sum(count > most for count in _token_counts(config, found))
     if long:
-        yield f"{long:,} captions have more tokens than the encoder takes, text.max_tokens={most}"
+        yield f"{long:,} captions have more tokens than the encoder takes, text.{key}={most}"
     yield from _odd_pictures(config, found)
 
 

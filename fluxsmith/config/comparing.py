@@ -9,10 +9,13 @@ from fluxsmith.errors import UserError
 MODEL = ("data.source", "data.image_size", "data.channels", "text", "autoencoder", "model")
 COURSE = ("data", "text", "autoencoder", "model", "seed", "flow", "train.batch_size")
 WEIGHTS = ("data.channels", "text", "autoencoder", "model")  # what they fit and mean
-# Where files lie is not what they hold, nor does it matter how they are read and memory is saved.
+# Where files lie is not what they hold, nor does it matter how they are read and memory is saved;
+# pretrained encoders are told by their weights.
 FREE = (
     "data.path", "data.test_path", "data.workers", "data.in_memory", "data.max_bad",
     "autoencoder.weights", "autoencoder.tile_size", "autoencoder.max_batch",
+    "text.cache", "text.clip", "text.clip_device", "text.t5", "text.t5_device", "text.pretrained",
+    "text.pretrained_device",
 )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -51,9 +51,18 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return build_config(data, origin=str(path))
 
 
-def with_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Plain data of a config with `key=value` overrides put into it."""
+def with_overrides(
+    data: dict[str, Any], overrides: Sequence[str], allowed: Collection[str] | None = None
+) -> dict[str, Any]:
+    """Plain data of a config with `key=value` overrides put into it; a UserError for a key that is
+    not among the allowed ones, where there is a choice of them."""
     for override in overrides:
+        key = override.partition("=")[0].strip()
+        if allowed is not None and key not in allowed:
+            raise UserError(
+                f"{key}: a checkpoint's own setting, which can't be changed; these can: "
+                f"{', '.join(allowed)}"
+            )
         _apply(data, override)
     return data
 

@@ -169,19 +169,101 @@ class DataConfig(Section):
         )
 
 
+# What each text encoder has in the text section, with its defaults; None must be given.
+TEXT_KEYS: dict[str, dict[str, Any]] = {
+    "bytes": {"width": 768, "hidden_size": 128, "depth": 1, "max_tokens": 64},
+    "clip_t5": {
+        "padding": "trim",
+        "cache": "auto",
+        "clip": "openai/clip-vit-large-patch14",
+        "clip_tokens": 77,
+        "clip_dtype": "float32",
+        "clip_device": "network",
+        "t5": "google/t5-v1_1-base",
+        "t5_tokens": 128,
+        "t5_dtype": "float32",
+        "t5_device": "network",
+    },
+    "transformers": {
+        "max_tokens": 128,
+        "padding": "trim",
+        "cache": "auto",
+        "pretrained": None,
+        "pretrained_dtype": "float32",
+        "pretrained_device": "network",
+    },
+}
+TextDtype = Literal["float32", "bfloat16", "float16"] | None
+TextDevice = Literal["network", "auto", "cpu", "cuda", "mps"] | None
+
+
 class TextConfig(Section):
-    encoder: Literal["bytes"] = "bytes"
-    """The text encoder: bytes, learned with the model, for any UTF-8 string."""
-    width: Width = 768
-    """Width of the tokens and of the pooled vector that it gives."""
-    hidden_size: Annotated[int, Field(ge=64, le=2**17, multiple_of=64), BeforeValidator(_whole)] = (
-        128
-    )
-    """Width inside the encoder; a multiple of 64."""
-    depth: Layers = 1
-    """Transformer layers inside the encoder."""
-    max_tokens: Width = 64
-    """The longest prompt, in tokens; a word of up to 16 bytes is one token."""
+    encoder: Literal["bytes", "clip_t5", "transformers"] = "bytes"
+    """bytes, learned with the model; clip_t5, FLUX.1's two; transformers, any one pretrained."""
+    width: Width | None = None
+    """bytes: width of the tokens and of the pooled vector that it gives; 768 by default."""
+    hidden_size: Annotated[
+        int | None, Field(ge=64, le=2**17, multiple_of=64), BeforeValidator(_whole)
+    ] = None
+    """bytes: width inside the encoder, a multiple of 64; 128 by default."""
+    depth: Layers | None = None
+    """bytes: transformer layers inside the encoder; 1 by default."""
+    max_tokens: Width | None = None
+    """bytes: the longest prompt, a word of up to 16 bytes is a token, 64; transformers: 128."""
+    padding: Literal["trim", "mask", "full"] | None = None
+    """trim to a batch's longest prompt and mask; mask to the end; full: attend to it as FLUX.1."""
+    cache: str | None = None
+    """Folder for embeddings on disk; auto: the usual cache folder; memory: none on disk."""
+    clip: str | None = None
+    """clip_t5: hub id or folder of CLIP; openai/clip-vit-large-patch14 by default."""
+    clip_tokens: Width | None = None
+    """clip_t5: tokens that CLIP reads of a prompt; 77 by default."""
+    clip_dtype: TextDtype = None
+    """clip_t5: arithmetic of CLIP; float32 by default."""
+    clip_device: TextDevice = None
+    """clip_t5: where CLIP runs; network, by default, is where the network runs."""
+    t5: str | None = None
+    """clip_t5: hub id or folder of T5; google/t5-v1_1-base by default."""
+    t5_tokens: Width | None = None
+    """clip_t5: tokens of a prompt that the network gets; 128 by default, FLUX.1 dev 512."""
+    t5_dtype: TextDtype = None
+    """clip_t5: arithmetic of T5; float32 by default."""
+    t5_device: TextDevice = None
+    """clip_t5: where T5 runs; network, by default, is where the network runs."""
+    pretrained: str | None = None
+    """transformers: hub id or folder of the encoder."""
+    pretrained_dtype: TextDtype = None
+    """transformers: arithmetic of the encoder; float32 by default."""
+    pretrained_device: TextDevice = None
+    """transformers: where it runs; network, by default, is where the network runs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, data: Any) -> Any:
+        """Fills in what the encoder has by default."""
+        if not isinstance(data, dict):
+            return data
+        encoder = data.get("encoder", "bytes")
+        defaults = TEXT_KEYS.get(encoder, {}) if isinstance(encoder, str) else {}
+        return defaults | {key: value for key, value in data.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _keys_belong(self) -> "TextConfig":
+        own = TEXT_KEYS[self.encoder]
+        for key, value in self.model_dump(exclude={"encoder"}, exclude_none=True).items():
+            if key not in own:
+                raise ValueError(
+                    f"text.{key}={value}: text.encoder={self.encoder} has no {key}; remove the "
+                    f"key (it has {', '.join(own)})"
+                )
+        for key in own:
+            if getattr(self, key) is None:
+                raise ValueError(f"text.{key}: missing; text.encoder={self.encoder} needs it")
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """The encoder's own settings."""
+        return {key: getattr(self, key) for key in TEXT_KEYS[self.encoder]}
 
 
 class AutoencoderConfig(Section):

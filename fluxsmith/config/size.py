@@ -16,7 +16,8 @@ def parameters_at_least(config: RunConfig) -> int:
 
 def _text(config: RunConfig) -> int:
     """Of the learned text encoder; a frozen one is neither trained nor in a checkpoint."""
-    text = config.text
-    if text.encoder != "bytes":
+    if config.text.encoder != "bytes":
         return 0
-    return text.hidden_size * (12 * text.hidden_size * text.depth + 2 * text.width)
+    text = config.text.settings()
+    hidden: int = text["hidden_size"]
+    return hidden * (12 * hidden * text["depth"] + 2 * text["width"])

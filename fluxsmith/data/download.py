@@ -19,12 +19,6 @@ class DownloadError(Exception):
     """No mirror gave the right bytes; the message says why, for each."""
 
 
-def cache_folder() -> Path:
-    """Where downloads and caches live: $FLUXSMITH_CACHE, else ~/.cache/fluxsmith."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("FLUXSMITH_CACHE") or Path(home) / "fluxsmith")
-
-
 def download(urls: Sequence[str], target: Path, check: Callable[[bytes], None]) -> Path:
     """Downloads to `target` from the first of `urls` whose bytes pass `check`.
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from fluxsmith.data.captions import DIGIT_CAPTIONS, DIGIT_CLASSES
-from fluxsmith.data.download import DownloadError, cache_folder, download
+from fluxsmith.data.download import DownloadError, download
 from fluxsmith.data.imageset import ImageSet
 from fluxsmith.data.settings import Split
 from fluxsmith.errors import UserError
+from fluxsmith.files import cache_folder
 
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",

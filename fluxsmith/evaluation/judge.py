@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor, nn
 
-from fluxsmith.data.download import cache_folder
 from fluxsmith.data.images import to_unit
 from fluxsmith.data.imageset import ImageSet
 from fluxsmith.errors import UserError
-from fluxsmith.files import make_folder, write_whole
+from fluxsmith.files import cache_folder, make_folder, write_whole
 from fluxsmith.randomness import address_seed, generator
 
 RECIPE = "cnn-1"  # changes whenever the network or its training does, so that caches are not mixed

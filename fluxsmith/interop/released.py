@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from fluxsmith.config import RunConfig
 from fluxsmith.device import free_memory, pick_device
@@ -48,7 +49,7 @@ def load_released(
     network.load_state_dict(found.network, assign=True)
     network.requires_grad_(False)
     place(network, on, requested_dtype(network, dtype), offload)
-    if config.text.encoder == "bytes":
+    if isinstance(pipeline.text, nn.Module):  # learned with the network
         pipeline.text.load_state_dict(found.text)
         pipeline.text.to(on)
     pipeline.step = found.step

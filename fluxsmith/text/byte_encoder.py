@@ -14,13 +14,20 @@ from torch import Tensor, nn
 
 from fluxsmith.device import to_device
 from fluxsmith.errors import UserError
-from fluxsmith.text.encoder import TextEmbedding, distinct
+from fluxsmith.text.encoder import TextEmbedding, check_unicode, distinct
 
 PIECE_BYTES = 16  # at most this many bytes of a word go into one token
 CONTINUED = b"\xff"  # a byte that UTF-8 never uses
 HEAD = 64  # width of an attention head
 NO_BYTE = 256  # fills a piece up, and is masked out
 ROOM = 4 * PIECE_BYTES  # characters of a prompt for each token that it may make, spaces included
+
+
+def build(
+    *, width: int, hidden_size: int, depth: int, max_tokens: int, device: torch.device
+) -> "ByteEncoder":
+    """A new encoder on the CPU, whose weights are the same whatever `device` it moves to."""
+    return ByteEncoder(width, hidden_size, depth, max_tokens)
 
 
 class ByteEncoder(nn.Module):
@@ -66,24 +73,22 @@ class ByteEncoder(nn.Module):
         self.offsets: Tensor
 
     def check(self, prompts: Sequence[str]) -> None:
+        check_unicode(prompts)
         for number, prompt in enumerate(prompts, start=1):
             if len(prompt) > self.max_tokens * ROOM:  # not worth cutting up, nor remembering
                 raise UserError(
                     f"prompt {number} ({prompt[:40]!r}...) has {len(prompt):,} characters; this "
                     f"encoder takes {self.max_tokens} tokens (text.max_tokens): shorten the prompt"
                 )
-            try:
-                count = len(pieces(prompt))
-            except UnicodeEncodeError as error:
-                raise UserError(
-                    f"prompt {number} is not valid text: {error.reason} at character "
-                    f"{error.start}; give it in UTF-8"
-                ) from None
+            count = len(pieces(prompt))
             if count > self.max_tokens:
                 raise UserError(
                     f"prompt {number} ({prompt[:40]!r}...) makes {count} tokens; this encoder "
                     f"takes {self.max_tokens} (text.max_tokens): shorten the prompt"
                 )
+
+    def token_counts(self, prompts: Sequence[str]) -> list[int]:
+        return [len(pieces(prompt)) for prompt in prompts]
 
     def forward(self, prompts: Sequence[str]) -> TextEmbedding:
         """Encodes each distinct prompt once; as many tokens as the longest one needs."""
@@ -128,7 +133,6 @@ def pieces(prompt: str) -> tuple[bytes, ...]:
 
     A piece that goes on with a word begins with CONTINUED, which tells it from a word of its own.
     """
-    prompt.encode()  # the place of an error counts in the prompt, not in the word
     cut = []
     for word in map(str.encode, prompt.split()):
         cut.append(word[:PIECE_BYTES])

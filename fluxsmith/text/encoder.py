@@ -7,6 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fluxsmith.device import to_device
+from fluxsmith.errors import UserError
+
 NULL_PROMPT = ""  # what caption dropout puts in a caption's place, and guidance steers away from
 
 
@@ -27,6 +30,13 @@ class TextEmbedding:
         mask = None if self.mask is None else self.mask[rows]
         return TextEmbedding(self.tokens[rows], self.pooled[rows], mask)
 
+    def to(self, device: torch.device) -> "TextEmbedding":
+        """On the device; itself where it is there already."""
+        if self.pooled.device == device:
+            return self
+        mask = None if self.mask is None else to_device(self.mask, device)
+        return TextEmbedding(to_device(self.tokens, device), to_device(self.pooled, device), mask)
+
     def expand(self, batch: int) -> "TextEmbedding":
         """A single prompt's embedding repeated, without copying, for a batch."""
         mask = None if self.mask is None else self.mask.expand(batch, -1)
@@ -38,12 +48,29 @@ class TextEncoder(Protocol):
 
     token_width: int
     pooled_width: int
+    max_tokens: int  # of a prompt
 
     def check(self, prompts: Sequence[str]) -> None:
         """Raises a UserError that names the first prompt which can't be encoded, and why."""
         ...
 
+    def token_counts(self, prompts: Sequence[str]) -> list[int]:
+        """The tokens that each prompt makes, whether or not the encoder takes so many."""
+        ...
+
     def __call__(self, prompts: Sequence[str]) -> TextEmbedding: ...
+
+
+def check_unicode(prompts: Sequence[str]) -> None:
+    """Raises a UserError that names the first prompt which is not valid text."""
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"prompt {number} is not valid text: {error.reason} at character "
+                f"{error.start}; give it in UTF-8"
+            ) from None
 
 
 def distinct(prompts: Sequence[str]) -> tuple[list[str], Tensor]:

@@ -24,6 +24,7 @@ from fluxsmith.training.metrics import Recorder, pictures
 from fluxsmith.training.objective import FlowMatching
 from fluxsmith.training.saving import Saver
 from fluxsmith.training.start import Start, find_start, refuse_to_write_over
+from fluxsmith.training.text import keep_text, prepare_text
 from fluxsmith.training.trainer import Evaluate, Trainer
 
 
@@ -61,6 +62,7 @@ def _run(
 ) -> int:
     folder, steps = trainer.folder, config.train.steps
     curve = folder / "loss.png"
+    about_text = prepare_text(trainer.pipeline, trainer.loader.captions())
     with watch() as interrupt, TrainingConsole(steps, trainer.step) as console:
         if start.resumes and trainer.step >= steps:
             console.say(f"nothing to do: {start.path} is at step {trainer.step} of {steps}")
@@ -69,9 +71,14 @@ def _run(
         for path in start.damaged:
             console.say(f"passed over, and renamed to {checkpoints.set_aside(path).name}: {path}")
         _announce(console, config, trainer, start)
+        for line in about_text:
+            console.say(line)
         recorder = Recorder(folder, trainer.step, console.say)
-        with Saver(folder, config.train, console.say, lock) as saver:
-            saved = trainer.run(recorder, console, interrupt, saver)
+        try:
+            with Saver(folder, config.train, console.say, lock) as saver:
+                saved = trainer.run(recorder, console, interrupt, saver)
+        finally:
+            keep_text(trainer.pipeline)
         if saved is not None:
             _plot(folder, curve, config, console)
     if interrupt and trainer.step < steps:
@@ -157,7 +164,7 @@ def _less_memory(config: RunConfig) -> str:
 def _announce(console: TrainingConsole, config: RunConfig, trainer: Trainer, start: Start) -> None:
     console.say(show(config, comments=False))
     network = sum(p.numel() for p in trainer.pipeline.network.parameters())
-    text = sum(p.numel() for p in trainer.pipeline.text.parameters())
+    text = sum(p.numel() for p in trainer.pipeline.parameters()) - network
     console.say(
         f"{config.name}: {network:,} parameters + {text:,} in the text encoder, "
         f"{trainer.loader.describe()}, on {trainer.pipeline.device}"

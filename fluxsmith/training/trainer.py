@@ -215,6 +215,7 @@ class Trainer:
                 "autoencoder": self.pipeline.autoencoder.digest,
                 "threads": torch.get_num_threads(),
                 "forked_from": self.origin,
+                **self.pipeline.text_metadata(),
             },
         }
 
@@ -230,6 +231,7 @@ class Trainer:
         except (LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{origin} doesn't say where its data stood: {error}") from None
         check_autoencoder(self.pipeline.autoencoder, state["metadata"], origin)
+        self.pipeline.expect_text(state["metadata"], origin)
         self.pipeline.load_weights(state["ema"], origin)  # checks that they fit
         self.ema.load(state["ema"])
         self.pipeline.load_weights(state["model"], origin)
@@ -245,6 +247,7 @@ class Trainer:
 
     def fork(self, state: dict[str, Any], origin: str) -> None:
         """Starts a new run, at step 0, from the averaged weights of a checkpoint."""
+        self.pipeline.expect_text(state["metadata"], origin)
         self.pipeline.load_weights(state["ema"], origin)
         self.ema.load(state["ema"])
         self.origin = {"checkpoint": origin, "step": state["step"]}

@@ -115,7 +115,9 @@ def test_the_schema_carries_the_bounds_in_its_own_words():
     train = schema["$defs"]["TrainConfig"]["properties"]
     assert train["steps"]["minimum"] == 1
     assert train["warmup_steps"]["minimum"] == 0
-    assert schema["$defs"]["TextConfig"]["properties"]["hidden_size"]["multipleOf"] == 64
+    whole, nothing = schema["$defs"]["TextConfig"]["properties"]["hidden_size"]["anyOf"]
+    assert (whole["multipleOf"], whole["minimum"]) == (64, 64)
+    assert nothing == {"type": "null"}
     assert not {"ge", "gt", "le", "lt", "multiple_of"} & set(_keys(schema))
 
 
