@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -53,6 +54,8 @@ def start(folder: Path, background: bool) -> int:
         main(["train", "toy.yaml", override, "--resume", "auto"])
     except SystemExit as exit_:
         code = int(exit_.code or 0)
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
     finally:
         os._exit(code)
 
