@@ -118,5 +118,5 @@ def test_what_reads_no_text_is_named(tmp_path):
     )  # fmt: skip
     ViTModel(config).save_pretrained(tmp_path / "vit")
     save_clip_tokenizer(tmp_path / "vit")
-    with pytest.raises(UserError, match=r"text\.model=.*vit.* encoder of text"):
+    with pytest.raises(UserError, match=r"text\.pretrained=.*vit.* encoder of text"):
         make(tmp_path / "vit")(["3"])
