@@ -18,6 +18,7 @@ from fluxsmith.model.flux import FluxParams
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.tensorfile import write_tensors
 from fluxsmith.text.encoder import NULL_PROMPT
+from fluxsmith.text.frozen import FrozenText
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # what diffusers looks for in a folder
 PROMPTS_KEPT = 256  # the embeddings of so many captions travel with a model
@@ -114,13 +115,13 @@ def write_prompts(pipeline: Pipeline, path: Path) -> None:
 
 def _write_text_encoders(pipeline: Pipeline, out: Path) -> dict[str, tuple[str, str]]:
     """text_encoder/ and tokenizer/ for CLIP, text_encoder_2/ and tokenizer_2/ for T5."""
-    encoders = getattr(pipeline.text, "encoders", None)
-    if encoders is None or encoders.kind != "clip_t5":
+    if not isinstance(pipeline.text, FrozenText) or pipeline.text.encoders.kind != "clip_t5":
         return {}
     parts = {}
     for name, number in (("clip", ""), ("t5", "_2")):
-        encoder = encoders.parts[name]
-        for part, saved in (("text_encoder", encoder.model), ("tokenizer", encoder.tokenizer)):
+        encoder = pipeline.text.encoders.parts[name]
+        saves: dict[str, Any] = {"text_encoder": encoder.model, "tokenizer": encoder.tokenizer}
+        for part, saved in saves.items():
             saved.save_pretrained(out / f"{part}{number}")
             parts[f"{part}{number}"] = ("transformers", type(saved).__name__)
     return parts

@@ -83,7 +83,11 @@ def about(pipeline: Pipeline) -> dict[str, Any]:
     return {
         "config": pipeline.config.model_dump(),
         "step": pipeline.step,
-        "metadata": {"captions": pipeline.captions, "autoencoder": pipeline.autoencoder.digest},
+        "metadata": {
+            "captions": pipeline.captions,
+            "autoencoder": pipeline.autoencoder.digest,
+            **pipeline.text_metadata(),
+        },
     }
 
 

@@ -20,6 +20,7 @@ from fluxsmith.model.flux import Flux
 from fluxsmith.model.streaming import stream_blocks
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.text.encoder import NULL_PROMPT
+from fluxsmith.text.frozen import FrozenText
 
 OFFLOAD = ("auto", "blocks", "none")
 
@@ -58,9 +59,8 @@ def load_released(
 
 def prepare_prompts(pipeline: Pipeline, prompts: Sequence[str]) -> None:
     """Encodes what will be drawn, and frees frozen encoders."""
-    prepare = getattr(pipeline.text, "prepare", None)
-    if prepare is not None:
-        prepare([*prompts, NULL_PROMPT])
+    if isinstance(pipeline.text, FrozenText):
+        pipeline.text.prepare([*prompts, NULL_PROMPT])
 
 
 def check_options(dtype: str | None, offload: str) -> None:

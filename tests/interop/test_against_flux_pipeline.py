@@ -1,0 +1,176 @@
+"""The whole way from prompt to picture against diffusers' FluxPipeline, FluxImg2ImgPipeline and
+FluxInpaintPipeline, on miniature components: same noise, same prompts, same steps."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from interop_models import moved
+from test_exporting import save_checkpoint
+from tiny_autoencoder import save_autoencoder
+from tiny_encoders import save_flux_text
+
+from fluxsmith import Pipeline
+from fluxsmith.interop.exporting import export
+from fluxsmith.interop.released import load_released
+from fluxsmith.model.tokens import patchify, unpatchify
+from fluxsmith.pipeline import Edit
+from fluxsmith.randomness import generator, image_noise
+
+diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+PROMPTS = ["a photo of the red seven", "three"]
+TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def text_folder(tmp_path_factory):
+    return save_flux_text(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(params=["schnell", "dev"])
+def model(request, toy, tmp_path, text_folder):
+    """(our config, the exported folder): with guidance input and shift, or with neither."""
+    dev = request.param == "dev"
+    settings = [
+        "data.channels=3",
+        "text={encoder: clip_t5, padding: full, cache: memory}",
+        f"text.clip={text_folder}",
+        f"text.t5={text_folder}",
+        f"text.t5_tokens={TOKENS}",
+        "autoencoder.kind=flux",
+        f"autoencoder.weights={save_autoencoder(tmp_path / 'ae.safetensors')}",
+        "model.patch_size=2",
+        f"model.guidance_embed={dev}",
+        f"sample.guidance_method={'embedded' if dev else 'cfg'}",
+        f"sample.schedule={'flux' if dev else 'uniform'}",
+        f"sample.guidance={3.5 if dev else 1}",
+    ]
+    config = toy(*settings)
+    checkpoint = save_checkpoint(tmp_path / "diffusion-7.pt", moved(Pipeline.build(config)))
+    export(checkpoint, tmp_path / "model", "diffusers", samples=False)
+    return config, tmp_path / "model"
+
+
+def ours(config, folder):
+    """Our pipeline on the weights that diffusers reads, with a list that its latents end up in."""
+    pipeline = load_released(config, folder, PROMPTS, device="cpu")
+    seen = []
+    decode = pipeline.autoencoder.decode
+    pipeline.autoencoder.decode = lambda x: seen.append(x) or decode(x)
+    return pipeline, seen
+
+
+def theirs(kind, folder):
+    pipe = kind.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def noise(height, width):
+    return image_noise((4, height // 4, width // 4), 5, range(len(PROMPTS)))
+
+
+def generators():
+    """What draws that same noise."""
+    return [generator(5, "image", i) for i in range(len(PROMPTS))]
+
+
+def start_from_means(pipe):
+    """Its image latents the posterior's means, as ours are, in place of a draw."""
+    encode = pipe.vae.encode
+    pipe.vae.encode = lambda x: SimpleNamespace(latents=encode(x).latent_dist.mode())
+
+
+def arguments(config, height, width):
+    sample = config.sample
+    return {
+        "prompt": PROMPTS,
+        "height": height,
+        "width": width,
+        "num_inference_steps": 4,
+        "guidance_scale": sample.guidance,
+        "max_sequence_length": TOKENS,
+        "output_type": "latent",
+    }
+
+
+def assert_same(latents, packed, height, width):
+    expected = unpatchify(packed, 2, height // 4, width // 4)
+    assert expected.std() > 0.3
+    torch.testing.assert_close(latents, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (64, 64)])
+def test_text_to_image(model, height, width):
+    config, folder = model
+    pipe = theirs(diffusers.FluxPipeline, folder)
+    x = patchify(noise(height, width), 2)
+    call = arguments(config, height, width)
+    expected = pipe(latents=x, **call).images
+    pipeline, seen = ours(config, folder)
+    pictures = pipeline.generate(PROMPTS, steps=4, seed=5, size=(height, width))
+    assert_same(seen[0], expected, height, width)
+    assert (seen[0] - noise(height, width)).abs().mean() > 0.1
+
+    decoded = pipe(latents=x, **call | {"output_type": "pt"}).images
+    torch.testing.assert_close((pictures + 1) / 2, decoded, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_image_to_image(model, strength):
+    config, folder = model
+    pipe = theirs(diffusers.FluxImg2ImgPipeline, folder)
+    start_from_means(pipe)
+    image = torch.rand(3, 32, 48, generator=generator("picture")) * 2 - 1
+    expected = pipe(
+        image=(image[None] + 1) / 2,
+        strength=strength,
+        generator=generators(),
+        **arguments(config, 32, 48),
+    ).images
+    pipeline, seen = ours(config, folder)
+    pipeline.generate(PROMPTS, steps=4, seed=5, size=(32, 48), edit=Edit(image, strength))
+    assert_same(seen[0], expected, 32, 48)
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_inpainting(model, strength):
+    config, folder = model
+    pipe = theirs(diffusers.FluxInpaintPipeline, folder)
+    start_from_means(pipe)
+    image = torch.rand(3, 32, 48, generator=generator("picture")) * 2 - 1
+    mask = torch.zeros(1, 32, 48)
+    mask[:, 8:24, :20] = 1
+    expected = pipe(
+        image=(image[None] + 1) / 2,
+        mask_image=mask[None],
+        strength=strength,
+        generator=generators(),
+        **arguments(config, 32, 48),
+    ).images
+    pipeline, seen = ours(config, folder)
+    pipeline.generate(PROMPTS, steps=4, seed=5, size=(32, 48), edit=Edit(image, strength, mask))
+    assert_same(seen[0], expected, 32, 48)
+
+
+def test_an_imported_pipeline_folder_needs_no_config(model, tmp_path):
+    """What the folder says of itself is enough, the exporter's own notes taken away."""
+    import shutil
+
+    from fluxsmith.interop.importing import import_model
+
+    config, folder = model
+    foreign = tmp_path / "foreign"
+    shutil.copytree(folder, foreign)
+    shutil.rmtree(foreign / "fluxsmith")
+    import_model(foreign, tmp_path / "back.pt", overrides=[f"text.t5_tokens={TOKENS}"])
+    pipeline = Pipeline.from_checkpoint(tmp_path / "back.pt", "cpu")
+    expected = load_released(config, folder, PROMPTS, device="cpu")
+    guidance = config.sample.guidance
+    drawn = [
+        p.generate(PROMPTS, steps=2, seed=1, size=(32, 32), guidance=guidance)
+        for p in (pipeline, expected)
+    ]
+    assert torch.equal(*drawn)
