@@ -226,8 +226,8 @@ def test_the_data_lie_beside_the_page(tmp_path):
 def test_the_cheapest_setting_is_named(page):
     said = " ".join(page.text.split())
     assert (
-        "within 1.3 percentage points of the best: euler, 8 steps, guidance 2.5 (16 evaluations"
-        in said
+        "within 1.3 percentage points of the best, and whose Fréchet distance is within 20% of the "
+        "smallest: euler, 8 steps, guidance 2.5 (16 evaluations" in said
     )
     assert "The best: euler, 20 steps, guidance 2.5 (40 evaluations)" in said
 
