@@ -125,7 +125,7 @@ def test_every_file_imports_from_lower_layers_only():
         ("pipeline.py", "from fluxsmith import *"),
         ("pipeline.py", "from fluxsmith import Flux"),
         ("pipeline.py", "import fluxsmith"),
-        ("cli.py", "from fluxsmith.__main__ import main"),
+        ("cli/entry.py", "from fluxsmith.__main__ import main"),
         ("extras.py", ""),
         ("extras/new.py", "import torch"),
     ],

@@ -1,0 +1,6 @@
+"""The command line: one command a file. Commands import what they need when they run, so that
+--help is quick."""
+
+from fluxsmith.cli.entry import main
+
+__all__ = ["main"]

@@ -1,0 +1,39 @@
+"""`fluxsmith export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fluxsmith.cli.options import Checkpoint, Weights
+
+
+def export(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A *.safetensors file, or a folder.")],
+    form: Annotated[
+        str, typer.Option("--format", metavar="bfl|diffusers", help="One file, or a folder.")
+    ],
+    weights: Weights = "ema",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, float16; as they are by default.")
+    ] = None,
+    scores: Annotated[
+        Path | None, typer.Option(help="What `evaluate --json` wrote, for the model card.")
+    ] = None,
+    samples: Annotated[bool, typer.Option(help="Draw a grid for the model card.")] = True,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="USER/MODEL", help="Upload it there.")
+    ] = None,
+) -> None:
+    """Write a model for others: BFL's keys in one file, or a folder for diffusers."""
+    from fluxsmith.interop.exporting import export as run
+
+    for path in run(
+        checkpoint, out, form, weights=weights, dtype=dtype, scores=scores, samples=samples
+    ):
+        typer.echo(f"wrote       {path}")
+    if push_to_hub is not None:
+        from fluxsmith.interop.hub import push
+
+        typer.echo(f"uploaded    {push(out, push_to_hub)}")

@@ -1,0 +1,34 @@
+"""Arguments and options that several commands share, each explained once."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML config.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings in place of the config's."),
+]
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run's folder.")
+]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale; 1 is off.")]
+Seed = Annotated[int, typer.Option(help="Equal seeds draw equal pictures.")]
+Solver = Annotated[str | None, typer.Option(help="euler, heun or midpoint.")]
+Steps = Annotated[int | None, typer.Option(help="Solver steps.")]
+Weights = Annotated[str, typer.Option(help="ema or model.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Where = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Where files lie now: text.t5=FOLDER."),
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures here.")]
+Report = Annotated[Path | None, typer.Option(help="Write a page that shows it all here.")]
+
+
+def this_command() -> str:
+    """The command line as it was typed, for what reports say of themselves."""
+    return shlex.join(["fluxsmith", *sys.argv[1:]])
