@@ -90,10 +90,7 @@ def default_folder(pipeline: Pipeline, checkpoint: Path) -> Path:
 
 def draw(pipeline: Pipeline, request: Request, folder: Path) -> Drawn:
     """Draws what is asked for and writes it into `folder`, named by step and seed."""
-    prompts = choose_prompts(pipeline, request)
-    pipeline.check_drawable(
-        prompts, request.steps, request.guidance, request.solver, request.size, request.edit
-    )
+    prompts = check_request(pipeline, request)
     make_folder(folder, "--out")
     trajectory = _Trajectory()
     images = pipeline.generate(
@@ -144,6 +141,15 @@ def draw(pipeline: Pipeline, request: Request, folder: Path) -> Drawn:
     return Drawn(grid, listing, singles, strip, gif)
 
 
+def check_request(pipeline: Pipeline, request: Request) -> list[str]:
+    """The prompts that will be drawn, one a picture. Raises a UserError for what can't be drawn."""
+    prompts = choose_prompts(pipeline, request)
+    pipeline.check_drawable(
+        prompts, request.steps, request.guidance, request.solver, request.size, request.edit
+    )
+    return prompts
+
+
 def choose_prompts(pipeline: Pipeline, request: Request) -> list[str]:
     """The prompts as given, repeated in turn for `num_samples`; without any, captions at random."""
     n = request.num_samples
@@ -158,7 +164,7 @@ def choose_prompts(pipeline: Pipeline, request: Request) -> list[str]:
             )
         return [request.prompts[i % len(request.prompts)] for i in range(n)]
     if not pipeline.captions:
-        raise UserError("this checkpoint holds no captions to draw from; give --prompt")
+        raise UserError("there are no captions with this model to draw from; give --prompt")
     n = pipeline.config.sample.num_samples if n is None else n
     draws = torch.randint(
         len(pipeline.captions), (n,), generator=generator(request.seed, "prompts")

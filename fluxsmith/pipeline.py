@@ -97,20 +97,27 @@ class Pipeline(nn.Module):
         device: str = "auto",
         weights: str = "ema",
         overrides: Sequence[str] = (),
+        bring: "Bring | None" = None,
     ) -> "Pipeline":
         """The model in a checkpoint; `weights` is `ema` (the average) or `model` (the raw ones).
 
-        `overrides` say where files lie on this machine, such as `text.t5=FOLDER`.
+        `overrides` say where files lie on this machine, such as `text.t5=FOLDER`. Its weights are
+        mapped from the file, and `bring` puts them on the device; by default all go there at once.
         """
         if weights not in ("ema", "model"):
             raise UserError(f"weights={weights}: must be ema or model")
         contents = checkpoints.load(path)
         contents["config"] = with_overrides(contents["config"], overrides, allowed=FREE)
-        return cls.from_contents(contents, path, device, weights)
+        return cls.from_contents(contents, path, device, weights, bring)
 
     @classmethod
     def from_contents(
-        cls, contents: dict[str, Any], path: str | Path, device: str, weights: str
+        cls,
+        contents: dict[str, Any],
+        path: str | Path,
+        device: str,
+        weights: str,
+        bring: "Bring | None" = None,
     ) -> "Pipeline":
         config = build_config(contents["config"], origin=str(path))
         promised = parameters_at_least(config)
@@ -127,7 +134,11 @@ class Pipeline(nn.Module):
         pipeline.load_weights(contents[weights], origin=str(path), assign=True)
         pipeline.step = contents["step"]
         pipeline.captions = list(contents["metadata"].get("captions", []))
-        return pipeline.to(on).eval()
+        if bring is None:
+            pipeline.to(on)
+        else:
+            bring(pipeline, on)
+        return pipeline.eval()
 
     def text_metadata(self) -> dict[str, Any]:
         """What a checkpoint's metadata says of frozen encoders; nothing of a learned one."""
@@ -372,6 +383,9 @@ class Pipeline(nn.Module):
             on_step(step, float(t), self.autoencoder.decode(x))
 
         return report
+
+
+Bring = Callable[[Pipeline, torch.device], None]
 
 
 def build_text_encoder(config: RunConfig, device: torch.device | str) -> TextEncoder:

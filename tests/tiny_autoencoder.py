@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fluxsmith.autoencoder.flux_ae import FluxAutoencoder
+from fluxsmith.autoencoder.flux_files import file_metadata
 from fluxsmith.autoencoder.network import AutoencoderNetwork, AutoencoderParams
 from fluxsmith.tensorfile import write_tensors
 
@@ -30,4 +32,15 @@ def tiny_autoencoder(params: AutoencoderParams = TINY, **settings: float) -> Flu
 def save_autoencoder(path: Path, params: AutoencoderParams = TINY, seed: int = 0) -> Path:
     """A single file under BFL's names."""
     write_tensors(path, tiny_network(params, seed).state_dict(), {})
+    return path
+
+
+@torch.no_grad()
+def save_standardised(path: Path, images: Tensor) -> Path:
+    """A single file likewise, with the shift and scale that give these images' latents mean 0 and
+    variance 1, as FLUX.1's have: those of random weights are small."""
+    network = tiny_network()
+    latents = network.encoder(images)[:, : TINY.z_channels]
+    own = FluxAutoencoder(network, shift=latents.mean().item(), scale=1 / latents.std().item())
+    write_tensors(path, network.state_dict(), file_metadata(own))
     return path

@@ -28,12 +28,14 @@ def export(
 ) -> None:
     """Write a model for others: BFL's keys in one file, or a folder for diffusers."""
     from fluxsmith.interop.exporting import export as run
+    from fluxsmith.interop.hub import check_upload, upload
 
-    for path in run(
+    if push_to_hub is not None:
+        check_upload(push_to_hub)
+    written = run(
         checkpoint, out, form, weights=weights, dtype=dtype, scores=scores, samples=samples
-    ):
+    )
+    for path in written:
         typer.echo(f"wrote       {path}")
     if push_to_hub is not None:
-        from fluxsmith.interop.hub import push
-
-        typer.echo(f"uploaded    {push(out, push_to_hub)}")
+        typer.echo(f"uploaded    {upload(push_to_hub, written)}")

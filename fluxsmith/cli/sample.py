@@ -64,33 +64,16 @@ def sample(
     from fluxsmith.config import read_config
     from fluxsmith.config.comparing import MODEL, check_same
     from fluxsmith.device import peak_memory
-    from fluxsmith.drawing import Request, default_folder, draw
+    from fluxsmith.drawing import Request, check_request, default_folder, draw
     from fluxsmith.evaluation.cheapest import cheapest_setting
     from fluxsmith.interop.opening import open_pipeline
+    from fluxsmith.pipeline import Pipeline
     from fluxsmith.starting import read_edit
 
     whole = whole_number("--steps", steps) if steps not in (None, "auto") else None
     expected = read_config(config) if config else None
     places = {"--autoencoder": autoencoder, "--clip": clip, "--t5": t5}
     moved = [f"{PLACES[name]}={json.dumps(place)}" for name, place in places.items() if place]
-    pipeline, path = open_pipeline(
-        checkpoint,
-        prompt or (),
-        weights=weights,
-        device=expected.device if expected and device == "auto" else device,
-        dtype=dtype,
-        offload=offload,
-        overrides=[*moved, *(where or ())],
-    )
-    if expected:
-        check_same(pipeline.config, expected, MODEL, str(path))
-        pipeline.config = pipeline.config.model_copy(update={"sample": expected.sample})
-    settings = pipeline.config.sample
-    if steps == "auto":
-        settings = settings.model_copy(update=cheapest_setting(path, weights))
-    elif whole is not None:
-        settings = settings.model_copy(update={"steps": whole})
-    edit, size = read_edit(pipeline, init_image, strength, mask, picture_size(height, width))
     given = {
         **places,
         "--height": height,
@@ -102,26 +85,45 @@ def sample(
         "--batch-size": batch_size,
         "--offload": None if offload == "auto" else offload,
     }
-    request = Request(
-        checkpoint=path,
-        prompts=tuple(prompt or ()),
-        num_samples=num_samples,
-        steps=settings.steps,
-        guidance=settings.guidance if guidance is None else guidance,
-        solver=solver or settings.solver,
-        seed=seed,
+
+    def requested(pipeline: Pipeline, path: Path) -> Request:
+        if expected:
+            check_same(pipeline.config, expected, MODEL, str(path))
+            pipeline.config = pipeline.config.model_copy(update={"sample": expected.sample})
+        settings = pipeline.config.sample
+        if steps == "auto":
+            settings = settings.model_copy(update=cheapest_setting(path, weights))
+        edit, size = read_edit(pipeline, init_image, strength, mask, picture_size(height, width))
+        return Request(
+            checkpoint=path,
+            prompts=tuple(prompt or ()),
+            num_samples=num_samples,
+            steps=settings.steps if whole is None else whole,
+            guidance=settings.guidance if guidance is None else guidance,
+            solver=solver or settings.solver,
+            seed=seed,
+            weights=weights,
+            size=size,
+            batch_size=batch_size,
+            edit=edit,
+            options={option: str(value) for option, value in given.items() if value is not None},
+            filmstrip=filmstrip,
+            gif=gif,
+            device=device,
+            config=config,
+            where=tuple(where or ()),
+        )
+
+    pipeline, path = open_pipeline(
+        checkpoint,
+        lambda pipeline, path: check_request(pipeline, requested(pipeline, path)),
         weights=weights,
-        size=size,
-        batch_size=batch_size,
-        edit=edit,
-        options={option: str(value) for option, value in given.items() if value is not None},
-        filmstrip=filmstrip,
-        gif=gif,
-        device=device,
-        config=config,
-        where=tuple(where or ()),
+        device=expected.device if expected and device == "auto" else device,
+        dtype=dtype,
+        offload=offload,
+        overrides=[*moved, *(where or ())],
     )
-    drawn = draw(pipeline, request, out or default_folder(pipeline, path))
+    drawn = draw(pipeline, requested(pipeline, path), out or default_folder(pipeline, path))
     typer.echo(f"grid        {drawn.grid}")
     typer.echo(f"prompts     {drawn.prompts}")
     typer.echo(f"pictures    {drawn.pictures}/")

@@ -1,19 +1,24 @@
 """The model to draw with: a checkpoint of ours, or a config and the released weights of its
 network."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import torch
 
 from fluxsmith import checkpoint as checkpoints
 from fluxsmith.config import read_config
 from fluxsmith.errors import UserError
-from fluxsmith.interop.released import check_options, load_released, place, requested_dtype
+from fluxsmith.interop.placing import check_placing, encode_prompts, place_model
+from fluxsmith.interop.released import load_released
 from fluxsmith.pipeline import Pipeline
+
+CONFIGS = (".yaml", ".yml")
 
 
 def open_pipeline(
     source: Path,
-    prompts: Sequence[str],
+    plan: Callable[[Pipeline, Path], Sequence[str]],
     *,
     weights: str = "ema",
     device: str = "auto",
@@ -23,21 +28,25 @@ def open_pipeline(
 ) -> tuple[Pipeline, Path]:
     """The pipeline, and the file that it came from.
 
-    `weights` is ema or model for a checkpoint (or a run's folder), and a path for a config.
+    `weights` is ema or model for a checkpoint (or a run's folder), and a path for a config. `plan`
+    is called with both before anything large is loaded: it refuses what can't be drawn, and gives
+    the prompts that will be.
     """
-    check_options(dtype, offload)
-    if source.suffix in (".yaml", ".yml"):
+    check_placing(dtype, offload)
+    if source.suffix in CONFIGS:
         if weights in ("ema", "model"):
             raise UserError(
                 f"{source}: is a config; say with --weights which file brings the network's "
                 f"weights, or give a checkpoint in its place"
             )
-        if not prompts:
-            raise UserError("released weights come without captions to draw from; give --prompt")
         config = read_config(source, overrides)
-        on = config.device if device == "auto" else device
         pipeline = load_released(
-            config, Path(weights), prompts, device=on, dtype=dtype, offload=offload
+            config,
+            Path(weights),
+            lambda pipeline: plan(pipeline, source),
+            device=config.device if device == "auto" else device,
+            dtype=dtype,
+            offload=offload,
         )
         return pipeline, source
     if weights not in ("ema", "model"):
@@ -46,7 +55,9 @@ def open_pipeline(
             f"with a config, such as configs/flux1/schnell.yaml"
         )
     path = checkpoints.newest(source)
-    pipeline = Pipeline.from_checkpoint(path, device, weights, overrides)
-    if dtype is not None or offload == "blocks":
-        place(pipeline.network, pipeline.device, requested_dtype(pipeline.network, dtype), offload)
-    return pipeline, path
+
+    def bring(pipeline: Pipeline, on: torch.device) -> None:
+        encode_prompts(pipeline, plan(pipeline, path))
+        place_model(pipeline, on, dtype, offload)
+
+    return Pipeline.from_checkpoint(path, device, weights, overrides, bring), path

@@ -30,18 +30,22 @@ class Weights:
     metadata: Mapping[str, Any] = field(default_factory=dict)  # of the checkpoint, likewise
 
 
-def read_weights(path: str | Path, weights: str = "ema") -> Weights:
+def read_weights(path: str | Path, weights: str = "ema", *, shapes: bool = False) -> Weights:
     """From a BFL file, a diffusers folder or file, shards, a checkpoint of ours (its `weights`) or
-    of the lesson's repository."""
+    of the lesson's repository.
+
+    With `shapes` the network's tensors are on the meta device: what there is to check, without the
+    memory that joining diffusers' layers takes.
+    """
     path = Path(path).expanduser()
     if path.is_dir() and checkpoints.find(path):
         path = checkpoints.newest(path)
     if path.is_dir():
-        return _from_folder(path)
+        return _from_folder(path, shapes)
     if not path.is_file():
         raise UserError(f"there are no weights at {path}; check the path")
     if path.suffix in SAFETENSORS or path.suffix == ".json":
-        return _from_tensors(path)
+        return _from_tensors(path, shapes)
     return _from_pickled(path, weights)
 
 
@@ -54,12 +58,12 @@ def require_text(weights: Weights, encoder: str) -> None:
         )
 
 
-def _from_folder(folder: Path) -> Weights:
+def _from_folder(folder: Path, shapes: bool) -> Weights:
     """A diffusers folder: a whole pipeline, or its transformer alone."""
     transformer = folder / "transformer" if (folder / "transformer").is_dir() else folder
     config = transformer / "config.json"
     if not config.is_file():
-        return _from_tensors(folder)
+        return _from_tensors(folder, shapes)
     settings = read_json(config)
     name = settings.get("_class_name")
     if name != "FluxTransformer2DModel":
@@ -73,18 +77,23 @@ def _from_folder(folder: Path) -> Weights:
     if scheduler.is_file():
         bent = read_json(scheduler).get("use_dynamic_shifting", False)
         known["schedule"] = "flux" if bent else "uniform"
-    network = from_diffusers(read_tensors(transformer))
+    network = from_diffusers(_tensors(transformer, shapes))
     return _with_about(folder, Weights("diffusers", str(folder), network, settings=known))
 
 
-def _from_tensors(path: Path) -> Weights:
-    tensors = read_tensors(path)
+def _from_tensors(path: Path, shapes: bool) -> Weights:
+    tensors = _tensors(path, shapes)
     if any(name.startswith(PREFIX) for name in tensors):
         tensors = {n.removeprefix(PREFIX): t for n, t in tensors.items() if n.startswith(PREFIX)}
     kind = "bfl"
     if any(name.startswith(("transformer_blocks.", "single_transformer_")) for name in tensors):
         kind, tensors = "diffusers", from_diffusers(tensors)
     return _with_about(path, Weights(kind, str(path), tensors))
+
+
+def _tensors(path: Path, shapes: bool) -> dict[str, Tensor]:
+    tensors = read_tensors(path)
+    return {name: t.to("meta") for name, t in tensors.items()} if shapes else tensors
 
 
 def _with_about(path: Path, weights: Weights) -> Weights:

@@ -33,12 +33,16 @@ def assert_equal(one, two):
     torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
 
 
+def loaded_from(config, weights, **options):
+    return load_released(config, weights, lambda _: ["3"], device="cpu", **options)
+
+
 def drawn(pipeline):
     return pipeline.generate(["3", "seven"], steps=2, guidance=2, seed=1)
 
 
 def test_a_config_and_weights_are_the_model(toy, files, pipeline):
-    loaded = load_released(toy(), files[1], ["3"], device="cpu")
+    loaded = loaded_from(toy(), files[1])
     assert_equal(drawn(loaded), drawn(pipeline))
 
 
@@ -55,12 +59,12 @@ def test_the_dtype_is_the_files_own_or_the_one_asked_for(
     toy, tmp_path, pipeline, stored, asked, computed
 ):
     path = in_dtype(tmp_path / "m.safetensors", pipeline, stored)
-    loaded = load_released(toy(), path, ["3"], device="cpu", dtype=asked)
+    loaded = loaded_from(toy(), path, dtype=asked)
     assert {p.dtype for p in loaded.network.parameters()} == {computed}
     coarse = moved(Pipeline.build(toy()))
     coarse.network.to(stored).to(computed)
     assert_equal(drawn(loaded), drawn(coarse))
-    streamed = load_released(toy(), path, ["3"], device="cpu", dtype=asked, offload="blocks")
+    streamed = loaded_from(toy(), path, dtype=asked, offload="blocks")
     assert_equal(drawn(streamed), drawn(coarse))
 
 
@@ -143,10 +147,17 @@ def test_a_strength_that_can_not_be_is_named(files, tmp_path, capsys):
     assert "strength=1.5: must lie above 0" in capsys.readouterr().err
 
 
-def test_released_weights_need_a_prompt(files, capsys):
-    config, weights = files
-    assert run([config, "--weights", weights]) == 2
+def test_released_weights_need_a_prompt(files, pipeline, tmp_path, capsys):
+    config, _ = files
+    plain = in_dtype(tmp_path / "plain.safetensors", pipeline, torch.float32)
+    assert run([config, "--weights", plain]) == 2
     assert "give --prompt" in capsys.readouterr().err
+
+
+def test_an_export_of_ours_brings_captions_to_draw(files, tmp_path, capsys):
+    config, weights = files
+    assert run([config, "--weights", weights, "--num-samples", 3, "--out", tmp_path]) == 0
+    assert set((tmp_path / "sample-7-seed0.txt").read_text().split()) <= {"3", "three", "7"}
 
 
 def test_weights_with_a_checkpoint_are_refused(files, tmp_path, capsys):
