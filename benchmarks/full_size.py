@@ -16,8 +16,8 @@ import torch
 from fluxsmith.device import peak_memory, pick_device
 from fluxsmith.interop.dtypes import DTYPES
 from fluxsmith.interop.fitting import check_fits
+from fluxsmith.interop.placing import place
 from fluxsmith.interop.reading import read_weights
-from fluxsmith.interop.released import place
 from fluxsmith.model.flux import PRESETS, Flux
 from fluxsmith.model.tokens import image_ids, text_ids
 from fluxsmith.randomness import generator

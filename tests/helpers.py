@@ -14,6 +14,13 @@ def randomise(module: torch.nn.Module, scale: float = 0.1) -> torch.nn.Module:
     return module
 
 
+def assert_agree(ours: torch.Tensor, theirs: torch.Tensor, within: float) -> None:
+    """Equal everywhere but for `within`. Says the largest difference, which `pytest -rP` shows."""
+    largest = (ours - theirs).abs().max().item()
+    print(f"largest difference {largest:.1e}, allowed {within:.0e}, deviation {theirs.std():.2g}")
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=within)
+
+
 def same(a: Any, b: Any) -> bool:
     """Whether two nested structures are equal, tensors to the bit."""
     if isinstance(a, torch.Tensor):

@@ -138,8 +138,9 @@ def _filled(weights: dict[str, Tensor], origin: str) -> AutoencoderNetwork:
     try:
         network = empty_network(params_of(weights))
     except (KeyError, ValueError) as error:
+        reason = f"it lacks {error.args[0]}" if isinstance(error, KeyError) else error
         raise UserError(
-            f"{origin} is not FLUX.1's autoencoder ({error}); give its ae.safetensors or its vae/ "
+            f"{origin} is not FLUX.1's autoencoder ({reason}); give its ae.safetensors or its vae/ "
             f"folder"
         ) from None
     own = network.state_dict()

@@ -27,7 +27,9 @@ def params_of(
 
 def _params_of(network: dict[str, Tensor], axes_dim: tuple[int, ...] | None) -> FluxParams:
     hidden, in_channels = network["img_in.weight"].shape
-    head = network[_first(network, "query_norm.scale")].shape[0]
+    head = _head_width(network)
+    if head is None:
+        raise KeyError("query_norm.scale")
     if axes_dim is None and head not in AXES:
         raise ValueError(
             f"its heads are {head} wide, and how rows and columns share them is in no tensor; give "
@@ -99,6 +101,12 @@ def refuse_others(network: dict[str, Tensor], origin: str) -> None:
 
 def _cause(network: dict[str, Tensor], params: FluxParams, extra: list[str]) -> str:
     """What most likely happened."""
+    head = _head_width(network)
+    if head is not None and head != sum(params.axes_dim):
+        return (
+            f"Its heads are {head} wide, here {sum(params.axes_dim)}: it was made with another "
+            f"model.axes_dim"
+        )
     try:
         found = params_of(network, "it", params.axes_dim)
     except UserError:
@@ -116,6 +124,12 @@ def _cause(network: dict[str, Tensor], params: FluxParams, extra: list[str]) -> 
     differing = [f.name for f in fields(found) if getattr(found, f.name) != getattr(params, f.name)]
     shown = ", ".join(f"{n} {getattr(found, n)}, here {getattr(params, n)}" for n in differing[:3])
     return f"It was made with {shown}" if shown else "Is it another model's?"
+
+
+def _head_width(network: dict[str, Tensor]) -> int | None:
+    return next(
+        (t.shape[0] for name, t in network.items() if name.endswith("query_norm.scale")), None
+    )
 
 
 def _first(network: dict[str, Tensor], *endings: str) -> str:

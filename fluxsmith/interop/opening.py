@@ -12,6 +12,7 @@ from fluxsmith.errors import UserError
 from fluxsmith.interop.placing import check_placing, encode_prompts, place_model
 from fluxsmith.interop.released import load_released
 from fluxsmith.pipeline import Pipeline
+from fluxsmith.tensorfile import SAFETENSORS
 
 CONFIGS = (".yaml", ".yml")
 
@@ -54,6 +55,7 @@ def open_pipeline(
             f"--weights {weights}: must be ema or model for a checkpoint; a file of weights goes "
             f"with a config, such as configs/flux1/schnell.yaml"
         )
+    _refuse_bare_weights(source)
     path = checkpoints.newest(source)
 
     def bring(pipeline: Pipeline, on: torch.device) -> None:
@@ -61,3 +63,16 @@ def open_pipeline(
         place_model(pipeline, on, dtype, offload)
 
     return Pipeline.from_checkpoint(path, device, weights, overrides, bring), path
+
+
+def _refuse_bare_weights(source: Path) -> None:
+    """Raises a UserError for what would be right after --weights, or of `fluxsmith import`."""
+    folder = source.is_dir() and any(
+        (source / name).is_file()
+        for name in ("model_index.json", "config.json", "transformer/config.json")
+    )
+    if folder or source.suffix in SAFETENSORS:
+        raise UserError(
+            f"{source}: holds weights, which are no checkpoint yet; give a config and these with "
+            f"--weights, or turn them into one: fluxsmith import {source} NAME.pt"
+        )

@@ -65,9 +65,10 @@ def _from_folder(folder: Path, shapes: bool) -> Weights:
     if not config.is_file():
         return _from_tensors(folder, shapes)
     settings = read_json(config)
-    name = settings.get("_class_name")
+    name = settings.get("_class_name", settings.get("architectures", "another model"))
     if name != "FluxTransformer2DModel":
-        raise UserError(f"{transformer} is diffusers' {name}, not a FluxTransformer2DModel")
+        shown = ", ".join(map(str, name)) if isinstance(name, list) else name
+        raise UserError(f"{transformer} holds {shown}, not diffusers' FluxTransformer2DModel")
     known: dict[str, Any] = {}
     if "axes_dims_rope" in settings:
         known["axes_dim"] = settings["axes_dims_rope"]

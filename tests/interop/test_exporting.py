@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import same
+from helpers import assert_agree, same
 from interop_models import data_section, moved
 from safetensors import safe_open
 from tiny_autoencoder import save_autoencoder
@@ -123,7 +123,7 @@ def test_the_lines_in_the_docs_draw_the_same_from_the_same_noise(toy, tmp_path, 
     found = {"given": image_noise((channels, 16, 16), 5, range(1))}
     exec(code, found)
     expected = pipeline.generate(["three"], steps=4, guidance=3.0, seed=5)
-    torch.testing.assert_close(found["image"], expected, rtol=0, atol=1e-4)
+    assert_agree(found["image"], expected, within=1e-4)
 
 
 @torch.no_grad()
@@ -146,7 +146,7 @@ def test_a_guidance_input_goes_out_too(toy, tmp_path):
         txt_ids=text_ids(cond.tokens.shape[1], x.device),
     ).sample
     expected = pipeline.velocity(x, t, cond, guidance=3.0)
-    torch.testing.assert_close(unpatchify(v, 4, 16, 16), expected, rtol=0, atol=1e-4)
+    assert_agree(unpatchify(v, 4, 16, 16), expected, within=1e-4)
 
 
 def test_the_scheduler_is_that_of_the_config(latent_checkpoint, tmp_path):
@@ -171,7 +171,7 @@ def test_an_exported_autoencoder_is_diffusers_own(latent_checkpoint, tmp_path):
     with torch.no_grad():
         z = latents / vae.config.scaling_factor + vae.config.shift_factor
         expected = vae.decode(z).sample
-    torch.testing.assert_close(autoencoder.decode(latents), expected, rtol=0, atol=1e-4)
+    assert_agree(autoencoder.decode(latents), expected, within=1e-4)
 
 
 def test_ema_or_raw_weights_as_asked(checkpoint, tmp_path):

@@ -118,6 +118,7 @@ def changed(**sizes):
         ({"guidance_embed": True, "in_channels": 8}, r"Are model\.patch_size, data\.channels"),
         ({"guidance_embed": True, "in_channels": 24, "out_channels": 4}, r"FLUX\.1 Fill, Canny"),
         ({"guidance_embed": True, "depth": 3}, r"made with depth 2, here 3"),
+        ({"guidance_embed": True, "num_heads": 1, "axes_dim": (8, 12, 12)}, r"16 wide, here 32"),
         ({"guidance_embed": True, "context_in_dim": 12}, r"txt_in\.weight \(32, 10\), here"),
     ],
 )
@@ -156,6 +157,12 @@ def test_an_autoencoder_given_as_a_network_is_named(tmp_path):
     path = save_autoencoder(tmp_path / "ae.safetensors")
     with pytest.raises(UserError, match="an autoencoder, not a network"):
         params_of(read_weights(path).network, str(path))
+
+
+def test_a_text_encoders_folder_given_as_a_network_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["CLIPTextModel"]}')
+    with pytest.raises(UserError, match="holds CLIPTextModel, not diffusers' FluxTransformer2DM"):
+        read_weights(tmp_path)
 
 
 def test_heads_of_an_unknown_size_need_a_config(weights):

@@ -5,10 +5,13 @@ import torch
 from interop_models import moved
 from PIL import Image
 from test_exporting import save_checkpoint
+from tiny_autoencoder import save_autoencoder
 
 from fluxsmith import Pipeline
 from fluxsmith.cli import main
+from fluxsmith.errors import UserError
 from fluxsmith.interop.exporting import export
+from fluxsmith.interop.opening import open_pipeline
 from fluxsmith.interop.released import load_released
 from fluxsmith.tensorfile import write_tensors
 
@@ -163,6 +166,51 @@ def test_an_export_of_ours_brings_captions_to_draw(files, tmp_path, capsys):
 def test_weights_with_a_checkpoint_are_refused(files, tmp_path, capsys):
     assert run([tmp_path / "diffusion-7.pt", "--weights", files[1], "--prompt", "3"]) == 2
     assert "must be ema or model for a checkpoint" in capsys.readouterr().err
+
+
+def test_weights_in_a_checkpoints_place_are_told_where_they_belong(files, tmp_path, capsys):
+    _, weights = files
+    export(tmp_path / "diffusion-7.pt", tmp_path / "folder", "diffusers", samples=False)
+    for source in (weights, tmp_path / "folder"):
+        assert run([source, "--prompt", "3"]) == 2
+        assert f"fluxsmith import {source} NAME.pt" in capsys.readouterr().err
+
+
+def test_mistakes_are_named_before_anything_is_loaded(toy, files):
+    """Such as a size that can't be drawn, which else would wait for T5."""
+
+    def refuse(pipeline):
+        assert pipeline.network.img_in.weight.is_meta
+        raise UserError("not like this")
+
+    with pytest.raises(UserError, match="not like this"):
+        load_released(toy(), files[1], refuse, device="cpu")
+
+
+def test_a_checkpoint_can_be_streamed_and_converted(files, tmp_path):
+    """Its weights stay in their file, and the blocks come and go."""
+    plan = lambda pipeline, path: ["3"]  # noqa: E731
+    whole, _ = open_pipeline(tmp_path / "diffusion-7.pt", plan, device="cpu")
+    streamed, _ = open_pipeline(tmp_path / "diffusion-7.pt", plan, device="cpu", offload="blocks")
+    assert_equal(drawn(streamed), drawn(whole))
+    coarse, _ = open_pipeline(
+        tmp_path / "diffusion-7.pt", plan, device="cpu", offload="blocks", dtype="bfloat16"
+    )
+    assert coarse.network.double_blocks[0].img_attn.proj.weight.dtype == torch.float32
+    assert coarse.network.img_in.weight.dtype == torch.bfloat16
+    difference = (drawn(coarse) - drawn(whole)).abs().max()
+    assert 0 < difference < 0.3
+
+
+def test_weights_made_in_other_latents_are_refused(toy, tmp_path):
+    """An export says which autoencoder it was trained with."""
+    latent = ("data.channels=3", "model.patch_size=2", "autoencoder.kind=flux")
+    own, other = (save_autoencoder(tmp_path / f"{i}.safetensors", seed=i) for i in (0, 1))
+    built = Pipeline.build(toy(*latent, f"autoencoder.weights={own}"))
+    export(save_checkpoint(tmp_path / "d.pt", built), tmp_path / "m.safetensors", "bfl")
+    loaded_from(toy(*latent, f"autoencoder.weights={own}"), tmp_path / "m.safetensors")
+    with pytest.raises(UserError, match=r"autoencoder\.weights: .* was trained with"):
+        loaded_from(toy(*latent, f"autoencoder.weights={other}"), tmp_path / "m.safetensors")
 
 
 def test_a_learned_text_encoder_must_be_there(files, tmp_path, capsys):
