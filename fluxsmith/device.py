@@ -87,6 +87,12 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return contextlib.nullcontext()
 
 
+def computing_dtype(stored: torch.dtype) -> torch.dtype:
+    """The dtype to compute in with weights that are stored in this one: its own, but bfloat16 for
+    fp8, which nothing computes with as it is."""
+    return stored if stored.itemsize > 1 else torch.bfloat16
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that can still be allocated on the device; None where that can't be known."""
     if device.type == "cuda":

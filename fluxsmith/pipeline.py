@@ -22,7 +22,7 @@ from fluxsmith.config import RunConfig
 from fluxsmith.config.comparing import FREE
 from fluxsmith.config.reading import build_config, with_overrides
 from fluxsmith.config.size import parameters_at_least
-from fluxsmith.device import autocast, explaining_memory, pick_device
+from fluxsmith.device import autocast, computing_dtype, explaining_memory, pick_device
 from fluxsmith.errors import UserError
 from fluxsmith.flow.editing import inpaint, shortened
 from fluxsmith.flow.guidance import classifier_free, embedded, within_interval
@@ -136,6 +136,7 @@ class Pipeline(nn.Module):
         pipeline.captions = list(contents["metadata"].get("captions", []))
         if bring is None:
             pipeline.to(on)
+            pipeline.network.to(computing_dtype(pipeline.network.img_in.weight.dtype))
         else:
             bring(pipeline, on)
         return pipeline.eval()

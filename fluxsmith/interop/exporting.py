@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fluxsmith import checkpoint as checkpoints
@@ -13,10 +14,12 @@ from fluxsmith.interop import embedded
 from fluxsmith.interop.card import check_scores, write_card
 from fluxsmith.interop.diffusers_folder import check_diffusers, write_parts
 from fluxsmith.interop.dtypes import check_dtype, converted
+from fluxsmith.interop.placing import place_model
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.tensorfile import write_tensors
 
 FORMATS = ("bfl", "diffusers")
+CPU = torch.device("cpu")
 
 
 def export(
@@ -35,10 +38,15 @@ def export(
     check_dtype(dtype)
     if form == "bfl" and scores is not None:
         raise UserError(f"--scores {scores}: goes into the model card of --format diffusers")
-    pipeline = Pipeline.from_checkpoint(checkpoints.newest(checkpoint), "cpu", weights)
+    path = checkpoints.newest(checkpoint)
+    pipeline = Pipeline.from_checkpoint(path, "cpu", weights, bring=as_stored)
     if form == "bfl":
         return export_bfl(pipeline, out, dtype)
     return export_diffusers(pipeline, out, dtype, scores, samples and bool(pipeline.captions))
+
+
+def as_stored(pipeline: Pipeline, device: torch.device) -> None:
+    """Leaves weights in the dtype in which they are, for so they go out."""
 
 
 def export_bfl(pipeline: Pipeline, out: Path, dtype: str | None) -> list[Path]:
@@ -71,6 +79,8 @@ def export_diffusers(
         whole = write_parts(pipeline, partial, dtype)
         text = converted(learned_text(pipeline), dtype)
         embedded.write_folder(partial, about(pipeline), text)
+        if samples:
+            place_model(pipeline, CPU, None, "none")  # fp8 is drawn with in bfloat16
         write_card(pipeline, partial, scores=scores, samples=samples, whole=whole)
         partial.replace(out)
     finally:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from fluxsmith.device import free_memory
+from fluxsmith.device import computing_dtype, free_memory
 from fluxsmith.errors import UserError
 from fluxsmith.interop.dtypes import DTYPES, check_dtype
 from fluxsmith.model.flux import Flux
@@ -45,8 +45,7 @@ def requested_dtype(network: Flux, dtype: str | None) -> torch.dtype:
     """The one asked for; else the weights' own, and bfloat16 for fp8."""
     if dtype is not None:
         return DTYPES[dtype]
-    own = network.img_in.weight.dtype
-    return own if own in DTYPES.values() else torch.bfloat16
+    return computing_dtype(network.img_in.weight.dtype)
 
 
 def place(network: Flux, device: torch.device, dtype: torch.dtype, offload: str) -> None:

@@ -15,12 +15,14 @@ from tiny_autoencoder import save_autoencoder
 from fluxsmith import Pipeline
 from fluxsmith import checkpoint as checkpoints
 from fluxsmith.cli import main
+from fluxsmith.config import show
 from fluxsmith.errors import UserError
 from fluxsmith.interop.exporting import export
 from fluxsmith.interop.importing import contents, import_model
 from fluxsmith.interop.reading import Weights, read_weights
 from fluxsmith.model.tokens import image_ids, patchify, text_ids, unpatchify
 from fluxsmith.randomness import image_noise
+from fluxsmith.tensorfile import write_tensors
 
 
 def save_checkpoint(path, pipeline, step=7):
@@ -84,6 +86,21 @@ def test_import_then_export_gives_the_same_bytes(checkpoint, tmp_path, form, dty
     section = data_section(one / inside if inside else one)
     assert section == data_section(two / inside if inside else two)
     assert len(section) > 100_000
+
+
+def test_weights_in_fp8_are_drawn_with_and_go_out_as_they_came(checkpoint, tmp_path):
+    fp8 = torch.float8_e4m3fn
+    weights = read_weights(checkpoint).network
+    run_export(checkpoint, tmp_path / "m.safetensors")  # leaves the text encoder beside it
+    write_tensors(tmp_path / "m.safetensors", {n: t.to(fp8) for n, t in weights.items()}, {})
+    config = Pipeline.from_checkpoint(checkpoint, "cpu").config
+    (tmp_path / "c.yaml").write_text(show(config))
+    import_model(tmp_path / "m.safetensors", tmp_path / "fp8.pt", tmp_path / "c.yaml")
+    pipeline = Pipeline.from_checkpoint(tmp_path / "fp8.pt", "cpu")
+    assert pipeline.network.img_in.weight.dtype == torch.bfloat16
+    assert pipeline.generate(["3"], steps=1).isfinite().all()
+    run_export(tmp_path / "fp8.pt", tmp_path / "fp8.safetensors")
+    assert data_section(tmp_path / "fp8.safetensors") == data_section(tmp_path / "m.safetensors")
 
 
 def test_a_bfl_file_has_bfls_keys_and_opens_anywhere(checkpoint, tmp_path):
