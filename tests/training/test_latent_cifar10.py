@@ -88,17 +88,10 @@ def test_it_learns_draws_and_survives_being_killed(config, tmp_path):
     picture = f"sample-{STEPS}.png"
     assert (one / picture).read_bytes() == (two / picture).read_bytes()
 
-    run(
-        "sample",
-        one,
-        "--prompt",
-        "a photo of a cat",
-        "--prompt",
-        "ship",
-        "--out",
-        tmp_path / "drawn",
-    )
+    prompts = ("--prompt", "a photo of a cat", "--prompt", "ship")
+    run("sample", one, *prompts, "--out", tmp_path / "drawn")
     for name in ("0000.png", "0001.png"):
         with Image.open(tmp_path / "drawn" / f"sample-{STEPS}-seed0" / name) as drawn:
             assert (drawn.size, drawn.mode) == ((32, 32), "RGB")
-            assert drawn.convert("L").getextrema()[0] < drawn.convert("L").getextrema()[1]
+            darkest, brightest = drawn.convert("L").getextrema()
+            assert darkest < brightest
