@@ -229,7 +229,6 @@ def _count(weights: dict[str, Tensor], pattern: str) -> int:
     return n
 
 
-@torch.no_grad()
 def empty_network(params: AutoencoderParams) -> AutoencoderNetwork:
     """A network whose parameters have shapes but no memory yet."""
     with torch.device("meta"):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fluxsmith.cli.options import Device, Guidance, Seed, Solver, Where
+from fluxsmith.cli.options import Device, Guidance, Seed, Solver
 from fluxsmith.errors import UserError
 
 # Options that say where a part of the model lies, and the keys of the config they stand for.
@@ -55,7 +55,14 @@ def sample(
         str, typer.Option(help="auto, none, or blocks: they visit the device one by one.")
     ] = "auto",
     device: Device = "auto",
-    where: Where = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Where a checkpoint's files lie now: text.t5=FOLDER; any setting of a config.",
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="Its sample section holds, and the model must be its own.")
     ] = None,
