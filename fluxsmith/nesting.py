@@ -3,10 +3,19 @@
 Forty lists, each holding the next one twice, are nothing to read and forever to walk through.
 """
 
+import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
 Parts = Callable[[Any], Iterable[Any] | None]
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Plain data from JSON; a ValueError where it is damaged, or nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def parts_of(data: Any) -> Iterable[Any] | None:

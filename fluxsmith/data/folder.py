@@ -2,7 +2,6 @@
 image, or a folder for each class."""
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from fluxsmith.data.pictures import ENDINGS
 from fluxsmith.data.records import TEST_SHARE, Record, indices_of_split
 from fluxsmith.data.settings import Split
 from fluxsmith.errors import UserError
+from fluxsmith.nesting import parse_json
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 LAYOUTS = (
@@ -178,9 +178,11 @@ def _from_metadata(file: Path, root: Path, caption_key: str) -> list[Record]:
 
 
 def as_captions(value: Any) -> tuple[str, ...]:
-    """A text or a list of texts as captions; none where there is no text."""
+    """A text or a list of texts as captions; none where there is no text. Halves of characters,
+    which JSON may hold and no encoder takes, are replaced as in text that is badly encoded."""
     values = value if isinstance(value, (list, tuple)) else [value]
-    return tuple(text.strip() for text in values if isinstance(text, str) and text.strip())
+    texts = (text.encode("utf-8", "replace").decode() for text in values if isinstance(text, str))
+    return tuple(text.strip() for text in texts if text.strip())
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -201,7 +203,7 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _json_row(file: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError as error:
         raise UserError(f"{file}, line {number} is not JSON: {error}; mend the line") from None
     if not isinstance(row, dict):

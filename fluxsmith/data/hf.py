@@ -1,6 +1,7 @@
 """Any Hugging Face data set: from the hub, or local parquet, arrow or imagefolder; whole or
 streaming. Pictures stay encoded until they are needed."""
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,12 +93,14 @@ class HFRecords:
 
     def __getitem__(self, index: int) -> Record:
         row = self._indices[index]
-        return self._columns.record(f"{self._split}/{row}", self._rows[row])
+        with _reading(self._split):
+            return self._columns.record(f"{self._split}/{row}", self._rows[row])
 
     def captions(self) -> Sequence[tuple[str, ...]]:
         texts = self._rows.select_columns(list(self._columns.captions)).with_format(None)
         chosen = texts if len(self) == len(texts) else texts.select(self._indices)
-        return [self._columns.describe(row)[0] for row in chosen]
+        with _reading(self._split):
+            return [self._columns.describe(row)[0] for row in chosen]
 
 
 class HFShards:
@@ -115,10 +118,26 @@ class HFShards:
 
     def read(self, shard: int, skip: int) -> Iterator[tuple[int, Record]]:
         rows = self._rows.shard(num_shards=len(self), index=shard).skip(skip)
-        for place, row in enumerate(rows, start=skip):
-            name = f"{self._name}/{shard}/{place}"
-            if not self._held_out or split_by_name(name, self._held_out) == self._split:
-                yield place, self._columns.record(name, row)
+        with _reading(f"{self._name}, shard {shard}"):
+            for place, row in enumerate(rows, start=skip):
+                name = f"{self._name}/{shard}/{place}"
+                if not self._held_out or split_by_name(name, self._held_out) == self._split:
+                    yield place, self._columns.record(name, row)
+
+
+@contextlib.contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Whatever goes wrong inside, in any of many libraries below, is a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"data.path: can't read the split {what}: {reason}; see that its files are there and "
+            f"whole"
+        ) from None
 
 
 def _datasets() -> Any:

@@ -52,6 +52,8 @@ def open_picture(encoded: bytes | Path, enough: int | None = None) -> Image.Imag
 def _opened(encoded: bytes | Path) -> Iterator[Image.Image]:
     """The picture unread; whatever goes wrong with it inside is a PictureError."""
     try:
+        if isinstance(encoded, Path) and encoded.exists() and not encoded.is_file():
+            raise PictureError("it is no file")  # a terminal or a pipe would keep us waiting
         with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as picture:
             yield picture
     except PictureError:

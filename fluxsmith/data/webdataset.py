@@ -1,7 +1,8 @@
 """WebDataset shards: tar files in which an image and its caption share a name, read locally or over
 the network, from front to back."""
 
-import json
+import itertools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,14 @@ from typing import Any
 from fluxsmith.data.folder import as_captions
 from fluxsmith.data.records import TEST_SHARE, Record, split_by_name
 from fluxsmith.data.settings import Split
+from fluxsmith.data.tarfiles import members
 from fluxsmith.errors import UserError
+from fluxsmith.nesting import parse_json
 from fluxsmith.optional import optional
 
+MOST_SHARDS = 1_000_000
+FETCHED = ("http", "https", "s3", "gs", "hf", "file")
+SKIPPED = re.compile(r"__[^/]*__($|/)")  # members that describe the shard itself
 IMAGES = ("jpg", "jpeg", "png", "webp")
 CAPTION_KEYS = ("caption", "text", "prompt")  # of a json file, where none is named
 
@@ -31,18 +37,20 @@ class WebShards:
         return len(self.urls)
 
     def read(self, shard: int, skip: int) -> Iterator[tuple[int, Record]]:
-        tarfile_samples = _library("tariterators").tarfile_samples
         url = self.urls[shard]
-        try:
-            for place, sample in enumerate(tarfile_samples([{"url": url}])):
-                if place >= skip and self._belongs(sample["__key__"]):
-                    yield place, self._record(f"{url}/{sample['__key__']}", sample)
-        except UserError:
-            raise
-        except Exception as error:  # of tarfile, of a pipe, or of the network
-            raise UserError(
-                f"data.path: can't read the shard {url} ({_short(error)}); mend it or leave it out"
-            ) from None
+        samples = _samples(url)
+        for place in itertools.count():
+            try:
+                sample = next(samples, None)
+            except Exception as error:  # of tarfile, of a program that fetches, or of the network
+                raise UserError(
+                    f"data.path: can't read the shard {url} ({_short(error)}); mend it or leave it "
+                    f"out"
+                ) from None
+            if sample is None:
+                return
+            if place >= skip and self._belongs(sample["__key__"]):
+                yield place, self._record(f"{url}/{sample['__key__']}", sample)
 
     def _belongs(self, key: str) -> bool:
         return not self._held_out or split_by_name(key, self._held_out) == self._split
@@ -70,7 +78,7 @@ class WebShards:
 
     def _from_json(self, name: str, encoded: bytes) -> tuple[str, ...]:
         try:
-            found = json.loads(encoded)
+            found = parse_json(encoded)
         except ValueError:
             return ()
         keys = (self._caption_key,) if self._caption_key else CAPTION_KEYS
@@ -103,21 +111,55 @@ def load(
     return WebShards(urls if split == "train" else own, caption_key, split, 0.0)
 
 
+def _samples(url: str) -> Iterator[dict[str, Any]]:
+    """The files of a shard, those that share a name together."""
+    local = _scheme(url) is None
+    source = open(url, "rb", buffering=0) if local else _library("gopen").gopen(url)  # noqa: SIM115
+    named = ((name, data) for name, data in members(source) if not SKIPPED.match(name))
+    files = ({"fname": name, "data": data, "__url__": url} for name, data in named)
+    yield from _library("tariterators").group_by_keys(files)
+
+
+def _scheme(path: str) -> str | None:
+    """That of a URL; None for a file of this machine."""
+    return path.partition("://")[0] if "://" in path else None
+
+
 def _urls(key: str, path: str) -> list[str]:
-    expand_urls = _library("shardlists").expand_urls
     if "://" in path:
-        return list(expand_urls(path))
+        urls = _expanded(key, path)
+        for url in urls:
+            if _scheme(url) not in FETCHED or not url.isprintable() or set(url) & set(" '\"`$\\"):
+                raise UserError(
+                    f"{key}={url[:200]}: must be the path of a file, or a plain URL that begins "
+                    f"with {', '.join(FETCHED)}; commands are not run for data"
+                )
+        return urls
     folder = Path(path).expanduser()
     if folder.is_dir():
         found = sorted(str(file) for file in folder.glob("*.tar*"))
         if not found:
             raise UserError(f"{key}={path}: no tar files in this folder; correct the path")
         return found
-    urls = list(expand_urls(str(folder)))
+    urls = _expanded(key, str(folder))
     for url in urls:
         if not Path(url).is_file():
             raise UserError(f"{key}={path}: there is no {url}; correct the path or the braces")
     return urls
+
+
+def _expanded(key: str, pattern: str) -> list[str]:
+    """What a pattern with braces stands for."""
+    most = 1  # of what its braces make; nested ones make fewer
+    for inside in re.findall(r"[^{}]*", pattern)[1:]:
+        ends = re.match(r"(-?\d+)\.\.(-?\d+)", inside)
+        most *= abs(int(ends[2]) - int(ends[1])) + 1 if ends else inside.count(",") + 1
+    if most > MOST_SHARDS:
+        raise UserError(f"{key}={pattern[:200]}: names more than {MOST_SHARDS:,} shards")
+    try:
+        return list(_library("shardlists").expand_urls(pattern))
+    except Exception as error:  # of its parser, or for a variable that isn't set
+        raise UserError(f"{key}={pattern[:200]}: {_short(error)}; correct the braces") from None
 
 
 def _short(error: Exception) -> str:

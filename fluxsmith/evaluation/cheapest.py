@@ -7,6 +7,7 @@ from typing import Any
 from fluxsmith.errors import UserError
 from fluxsmith.files import write_text
 from fluxsmith.flow.solvers import SOLVERS
+from fluxsmith.nesting import parse_json
 
 
 def keep_cheapest(checkpoint: Path, weights: str, setting: dict[str, Any]) -> None:
@@ -22,7 +23,7 @@ def cheapest_setting(checkpoint: Path, weights: str) -> dict[str, Any]:
             f"{checkpoint} --weights {weights} --metrics sweep`"
         )
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = parse_json(file.read_text(encoding="utf-8"))
         solver, steps, guidance = found["solver"], int(found["steps"]), float(found["guidance"])
     except (ValueError, KeyError, TypeError):
         raise UserError(f"--steps auto: {file} is damaged; make the sweep again") from None

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fluxsmith.errors import UserError
 from fluxsmith.files import make_folder, write_text
+from fluxsmith.nesting import parse_json
 from fluxsmith.tensorfile import read_json, read_metadata, read_tensors, write_tensors
 
 KEY = "fluxsmith"  # of the metadata, and the folder's name
@@ -27,12 +28,19 @@ def read_about(path: Path) -> dict[str, Any] | None:
     else:
         text = read_metadata(path).get(KEY)
         try:
-            about = None if text is None else json.loads(text)
-        except (ValueError, RecursionError):
+            about = None if text is None else parse_json(text)
+        except ValueError:
             about = {}
-    if about is not None and not (isinstance(about, dict) and "config" in about):
+    if about is not None and not _is_about(about):
         raise UserError(f"{path}: what fluxsmith wrote about it is damaged; export it again")
     return about
+
+
+def _is_about(found: Any) -> bool:
+    if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
+        return False
+    step, metadata = found.get("step", 0), found.get("metadata", {})
+    return type(step) is int and step >= 0 and isinstance(metadata, dict)
 
 
 def read_text(path: Path) -> dict[str, Tensor]:

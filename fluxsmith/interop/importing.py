@@ -46,6 +46,7 @@ def config_for(
     if weights.config is not None:
         data = dict(weights.config)
     else:
+        check_settings(weights)
         axes = weights.settings.get("axes_dim")
         params = params_of(weights.network, weights.origin, tuple(axes) if axes else None)
         if weights.settings.get("theta"):
@@ -53,6 +54,28 @@ def config_for(
         data = derive(weights, params)
     data |= {"name": out.stem, "output_dir": str(out.parent / out.stem)}
     return build_config(with_overrides(data, overrides), origin=weights.origin)
+
+
+def check_settings(weights: Weights) -> None:
+    """Raises a UserError for what a stranger's file says of its network and can't mean."""
+    for key, value in weights.settings.items():
+        if key == "axes_dim":
+            sound = isinstance(value, (list, tuple)) and all(map(_is_size, value))
+        elif key in ("patch_size", "image_size"):
+            sound = value is None or _is_size(value)
+        elif key == "theta":
+            sound = value is None or _is_size(value) or (isinstance(value, float) and value > 0)
+        else:
+            sound = True
+        if not sound:
+            raise UserError(
+                f"{weights.origin}: its {key} is {str(value)[:40]!r}, which no model has; give a "
+                f"config (--config)"
+            )
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**31
 
 
 def check_model(weights: Weights, config: RunConfig) -> None:

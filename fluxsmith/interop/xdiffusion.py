@@ -13,7 +13,9 @@ from torch import Tensor
 
 from fluxsmith.errors import UserError
 from fluxsmith.model.flux import TIMESTEP_WIDTH
+from fluxsmith.nesting import written_out
 
+MOST_VALUES = 10_000  # of its config
 NETWORK = "_score_network."  # its CLIP and T5 lie under other names, and are dropped
 
 
@@ -68,7 +70,10 @@ def reversed_time(network: dict[str, Tensor], origin: str) -> dict[str, Tensor]:
 def settings_of(contents: dict[str, Any]) -> dict[str, Any]:
     """What the checkpoint's own config says of the network, as far as no tensor's shape does."""
     found: dict[str, Any] = {}
-    for key, value in _pairs(contents.get("config")):
+    config = contents.get("config")
+    if written_out(config, MOST_VALUES) > MOST_VALUES:  # small to read, and forever to walk through
+        return found
+    for key, value in _pairs(config):
         if key in ("axes_dim", "patch_size", "image_size", "theta"):
             found.setdefault(key, value)
     return found

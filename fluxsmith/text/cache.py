@@ -115,6 +115,8 @@ class EmbeddingCache:
     def _open(self, path: Path) -> None:
         try:
             shard = Shard(path)
+            if shard.widths != self._about.get("widths", shard.widths):
+                raise DamagedShardError(f"{path}: its embeddings are {shard.widths} wide")
         except DamagedShardError as error:
             _warn(error)
             return

@@ -10,6 +10,7 @@ from typing import Any
 
 from fluxsmith.errors import UserError
 from fluxsmith.files import make_folder, write_text
+from fluxsmith.nesting import parse_json
 from fluxsmith.text.pretrained import Pretrained
 
 ABOUT = "encoder.json"  # in each folder of embeddings: whose they are
@@ -101,7 +102,7 @@ def _read(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -214,8 +214,9 @@ class Pretrained:
         if nested is not None:
             options["subfolder"] = nested[place]
         name = str(self.source.folder or self.source.name)
+        options |= {"local_files_only": local, "trust_remote_code": False}  # nor asked about
         with _quiet(transformers, bars=not local):
-            return kind.from_pretrained(name, local_files_only=local, **options)
+            return kind.from_pretrained(name, **options)
 
     def _not_found(self, errors: Sequence[Exception]) -> str:
         """One line for why it could not be loaded, and what to do."""

@@ -5,10 +5,11 @@ A shard holds its prompts' tokens end to end, so that one prompt's can be read w
 a checksum of each, so that what is read is what was written.
 """
 
+import itertools
 import json
 import uuid
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ import torch
 from torch import Tensor
 
 from fluxsmith.files import write_whole
+from fluxsmith.nesting import parse_json
 from fluxsmith.text.padding import Encoded
 
 FORMAT = "fluxsmith-text/1"
+DTYPES = {"F32", "BF16", "F16"}  # as safetensors calls them
 
 
 class DamagedShardError(Exception):
@@ -34,17 +37,18 @@ class Shard:
 
         self.path = path
         try:
-            self.prompts: list[str] = json.loads(self._file.metadata()["prompts"])
-            self._length, self._real, self._needed, self._sums = (
-                self._file.get_tensor(name).tolist() for name in ("length", "real", "needed", "crc")
-            )
+            self.prompts: list[str] = parse_json(self._file.metadata()["prompts"])
+            index = [self._file.get_tensor(name) for name in ("length", "real", "needed", "crc")]
+            parts = [self._file.get_slice(name) for name in ("tokens", "pooled")]
+            tokens, pooled = (part.get_shape() for part in parts)
+            kinds = {part.get_dtype() for part in parts}
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise DamagedShardError(f"{path}: {error}") from None
-        starts = torch.tensor([0, *self._length]).cumsum(0).tolist()
-        whole = starts[-1] == self._file.get_slice("tokens").get_shape()[0]
-        if not whole or len(self.prompts) != len(self._length):
+        if not kinds <= DTYPES or not _fits(self.prompts, index, tokens, pooled):
             raise DamagedShardError(f"{path}: its index doesn't fit its tokens")
-        self._starts = starts
+        self.widths = [tokens[-1], pooled[-1]]
+        self._length, self._real, self._needed, self._sums = (part.tolist() for part in index)
+        self._starts = [0, *itertools.accumulate(self._length)]
 
     @cached_property
     def _file(self) -> Any:
@@ -91,6 +95,23 @@ def write_shard(folder: Path, items: Mapping[str, Encoded]) -> Path:
     path = folder / f"{uuid.uuid4().hex}.safetensors"
     write_whole(path, write)
     return path
+
+
+def _fits(
+    prompts: object, index: Sequence[Tensor], tokens: Sequence[int], pooled: Sequence[int]
+) -> bool:
+    """Whether an index is one, of as many prompts as there are tokens for."""
+    if not isinstance(prompts, list) or not all(isinstance(text, str) for text in prompts):
+        return False
+    if any(part.dtype != torch.int64 or part.shape != (len(prompts),) for part in index):
+        return False
+    lengths, real, _, _ = (part.tolist() for part in index)
+    ordered = all(0 <= n <= length for n, length in zip(real, lengths, strict=True))
+    return (
+        ordered
+        and [len(tokens), len(pooled)] == [2, 2]
+        and [sum(lengths), len(prompts)] == [*tokens[:-1], *pooled[:-1]]
+    )
 
 
 def _checksum(tokens: Tensor, pooled: Tensor) -> int:

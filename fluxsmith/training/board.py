@@ -30,7 +30,12 @@ class Board:
         self._file.append(scalars(step, record))
 
     def write_picture(self, step: int, png: Path) -> None:
-        self._file.append(picture(step, png))
+        """A file that is no picture, or no more, is left out."""
+        try:
+            event = picture(step, png)
+        except Exception:  # a damaged byte can raise anything in a decoder
+            return
+        self._file.append(event)
 
 
 def scalars(step: int, record: Mapping[str, float]) -> bytes:

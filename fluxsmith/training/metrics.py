@@ -19,6 +19,7 @@ from fluxsmith.training.board import Board
 from fluxsmith.training.objective import Losses
 
 QUARTILES = 4
+MOST = 1e300  # larger than any figure of a run
 
 
 class Window:
@@ -154,9 +155,17 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
+        if _is_record(record):
             records.append(record)
     return records
+
+
+def _is_record(found: object) -> bool:
+    """Whether it is what `Recorder` writes: finite numbers by name, of a step."""
+    if not isinstance(found, dict) or type(found.get("step")) is not int:
+        return False
+    numbers = all(type(value) in (int, float) for value in found.values())
+    return numbers and 0 <= found["step"] < 2**63 and all(-MOST < v < MOST for v in found.values())
 
 
 def _line(record: Mapping[str, float]) -> bytes:
@@ -166,5 +175,5 @@ def _line(record: Mapping[str, float]) -> bytes:
 def pictures(folder: Path) -> Iterator[tuple[int, Path]]:
     """The sample grids in a run's folder, by step."""
     for path in folder.glob("sample-*.png"):
-        if match := re.fullmatch(r"sample-(\d+)\.png", path.name):
+        if match := re.fullmatch(r"sample-(\d{1,18})\.png", path.name):
             yield int(match[1]), path

@@ -28,6 +28,7 @@ from fluxsmith.training.metrics import Recorder, Window
 from fluxsmith.training.objective import Example, Losses, Objective
 from fluxsmith.training.optimiser import build_optimiser, learning_rate, load_optimiser
 from fluxsmith.training.saving import Saver, copied
+from fluxsmith.training.text import keep_text
 from fluxsmith.version import __version__
 
 Evaluate = Callable[[Pipeline], dict[str, float]]  # the model's scores, by name
@@ -82,6 +83,7 @@ class Trainer:
                 rate = self.train_step()
             except UserError as error:  # the data gave out; the weights are those of the last step
                 if self.step > start:
+                    self._flush(recorder)
                     saved = saver.save_last(self.state_dict() | {"data": position})
                     raise UserError(f"{error}; what was trained is in {saved}") from None
                 raise
@@ -107,13 +109,19 @@ class Trainer:
             if _due(self.step, train.sample_every):
                 self._show_samples(recorder, console)
             if _due(self.step, train.checkpoint_every):
-                recorder.flush_to_disk()
+                self._flush(recorder)
                 saver.save(self.state_dict())
             clock += time.perf_counter() - paused  # images/s is training's own speed
         if self.step == start:
             return None
-        recorder.flush_to_disk()
+        self._flush(recorder)
         return saver.save_last(self.state_dict())
+
+    def _flush(self, recorder: Recorder) -> None:
+        """What a checkpoint goes with reaches the disk before it: the records so far, and the
+        embeddings of captions met on the way, whose last bits depend on those encoded with them."""
+        recorder.flush_to_disk()
+        keep_text(self.pipeline)
 
     def train_step(self) -> float:
         """One optimiser step; returns the learning rate that it took."""

@@ -1,27 +1,35 @@
-"""Kills a run with `kill -9` at random, again and again, lets it end, and compares every byte that
+"""Kills runs with `kill -9` at random, again and again, lets each end, and compares every byte that
 is left with a run that was left alone.
 
-    python -m tests.reliability.kill --kills 200
+    python -m tests.reliability.kill --kills 48
 
-Each life is forked from this process, which has everything imported: so a life takes a second.
+Three kinds of run take turns: pictures in memory, a stream of tar shards that threads decode, and
+pretrained encoders whose embeddings of a stream's captions are kept on disk. Each life is forked
+from this process, which has everything imported: so a life takes a second.
 """
 
 import argparse
+import io
 import json
 import os
 import random
 import signal
 import sys
+import tarfile
 import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
 
 from fluxsmith import checkpoint as checkpoints
 from fluxsmith.cli import main
+from fluxsmith.text.shards import Shard
 from fluxsmith.training.metrics import read_metrics
 
 CONFIG = """
@@ -31,12 +39,74 @@ data: {source: digits, image_size: 8}
 text: {width: 32, hidden_size: 64, depth: 0}
 model: {patch_size: 4, hidden_size: 32, num_heads: 1, depth: 1, depth_single_blocks: 1,
         axes_dim: [8, 12, 12]}
-train: {steps: 120, batch_size: 2, warmup_steps: 5, log_every: 3, learning_rate: 0.01,
+train: {batch_size: 2, warmup_steps: 5, log_every: 3, learning_rate: 0.01,
         checkpoint_every: 4, keep_checkpoints: 3, keep_every: 40, sample_every: 40}
 sample: {steps: 2, num_samples: 4}
 evaluate: {every: 0}
 """
+STREAM = {"source": "webdataset", "path": "../data", "workers": 2, "shuffle_buffer": 7}
+PICTURES = 58  # so that blocks, shards and epochs end where batches don't
 MOMENTS = ("writing", "training", "renaming", "writing", "starting")  # to kill at, in turn
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is killed: settings beside CONFIG's, and what has to lie beside the runs' folders."""
+
+    sections: dict[str, dict[str, object]]
+    prepare: Callable[[Path], None]
+
+    def write(self, folder: Path, steps: int) -> None:
+        """The config of a run in this folder."""
+        config = yaml.safe_load(CONFIG)
+        config["train"]["steps"] = steps
+        for name, section in self.sections.items():
+            own = {"image_size": 8} if name == "data" else {}
+            config[name] = own | section
+        (folder / "toy.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+
+def make_shards(parent: Path) -> None:
+    """Tar files of small pictures, each with a caption of its own length."""
+    from PIL import Image
+
+    draw = random.Random(0)
+    (parent / "data").mkdir()
+    for shard in range(5):
+        with tarfile.open(parent / "data" / f"{shard}.tar", "w") as tar:
+            for i in range(shard, PICTURES, 5):
+                picture = io.BytesIO()
+                Image.frombytes("L", (8, 8), draw.randbytes(64)).save(picture, "PNG")
+                caption = " ".join(["a photo of", *draw.choices(["three", "red", "cats"], k=i % 9)])
+                for ending, data in (
+                    ("png", picture.getvalue()),
+                    ("txt", f"{caption} {i}".encode()),
+                ):
+                    member = tarfile.TarInfo(f"{i:03d}.{ending}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+
+
+def make_encoders(parent: Path) -> None:
+    from tests.tiny_encoders import save_clip, save_t5
+
+    make_shards(parent)
+    save_clip(parent / "clip")
+    save_t5(parent / "t5")
+
+
+KINDS = {
+    "memory": Kind({}, lambda parent: None),
+    "stream": Kind({"data": STREAM}, make_shards),
+    "text": Kind(
+        {
+            "data": STREAM,
+            "text": {"encoder": "clip_t5", "clip": "../clip", "t5": "../t5", "t5_tokens": 24,
+                     "cache": "cache"},
+        },
+        make_encoders,
+    ),
+}  # fmt: skip
 
 
 def start(folder: Path, background: bool) -> int:
@@ -99,10 +169,27 @@ def kill(pid: int, run: Path, moment: str, draw: random.Random) -> bool:
     return os.WIFSIGNALED(status)
 
 
-def new_folder(parent: Path, name: str) -> Path:
+def in_child(work: Callable[[], object]) -> None:
+    """Does it in a process of its own: what it starts, such as threads, would not outlive a fork
+    in good order."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    if os.waitpid(pid, 0)[1]:
+        sys.exit("the data could not be made")
+
+
+def new_folder(parent: Path, name: str, kind: Kind, steps: int) -> Path:
     folder = parent / name
     folder.mkdir()
-    (folder / "toy.yaml").write_text(CONFIG, encoding="utf-8")
+    kind.write(folder, steps)
     return folder
 
 
@@ -153,22 +240,37 @@ def differences(one: Path, two: Path) -> tuple[int, list[str]]:
     return compared, wrong
 
 
-def check_whole(run: Path) -> int:
-    """The checkpoints under a final name, each of which must be whole."""
-    found = checkpoints.find(run)
+def embeddings(folder: Path) -> dict[str, bytes]:
+    """What a run's cache holds, by prompt; a file that is not whole raises an error."""
+    found = {}
+    for path in (folder / "cache").glob("*/*.safetensors"):
+        shard = Shard(path)
+        for row, prompt in enumerate(shard.prompts):
+            encoded = shard.read(row)
+            found[prompt] = encoded.tokens.numpy().tobytes() + encoded.pooled.numpy().tobytes()
+    return found
+
+
+def check_whole(folder: Path) -> int:
+    """The checkpoints under a final name, each of which must be whole, as must be each file of
+    embeddings."""
+    found = checkpoints.find(folder / "run")
     for _, path in found:
         checkpoints.load(path)
+    embeddings(folder)
     return len(found)
 
 
-def test(kills: int, seed: int, parent: Path, background: bool) -> dict[str, object]:
-    draw = random.Random(seed)
-    alone = new_folder(parent, "alone")
+def rounds_of(
+    name: str, kills: int, steps: int, background: bool, parent: Path, draw: random.Random
+) -> tuple[Counter[str], list[str]]:
+    """Kills runs of one kind so many times; what was counted, and what differs."""
+    kind, counts, wrong = KINDS[name], Counter[str](), list[str]()
+    in_child(lambda: kind.prepare(parent))
+    alone = new_folder(parent, "alone", kind, steps)
     let_end(alone, background)
-    counts: Counter[str] = Counter()
-    wrong: list[str] = []
     while counts["kills"] < kills:
-        folder = new_folder(parent, f"round-{counts['rounds']}")
+        folder = new_folder(parent, f"round-{counts['rounds']}", kind, steps)
         over = False
         while counts["kills"] < kills and not over:
             moment = MOMENTS[counts["kills"] % len(MOMENTS)]
@@ -178,25 +280,48 @@ def test(kills: int, seed: int, parent: Path, background: bool) -> dict[str, obj
                 counts["kills"] += 1
                 cut_short = writing(folder / "run") - before
                 counts["in the middle of a checkpoint"] += bool(cut_short)
-                counts["whole checkpoints found"] += check_whole(folder / "run")
+                counts["whole checkpoints found"] += check_whole(folder)
         let_end(folder, background)
         compared, differing = differences(alone / "run", folder / "run")
+        there, here = embeddings(alone), embeddings(folder)
+        if here != there:
+            differing.append("embeddings")
         counts["rounds"] += 1
-        counts["bytes compared"] += compared
-        wrong += [f"{folder.name}: {name}" for name in differing]
-    return {**counts, "differing": wrong}
+        counts["bytes compared"] += compared + sum(map(len, here.values()))
+        wrong += [f"{name}, {folder.name}: {what}" for what in differing]
+    return counts, wrong
+
+
+def test(
+    kinds: Sequence[str], kills: int, steps: int, seed: int, background: bool
+) -> dict[str, object]:
+    """The kills are shared out among the kinds."""
+    import transformers  # noqa: F401 (so that a life need not)
+    import webdataset  # noqa: F401
+
+    counts, wrong, killed = Counter[str](), list[str](), dict[str, int]()
+    for number, name in enumerate(kinds):
+        share = (kills + len(kinds) - 1 - number) // len(kinds)
+        with tempfile.TemporaryDirectory() as parent:
+            draw = random.Random(f"{seed}/{name}")
+            found = rounds_of(name, share, steps, background, Path(parent), draw)
+        counts += found[0]
+        killed[name] = found[0]["kills"]
+        wrong += found[1]
+    return {**counts, "kinds": killed, "differing": wrong}
 
 
 def command_line() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--kills", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=120, help="of a run")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--foreground", action="store_true", help="train.background_save=false")
     options = parser.parse_args()
     torch.set_num_threads(1)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as parent:
-        found = test(options.kills, options.seed, Path(parent), not options.foreground)
+    found = test(options.kinds, options.kills, options.steps, options.seed, not options.foreground)
     print(json.dumps({**found, "seconds": round(time.monotonic() - began, 1)}))
     sys.exit(1 if found["differing"] else 0)
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import same
+from tiny_encoders import save_t5
 
 import fluxsmith
 from fluxsmith import checkpoint as checkpoints
 from fluxsmith.checkpoint import DamagedCheckpointError
+from fluxsmith.cli import main
 from fluxsmith.digest import problem_with
 from fluxsmith.errors import UserError
 from fluxsmith.training.run import train
@@ -187,6 +189,39 @@ def test_planted_code_is_refused_and_not_run(toy, folder, tmp_path, form, option
         if pickled.exists():
             torch.load(pickled, weights_only=False)
             assert marker.exists()  # it would have run
+
+
+@pytest.mark.parametrize("way", ["init_from", "import", "autoencoder", "text encoder"])
+def test_planted_code_in_weights_of_others_is_refused_and_not_run(
+    toy_file, tmp_path, capsys, monkeypatch, way
+):
+    """Pickles, as torch.save writes them, in every place where weights may come from."""
+    pytest.importorskip("transformers")
+    monkeypatch.setenv("FLUXSMITH_CACHE", str(tmp_path / "cache"))
+    marker, planted = tmp_path / "executed", tmp_path / "planted.pt"
+    if way == "text encoder":
+        folder = save_t5(tmp_path / "t5")
+        (folder / "model.safetensors").unlink()
+        planted = folder / "pytorch_model.bin"
+    torch.save({"shared.weight": torch.zeros(2), "x": Planted(marker)}, planted)
+    command = {
+        "init_from": ["train", toy_file, f"train.init_from={planted}"],
+        "import": ["import", planted, tmp_path / "new.pt"],
+        "autoencoder": ["train", toy_file, "autoencoder.kind=flux", "data.channels=3",
+                        "data.image_size=32", f"autoencoder.weights={planted}"],
+        "text encoder": ["train", toy_file, "text={encoder: transformers, pretrained: "
+                         f"'{planted.parent}'}}"],
+    }[way]  # fmt: skip
+    with pytest.raises(SystemExit) as exit_:
+        main([str(argument) for argument in command])
+    assert exit_.value.code == 2
+    printed = capsys.readouterr().err
+    lines = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, printed
+    assert str(planted.parent) in lines[0]
+    assert not marker.exists()
+    torch.load(planted, weights_only=False)
+    assert marker.exists()  # it would have run
 
 
 def test_every_file_that_the_package_loads_is_loaded_as_plain_data():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from reliability.kill import board
 
 from fluxsmith import checkpoint as checkpoints
 from fluxsmith.cli import main
@@ -21,6 +22,7 @@ from fluxsmith.errors import UserError
 from fluxsmith.nesting import written_out
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.text.byte_encoder import ByteEncoder
+from fluxsmith.training.metrics import read_metrics
 from fluxsmith.training.run import train
 
 ROOT = Path(__file__).parents[2]
@@ -33,13 +35,14 @@ quick = settings(
 @pytest.mark.slow
 def test_the_fuzzer_finds_nothing():
     """The short form: `python -m tests.reliability.fuzz --inputs 20000` is the long one."""
-    command = [sys.executable, "-m", "tests.reliability.fuzz", "--inputs", "220", "--seed", "1"]
+    command = [sys.executable, "-m", "tests.reliability.fuzz", "--inputs", "600", "--seed", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["failures"] == []
-    assert found["inputs"] == sum(found["tried"].values()) == 220
-    assert len(found["tried"]) == 11
+    assert found["inputs"] == sum(found["tried"].values()) == 600
+    assert len(found["tried"]) == 17
+    assert found["more memory, MiB"] < 1024
 
 
 def answered(call):
@@ -299,13 +302,30 @@ def test_names_that_the_output_can_not_encode_are_printed_all_the_same(toy, tmp_
     assert "\\udcff" in done.stdout
 
 
+def test_records_that_nobody_wrote_stop_no_run(toy, tmp_path):
+    """A resumed run leaves them out, and shows TensorBoard the rest."""
+    assert train(toy("train.log_every=1", "train.sample_every=2")) == 0
+    folder = tmp_path / "run"
+    with open(folder / "metrics.jsonl", "ab") as stream:
+        for record in ({"step": 3, "loss": "low"}, {"step": 4, "loss": [1]}, {"step": True}):
+            stream.write(json.dumps(record).encode() + b"\n")
+        stream.write(b'{"step": 5, "loss": 1e999}\n' + b"[" * 100_000 + b"\n{")
+    (folder / "sample-2.png").write_bytes(b"no picture")
+    assert train(toy("train.log_every=1", "train.steps=8"), resume="auto") == 0
+    records = read_metrics(folder / "metrics.jsonl")
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6, 7, 8]
+    found = board(folder)
+    assert [step for step, tag in found if tag == "train/loss"] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [step for step, tag in found if tag == "samples"] == [4, 6]
+
+
 def test_fuzzing_is_repeatable(tmp_path):
     import random
 
-    from reliability import fuzz
+    from reliability import nonsense
 
     def some():
         draw = random.Random("1/2")
-        return [fuzz.document(draw) for _ in range(5)] + [fuzz.mangled(draw, bytes(100))]
+        return [nonsense.document(draw) for _ in range(5)] + [nonsense.mangled(draw, bytes(100))]
 
     assert some() == some()
