@@ -150,14 +150,17 @@ def _urls(key: str, path: str) -> list[str]:
 
 def _expanded(key: str, pattern: str) -> list[str]:
     """What a pattern with braces stands for."""
+    expand_urls = _library("shardlists").expand_urls
     most = 1  # of what its braces make; nested ones make fewer
     for inside in re.findall(r"[^{}]*", pattern)[1:]:
-        ends = re.match(r"(-?\d+)\.\.(-?\d+)", inside)
+        ends = re.match(r"(-?\d{1,18})\.\.(-?\d{1,18})", inside)
         most *= abs(int(ends[2]) - int(ends[1])) + 1 if ends else inside.count(",") + 1
     if most > MOST_SHARDS:
-        raise UserError(f"{key}={pattern[:200]}: names more than {MOST_SHARDS:,} shards")
+        raise UserError(
+            f"{key}={pattern[:200]}: may name more than {MOST_SHARDS:,} shards; name fewer"
+        )
     try:
-        return list(_library("shardlists").expand_urls(pattern))
+        return list(expand_urls(pattern))
     except Exception as error:  # of its parser, or for a variable that isn't set
         raise UserError(f"{key}={pattern[:200]}: {_short(error)}; correct the braces") from None
 

@@ -1,5 +1,8 @@
 """What may change on resuming does, what may not is named, and a fork starts anew from weights."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from helpers import same
@@ -15,6 +18,50 @@ KEEP = ("train.checkpoint_every=2", "train.keep_checkpoints=0")
 
 def last(folder):
     return checkpoints.load(checkpoints.newest(folder))
+
+
+def left_behind(folder):
+    """What a run left, to the byte, and its records but for how fast it was."""
+    files = {
+        p.name: p.read_bytes() for p in folder.iterdir() if p.suffix in (".pt", ".png", ".txt")
+    }
+    del files["loss.png"]  # whose pixels depend on the fonts that are there
+    records = read_metrics(folder / "metrics.jsonl")
+    return files, [{k: v for k, v in r.items() if k != "images_per_second"} for r in records]
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param("cuda", marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+        ]),
+    ],
+)  # fmt: skip
+def test_a_resumed_run_leaves_the_same_bytes(toy, toy_file, run_folder, device):
+    """Weights, average, moments, records, sample grids: on a GPU by train.deterministic, and in
+    processes of their own, since cuBLAS reads its setting once."""
+    plan = (*KEEP, "train.log_every=1", "train.sample_every=2", f"device={device}")
+
+    def run(*options):
+        if device == "cpu":
+            assert train(toy(*plan), resume="auto" if options else None) == 0
+            return
+        command = [sys.executable, "-m", "fluxsmith", "train", str(toy_file), *plan, *options]
+        command += ["train.deterministic=true"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    run()
+    whole = left_behind(run_folder)
+    assert {"sample-2.png", "sample-6.png", "diffusion-4.pt"} <= whole[0].keys()
+    assert [record["step"] for record in whole[1]] == [1, 2, 3, 4, 5, 6]
+    for step in (4, 6):
+        (run_folder / f"diffusion-{step}.pt").unlink()
+    run("--resume", "auto")
+    assert left_behind(run_folder) == whole
 
 
 def test_a_fork_starts_at_step_0_from_the_averaged_weights(toy, run_folder, tmp_path):
