@@ -8,6 +8,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fluxsmith.data.images import to_unit
+from fluxsmith.data.pictures import MOST_PIXELS
 from fluxsmith.errors import UserError
 from fluxsmith.pipeline import Edit, Pipeline
 
@@ -48,6 +49,8 @@ def _mask(path: Path, size: tuple[int, int]) -> Tensor:
 def _opened(path: Path) -> Image.Image:
     try:
         picture = Image.open(path)
+        if picture.width * picture.height > MOST_PIXELS:  # a small file can unpack to any size
+            raise ValueError(f"{picture.width} x {picture.height} pixels take too much memory")
         picture.load()
         return ImageOps.exif_transpose(picture)
     except Exception as error:  # a damaged picture can raise anything in its decoder

@@ -7,7 +7,7 @@ block's order, and resuming reads nothing but the shard that the block begins in
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -59,7 +59,12 @@ class Drawn:
 
 class ShardLoader:
     """Rank `rank` of `world` reads shards that no other rank does; where there are fewer shards
-    than ranks, each reads all of them and takes every `world`-th record."""
+    than ranks, each reads all of them and takes every `world`-th record.
+
+    `check_caption` raises a UserError for a caption that the text encoder can't take; its picture
+    then counts among those that can't be used. A stream is not known beforehand, and one caption
+    in a million should end no run.
+    """
 
     def __init__(
         self,
@@ -81,6 +86,7 @@ class ShardLoader:
         self._tally = Tally(settings.max_bad)
         self._workers = Workers(settings.workers)
         self._reader = Workers(1)
+        self.check_caption: Callable[[Sequence[str]], object] = lambda captions: None
         self._position = Position()
         self._last: Batch | None = None
         self._go_to(self._position, 0)
@@ -125,9 +131,13 @@ class ShardLoader:
         self._go_to(Position(**{k: v for k, v in position.items() if k not in now}), step)
 
     def captions(self) -> list[str]:
-        """Those of the first records of the first shard."""
+        """Those of the first records of the first shard, as far as the text encoder takes them."""
         first = itertools.islice(self.shards.read(0, 0), self.settings.shuffle_buffer)
-        return distinct(record.captions for _, record in first)
+        found = distinct(record.captions for _, record in first)
+        taken = [caption for caption in found if self._problem(caption) is None]
+        if not taken:
+            self.check_caption(found)  # says why
+        return taken
 
     def describe(self) -> str:
         return f"a stream of {len(self.shards):,} shards"
@@ -164,11 +174,23 @@ class ShardLoader:
         caption = ways[int(which * len(ways))] if ways else ""
         place = cut if settings.resize == "random-crop" else 0.5
         return Drawn(
-            self._workers.submit(partial(decode_record, record, settings, place)),
+            self._workers.submit(partial(self._decode, record, caption, place)),
             "" if dropped < settings.caption_dropout else caption,
             settings.flip and mirrored < 0.5,
             replace(block.start, offset=offset + 1),
         )
+
+    def _decode(self, record: Record, caption: str, place: float) -> Decoded:
+        if problem := self._problem(caption):
+            return Decoded(record, None, ((record.name, problem),))
+        return decode_record(record, self.settings, place)
+
+    def _problem(self, caption: str) -> str | None:
+        try:
+            self.check_caption([caption])
+        except UserError as error:
+            return str(error)
+        return None
 
     def _at(self, start: Position) -> tuple[int, int, int]:
         return self.rank, start.epoch, start.block

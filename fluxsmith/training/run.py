@@ -9,12 +9,14 @@ from fluxsmith import checkpoint as checkpoints
 from fluxsmith.config import RunConfig, show
 from fluxsmith.config.size import TRAINING_BYTES, parameters_at_least
 from fluxsmith.data import build_loader
+from fluxsmith.data.shard_loader import ShardLoader
 from fluxsmith.device import explaining_memory, memory_of, pick_device
 from fluxsmith.errors import UserError
 from fluxsmith.files import make_folder, write_text
 from fluxsmith.flow.timesteps import DENSITIES
 from fluxsmith.interop.initial import load_initial
 from fluxsmith.pipeline import Pipeline
+from fluxsmith.text.byte_encoder import ByteEncoder
 from fluxsmith.training.console import TrainingConsole
 from fluxsmith.training.curves import plot_loss
 from fluxsmith.training.deterministic import repeatable
@@ -104,6 +106,8 @@ def build_trainer(
     pipeline = Pipeline.build(config, device)
     if fresh and config.train.init_from is not None:
         load_initial(pipeline, config.train.init_from)
+    if isinstance(loader, ShardLoader) and isinstance(pipeline.text, ByteEncoder):
+        loader.check_caption = pipeline.text.check  # pretrained encoders cut what is too long
     pipeline.text.check(loader.captions())
     density = DENSITIES[config.flow.timesteps](**config.flow.parameters())
     objective = FlowMatching(pipeline, density, config.flow.stratified)

@@ -9,6 +9,7 @@ from this process, which has everything imported: so a life takes a second.
 """
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -147,14 +148,15 @@ def writing(run: Path) -> set[tuple[str, int]]:
         return set()
 
 
-def kill(pid: int, run: Path, moment: str, draw: random.Random) -> bool:
-    """Kills the life at such a moment; whether it was not over before."""
+def kill(pid: int, run: Path, moment: str, most: int, draw: random.Random) -> bool:
+    """Kills the life at such a moment, in or after one of its first so many checkpoints; whether it
+    was not over before."""
     if moment == "starting":
         pause = draw.uniform(0, 1)
     else:
         before = writing(run)
         seen: set[tuple[str, int]] = set()
-        writes = draw.randint(1, 8)  # of this life, before it ends
+        writes = draw.randint(1, most)  # of this life, before it ends
         while len(seen) < writes:
             if ended(pid):
                 return False
@@ -275,7 +277,8 @@ def rounds_of(
         while counts["kills"] < kills and not over:
             moment = MOMENTS[counts["kills"] % len(MOMENTS)]
             before = writing(folder / "run")
-            over = not kill(start(folder, background), folder / "run", moment, draw)
+            pid, most = start(folder, background), max(1, steps // 20)
+            over = not kill(pid, folder / "run", moment, most, draw)
             if not over:
                 counts["kills"] += 1
                 cut_short = writing(folder / "run") - before
@@ -292,13 +295,26 @@ def rounds_of(
     return counts, wrong
 
 
+def warm_up() -> None:
+    """Imports what a life needs, so that it need not."""
+    import webdataset.gopen
+    import webdataset.shardlists
+    import webdataset.tariterators  # noqa: F401
+    from transformers import AutoConfig, AutoTokenizer, CLIPTextModel, T5EncoderModel  # noqa: F401
+
+    here = Path.cwd()
+    with tempfile.TemporaryDirectory() as parent, contextlib.redirect_stdout(io.StringIO()):
+        os.chdir(new_folder(Path(parent), "warm", KINDS["memory"], 1))
+        with contextlib.suppress(SystemExit):
+            main(["train", "toy.yaml", "train.background_save=false"])  # and so without threads
+        os.chdir(here)
+
+
 def test(
     kinds: Sequence[str], kills: int, steps: int, seed: int, background: bool
 ) -> dict[str, object]:
     """The kills are shared out among the kinds."""
-    import transformers  # noqa: F401 (so that a life need not)
-    import webdataset  # noqa: F401
-
+    warm_up()
     counts, wrong, killed = Counter[str](), list[str](), dict[str, int]()
     for number, name in enumerate(kinds):
         share = (kills + len(kinds) - 1 - number) // len(kinds)

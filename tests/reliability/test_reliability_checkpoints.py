@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import random
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -25,9 +26,12 @@ KEEP = ("train.checkpoint_every=2", "train.keep_checkpoints=0")
 
 
 @pytest.fixture
-def folder(toy, run_folder):
-    """A finished run with checkpoints of the steps 2, 4 and 6."""
-    assert train(toy(*KEEP)) == 0
+def folder(toy, run_folder, tmp_path_factory):
+    """A finished run with checkpoints of the steps 2, 4 and 6; made once."""
+    finished = tmp_path_factory.getbasetemp() / "finished"
+    if not finished.exists():
+        assert train(toy(*KEEP, f"output_dir={finished}")) == 0
+    shutil.copytree(finished, run_folder)
     return run_folder
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import same
-from PIL import Image
+from made_pictures import as_classes, as_shards, items
 from reliability.conftest import limited, without_privileges
 from reliability.kill import board
 
@@ -249,21 +249,24 @@ def test_data_files_that_disappear_in_the_middle(eventful, toy, run_folder, tmp_
     assert steps_saved(run_folder) == [6]
 
 
+@pytest.mark.parametrize("source", ["folder", "webdataset"])
 def test_pictures_that_disappear_while_they_are_read_cost_no_step(
-    eventful, toy, run_folder, tmp_path
+    eventful, toy, run_folder, tmp_path, source
 ):
     """The run ends and saves what was trained; with the pictures back it goes on to the bit."""
     data, away = tmp_path / "data", tmp_path / "away"
-    for name in ("cat", "dog"):
-        (data / name).mkdir(parents=True)
-        for i in range(20):
-            grey = np.random.default_rng(i).integers(0, 256, (16, 16)).astype(np.uint8)
-            Image.fromarray(grey).save(data / name / f"{i}.png")
     plan = (
-        "data.source=folder", f"data.path={data}", "data.in_memory=false", "data.workers=1",
-        "train.steps=12", "train.log_every=1",
+        f"data.source={source}", f"data.path={data}", "data.workers=1", "train.steps=12",
+        "train.log_every=1",
     )  # fmt: skip
-    with pytest.raises(UserError, match=r"can.t be used.*; what was trained is in") as caught:
+    if source == "folder":
+        as_classes(data, items(40), ["cat", "dog"])
+        plan = (*plan, "data.in_memory=false")
+    else:
+        pytest.importorskip("webdataset")
+        as_shards(data, items(40), 20)
+        plan = (*plan, "data.shuffle_buffer=4")
+    with pytest.raises(UserError, match=r"can.t (be used|read).*; what was trained is") as caught:
         eventful({3: lambda: data.rename(away)}, *plan)
     [(step, saved)] = checkpoints.find(run_folder)
     assert str(saved) in str(caught.value)

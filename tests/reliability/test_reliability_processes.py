@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,13 +128,15 @@ def test_a_second_run_on_a_folder_is_refused_until_the_first_is_dead(
 def test_a_run_whose_folder_was_deleted_and_taken_by_another_stops(
     toy_file, run_folder, log, tmp_path
 ):
-    import shutil
-
-    first = Life(log, "train", toy_file, *LONG, "train.checkpoint_every=200")
+    plan = (*LONG, "train.checkpoint_every=5")
+    first = Life(log, "train", toy_file, *plan)
     first.until(lambda: checkpoints.find(run_folder))
+    first.send(signal.SIGSTOP)  # so that the other comes first
     shutil.rmtree(run_folder)
-    second = Life(tmp_path / "second.txt", "train", toy_file, *LONG, "train.checkpoint_every=5")
+    second = Life(tmp_path / "second.txt", "train", toy_file, *plan)
     try:
+        second.until(lambda: checkpoints.find(run_folder))
+        first.send(signal.SIGCONT)
         assert first.wait() == 2
         assert f"is being written to by process {second.pid}" in error_line(first)
     finally:

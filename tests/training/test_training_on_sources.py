@@ -59,6 +59,20 @@ def test_a_resumed_run_is_the_run_to_the_bit(toy, tmp_path, kind):
         assert same(whole[key], resumed[key]), key
 
 
+def test_a_caption_that_is_too_long_ends_no_stream(toy, tmp_path, caplog):
+    """Nobody has read all captions of a stream; in a folder they are read before the first step."""
+    made = [*MADE, (MADE[0][0], "so " * 99 + "long"), (MADE[1][0], "\ud800 half")]
+    path = f"data.path={as_shards(tmp_path / 'b', made, 1, caption='json')}"
+    plan = ("data.source=webdataset", path, "data.test_share=0", "data.shuffle_buffer=100",
+            "train.steps=12", "train.batch_size=7")  # fmt: skip
+    state = trained(toy(*plan))
+    assert caplog.text.count("makes 100 tokens; this encoder takes 64 (text.max_tokens)") == 1
+    assert not any("so so" in caption for caption in state["metadata"]["captions"])
+    assert any("half" in caption for caption in state["metadata"]["captions"])
+    with pytest.raises(UserError, match=r"more than data\.max_bad=0 allows; .* makes 100 tokens"):
+        train(toy(*plan, "data.max_bad=0"), overwrite=True)
+
+
 def test_free_captions_train_with_a_validation_loss_and_without_a_judge(toy, tmp_path):
     from fluxsmith.evaluation.during_training import during_training
 
