@@ -65,9 +65,14 @@ def plot(seen: list[tuple[int, float, int, int]], picture: Path) -> None:
     figure = Figure(figsize=(7, 3), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.plot([s[0] for s in seen], [s[1] for s in seen], color="black", linewidth=1.2)
-    axes.set(xlabel="step", ylabel="resident memory (MB)", ylim=(0, None))
+    steps, memory, files, _ = zip(*seen, strict=True)
+    axes.plot(steps, memory, color="black", linewidth=1.5)
+    axes.set(xlabel="step", ylabel="resident memory (MB)", ylim=(0, 1.25 * max(memory)))
     axes.grid(alpha=0.3)
+    beside = axes.twinx()
+    beside.plot(steps, files, color="tab:orange", linewidth=1.0)
+    beside.set(ylim=(0, 25))
+    beside.set_ylabel("open files", color="tab:orange")
     figure.savefig(picture)
 
 

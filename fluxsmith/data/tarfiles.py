@@ -47,7 +47,7 @@ def members(source: Any) -> Iterator[tuple[str, bytes]]:
                 file = tar.extractfile(member) if member.isreg() else None
                 if file is not None:
                     yield member.name, file.read()
-                tar.members = []  # else it remembers them all
+                setattr(tar, "members", [])  # noqa: B010 (undeclared; else it remembers all)
 
 
 class _Counted(io.RawIOBase):

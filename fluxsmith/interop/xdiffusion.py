@@ -26,11 +26,15 @@ def is_xdiffusion(contents: Any) -> bool:
 def network_of(contents: dict[str, Any], origin: str) -> dict[str, Tensor]:
     """The network under BFL's names, in this project's time and sign."""
     state = contents["model_state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise UserError(f"{origin}: its model_state_dict is none; the file is damaged")
     found = {
         name.removeprefix("_orig_mod.").removeprefix(NETWORK): tensor  # of torch.compile
         for name, tensor in state.items()
         if name.removeprefix("_orig_mod.").startswith(NETWORK)
     }
+    if not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        raise UserError(f"{origin}: model_state_dict holds more than tensors; it is damaged")
     if not found:
         raise UserError(f"{origin}: model_state_dict has no {NETWORK}*; is it another model's?")
     found = {name.replace("_orig_mod.", ""): tensor for name, tensor in found.items()}

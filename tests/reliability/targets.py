@@ -402,7 +402,8 @@ class Targets:
             state = {f"_score_network.{name}": found for name, found in network.items()}
             state[draw.choice(sorted(state))] = nonsense(draw)  # type: ignore[assignment]
             config = {"axes_dim": nonsense(draw), "patch_size": nonsense(draw), "theta": 1}
-            contents = {"model_state_dict": state, "config": config, "step": nonsense(draw)}
+            whole_state = state if draw.random() < 0.9 else nonsense(draw)
+            contents = {"model_state_dict": whole_state, "config": config, "step": nonsense(draw)}
             torch.save(contents if kind == 2 else state | {"x": Planted()}, source)
         import_model(source, out)
 
