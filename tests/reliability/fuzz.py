@@ -120,8 +120,11 @@ def lines_from(reader: int, pid: int) -> Iterator[list[object]]:
         yield from map(json.loads, whole)
 
 
-def fuzz(inputs: int, seed: int, parent: Path, only: str | None = None) -> dict[str, object]:
-    """Tries so many inputs, spread over the targets, and counts them."""
+def fuzz(
+    inputs: int, seed: int, parent: Path, only: str | None = None, within: float = float("inf")
+) -> dict[str, object]:
+    """Tries so many inputs, spread over the targets, and counts them; or as many as it can within
+    so many seconds."""
     folder = parent / "work"
     folder.mkdir()
     os.chdir(folder)
@@ -131,7 +134,8 @@ def fuzz(inputs: int, seed: int, parent: Path, only: str | None = None) -> dict[
     tried, seconds = Counter[str](), Counter[str]()
     failures: list[str] = []
     most, left = 0, list(range(inputs))
-    while left:
+    end = time.monotonic() + within
+    while left and time.monotonic() < end:
         reader, writer = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -154,7 +158,8 @@ def fuzz(inputs: int, seed: int, parent: Path, only: str | None = None) -> dict[
                 failures.append(_told(f"--only {name} --seed {seed} --input {number}: {problem}"))
         os.close(reader)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        print(f"{sum(tried.values()):,} inputs", file=sys.stderr, flush=True)
+        so_far = f"{sum(tried.values()):,} inputs, {most / 2**20:.0f} MiB more memory at most"
+        print(so_far, file=sys.stderr, flush=True)
         if under_way:
             number, name = under_way
             left.remove(number)
@@ -179,6 +184,7 @@ def command_line() -> None:
     parser.add_argument("--inputs", type=int, default=20000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="one target")
+    parser.add_argument("--within", type=float, default=float("inf"), help="stop after seconds")
     parser.add_argument("--input", type=int, help="this one alone, with its traceback")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -191,7 +197,7 @@ def command_line() -> None:
             name, draw = chosen(options.input, options.seed, options.only)
             getattr(Targets(Path(parent)), name)(draw)
             sys.exit("a result")
-        found = fuzz(options.inputs, options.seed, Path(parent), options.only)
+        found = fuzz(options.inputs, options.seed, Path(parent), options.only, options.within)
         os.chdir(here)
     total = sum(found["tried"].values())
     print(json.dumps({**found, "inputs": total, "seconds": round(time.monotonic() - began, 1)}))
