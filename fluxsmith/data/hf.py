@@ -46,9 +46,10 @@ def load(
         )
     own = test_split or next((s for s in TEST_SPLITS if s in splits and s != train_split), None)
     chosen = own if split == "test" and own is not None else train_split
-    rows = splits[chosen]
-    columns = _columns(name, rows.features, image_key, caption_key, templates)
-    encoded = _encoded(rows, columns)
+    with _reading(chosen):
+        rows = splits[chosen]
+        columns = _columns(name, rows.features, image_key, caption_key, templates)
+        encoded = _encoded(rows, columns)
     held_out = 0.0 if own is not None else test_share
     if streaming:
         return HFShards(encoded, columns, chosen, split, held_out)
@@ -97,9 +98,9 @@ class HFRecords:
             return self._columns.record(f"{self._split}/{row}", self._rows[row])
 
     def captions(self) -> Sequence[tuple[str, ...]]:
-        texts = self._rows.select_columns(list(self._columns.captions)).with_format(None)
-        chosen = texts if len(self) == len(texts) else texts.select(self._indices)
         with _reading(self._split):
+            texts = self._rows.select_columns(list(self._columns.captions)).with_format(None)
+            chosen = texts if len(self) == len(texts) else texts.select(self._indices)
             return [self._columns.describe(row)[0] for row in chosen]
 
 
@@ -117,8 +118,8 @@ class HFShards:
         return int(self._rows.num_shards)
 
     def read(self, shard: int, skip: int) -> Iterator[tuple[int, Record]]:
-        rows = self._rows.shard(num_shards=len(self), index=shard).skip(skip)
         with _reading(f"{self._name}, shard {shard}"):
+            rows = self._rows.shard(num_shards=len(self), index=shard).skip(skip)
             for place, row in enumerate(rows, start=skip):
                 name = f"{self._name}/{shard}/{place}"
                 if not self._held_out or split_by_name(name, self._held_out) == self._split:
