@@ -208,7 +208,7 @@ def params_of(weights: dict[str, Tensor]) -> AutoencoderParams:
     """The sizes of weights under BFL's names; a KeyError names a tensor that is not there, a
     ValueError one that is no convolution's."""
     for name, tensor in weights.items():
-        if "conv" in name and name.endswith("weight") and tensor.ndim != 4:
+        if "conv" in name and name.endswith("weight") and (tensor.ndim != 4 or not tensor.numel()):
             raise ValueError(f"{name} is {tuple(tensor.shape)}")
     first = weights["encoder.conv_in.weight"]  # (ch, in_channels, 3, 3)
     ch = first.shape[0]
