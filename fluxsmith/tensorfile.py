@@ -46,6 +46,11 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def read_pickled(path: Path) -> Any:
     """The plain data and tensors of a file that torch.save wrote; refused if it holds any code."""
+    if not _written_by_torch(path):
+        raise UserError(
+            f"{path} holds no weights that can be read; give a safetensors file, or one that "
+            f"torch.save wrote"
+        )
     try:
         return torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
@@ -58,6 +63,15 @@ def read_pickled(path: Path) -> Any:
     except Exception as error:  # a damaged byte can raise anything in torch's reader
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} can't be read as a torch file ({reason}); use another") from None
+
+
+def _written_by_torch(path: Path) -> bool:
+    """Whether it begins as a zip archive or, from before torch 1.6, as a pickle does."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(2) in (b"PK", b"\x80\x02")
+    except OSError as error:
+        raise UserError(f"can't read {path}: {error.strerror or error}") from None
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

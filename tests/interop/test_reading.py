@@ -159,6 +159,12 @@ def test_an_autoencoder_given_as_a_network_is_named(tmp_path):
         params_of(read_weights(path).network, str(path))
 
 
+def test_a_file_of_another_kind_is_told_from_one_with_code_in_it(tmp_path):
+    (tmp_path / "cat.png").write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(UserError, match=r"cat\.png holds no weights that can be read"):
+        read_weights(tmp_path / "cat.png")
+
+
 def test_a_text_encoders_folder_given_as_a_network_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"architectures": ["CLIPTextModel"]}')
     with pytest.raises(UserError, match="holds CLIPTextModel, not diffusers' FluxTransformer2DM"):
