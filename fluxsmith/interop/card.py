@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from fluxsmith import render
 from fluxsmith.config import show
 from fluxsmith.data.images import to_uint8
+from fluxsmith.device import computing_dtype
 from fluxsmith.errors import UserError
 from fluxsmith.files import write_text
 from fluxsmith.pipeline import Pipeline
@@ -22,7 +24,7 @@ USE_PIPELINE = """```python
 import torch
 from diffusers import FluxPipeline
 
-pipe = FluxPipeline.from_pretrained("FOLDER", torch_dtype=torch.bfloat16)
+pipe = FluxPipeline.from_pretrained("FOLDER", torch_dtype={dtype})  # of all its parts
 image = pipe({prompt}, height={size}, width={size}, num_inference_steps={steps},
              guidance_scale={guidance}, max_sequence_length={tokens}).images[0]
 ```"""
@@ -33,9 +35,16 @@ USE_PARTS = (
 
 
 def write_card(
-    pipeline: Pipeline, folder: Path, *, scores: Path | None, samples: bool, whole: bool
+    pipeline: Pipeline,
+    folder: Path,
+    *,
+    scores: Path | None,
+    samples: bool,
+    whole: bool,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """README.md and the picture in it; `scores` is what `fluxsmith evaluate --json` wrote."""
+    """README.md and the picture in it; `scores` is what `fluxsmith evaluate --json` wrote, `dtype`
+    that of the exported weights where it is not the pipeline's."""
     if samples:
         draw_samples(pipeline, folder / GRID)
     parts = [
@@ -44,7 +53,7 @@ def write_card(
         summary(pipeline),
         f"![Samples, each with its prompt beneath]({GRID})" if samples else "",
         "## Use",
-        _use(pipeline, whole),
+        _use(pipeline, whole, dtype),
         "## Scores",
         score_table(pipeline, scores),
         "## Config",
@@ -114,12 +123,13 @@ def _figures(name: str, result: Any) -> list[tuple[str, str]]:
     return []
 
 
-def _use(pipeline: Pipeline, whole: bool) -> str:
+def _use(pipeline: Pipeline, whole: bool, dtype: torch.dtype | None) -> str:
     if not whole:
         return USE_PARTS
     sample = pipeline.config.sample
     prompt = pipeline.captions[0] if pipeline.captions else "a photo of a red fox"
     return USE_PIPELINE.format(
+        dtype=computing_dtype(pipeline.network.img_in.weight.dtype if dtype is None else dtype),
         prompt=json.dumps(prompt),
         size=pipeline.config.data.image_size,
         steps=sample.steps,

@@ -13,7 +13,7 @@ from fluxsmith.files import make_folder
 from fluxsmith.interop import embedded
 from fluxsmith.interop.card import check_scores, write_card
 from fluxsmith.interop.diffusers_folder import check_diffusers, write_parts
-from fluxsmith.interop.dtypes import check_dtype, converted
+from fluxsmith.interop.dtypes import DTYPES, check_dtype, converted
 from fluxsmith.interop.placing import place_model
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.tensorfile import write_tensors
@@ -81,7 +81,8 @@ def export_diffusers(
         embedded.write_folder(partial, about(pipeline), text)
         if samples:
             place_model(pipeline, CPU, None, "none")  # fp8 is drawn with in bfloat16
-        write_card(pipeline, partial, scores=scores, samples=samples, whole=whole)
+        stored = None if dtype is None else DTYPES[dtype]
+        write_card(pipeline, partial, scores=scores, samples=samples, whole=whole, dtype=stored)
         partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

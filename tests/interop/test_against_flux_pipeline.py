@@ -1,6 +1,7 @@
 """The whole way from prompt to picture against diffusers' FluxPipeline, FluxImg2ImgPipeline and
 FluxInpaintPipeline, on miniature components: same noise, same prompts, same steps."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -33,7 +34,10 @@ def text_folder(tmp_path_factory):
 @pytest.fixture(params=["schnell", "dev"])
 def model(request, toy, tmp_path, text_folder):
     """(our config, the exported folder): with guidance input and shift, or with neither."""
-    dev = request.param == "dev"
+    return made(toy, tmp_path, text_folder, dev=request.param == "dev")
+
+
+def made(toy, tmp_path, text_folder, dev, *more):
     settings = [
         "data.channels=3",
         "text={encoder: clip_t5, padding: full, cache: memory}",
@@ -48,7 +52,7 @@ def model(request, toy, tmp_path, text_folder):
         f"sample.schedule={'flux' if dev else 'uniform'}",
         f"sample.guidance={3.5 if dev else 1}",
     ]
-    config = toy(*settings)
+    config = toy(*settings, *more)
     checkpoint = save_checkpoint(tmp_path / "diffusion-7.pt", moved(Pipeline.build(config)))
     export(checkpoint, tmp_path / "model", "diffusers", samples=False)
     return config, tmp_path / "model"
@@ -154,6 +158,15 @@ def test_inpainting(model, strength):
     pipeline, seen = ours(config, folder)
     pipeline.generate(PROMPTS, steps=4, seed=5, size=(32, 48), edit=Edit(image, strength, mask))
     assert_same(seen[0], expected, 32, 48)
+
+
+def test_the_lines_of_the_card_draw(toy, tmp_path, text_folder):
+    """Also with T5 in bfloat16, as FLUX.1's is, and the rest in float32."""
+    _, folder = made(toy, tmp_path, text_folder, False, "text.t5_dtype=bfloat16")
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    found = {}
+    exec(code.replace("FOLDER", str(folder)), found)
+    assert found["image"].size == (16, 16)
 
 
 def test_an_imported_pipeline_folder_needs_no_config(model, tmp_path):
