@@ -42,7 +42,7 @@ def config(tmp_path, monkeypatch):
     data["autoencoder"] = {"kind": "flux", "weights": str(autoencoder)}
     data["model"] |= {"patch_size": 2, "hidden_size": 64, "num_heads": 1}
     data["model"] |= {"depth": 1, "depth_single_blocks": 1}
-    data["train"] = {"steps": STEPS, "batch_size": 8, "learning_rate": 0.01, "warmup_steps": 10}
+    data["train"] = {"steps": STEPS, "batch_size": 4, "learning_rate": 0.01, "warmup_steps": 10}
     data["train"] |= {"checkpoint_every": STEPS // 2, "sample_every": STEPS, "log_every": 20}
     data["sample"] = {"steps": 4, "num_samples": 10, "guidance": 1.5}
     path = tmp_path / "latent.yaml"
@@ -77,7 +77,7 @@ def test_it_learns_draws_and_survives_being_killed(config, tmp_path):
     losses = [record["loss"] for record in read_metrics(one / "metrics.jsonl")]
     # New, the network predicts 0 and is wrong by the variance of noise plus that of latents, 2.
     assert 1.8 < losses[0] < 2.2
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.92 * losses[0]
 
     killed_after(two, "diffusion-100.pt", "train", config, f"output_dir={two}")
     run("train", config, f"output_dir={two}", "--resume", "auto")
