@@ -20,11 +20,11 @@ from fluxsmith.errors import UserError
 from fluxsmith.files import cache_folder, make_folder, write_whole
 from fluxsmith.randomness import address_seed, generator
 
-RECIPE = "cnn-1"  # changes whenever the network or its training does, so that caches are not mixed
+RECIPE = "cnn-2"  # changes whenever the network or its training does, so that caches are not mixed
 FEATURES = 256
 BATCH = 128
 EPOCHS = 3
-UPDATES = (300, 1400)  # at least and at most, whatever the epochs
+UPDATES = (1000, 1400)  # at least and at most, whatever the epochs
 LEARNING_RATE = 3e-3
 SHIFT = 2  # pixels: images are moved at random by up to this much in training
 

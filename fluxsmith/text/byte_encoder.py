@@ -5,6 +5,7 @@ token. So "three" costs one token where characters would cost five, and captions
 no padding at all.
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -119,12 +120,13 @@ class ByteEncoder(nn.Module):
         for layer in self.layers:
             x = layer(x, src_key_padding_mask=ignore)
         x = self.norm(x)
+        # Over the root of their number: a mean would make each word of a long prompt a whisper.
         if mask is None:
-            mean = x.mean(dim=1)
+            pooled = x.sum(dim=1) / math.sqrt(x.shape[1])  # (n, d)
         else:
             real = mask[..., None].to(x.dtype)
-            mean = (x * real).sum(dim=1) / real.sum(dim=1)  # (n, d)
-        return TextEmbedding(self.tokens_out(x), self.pooled_out(F.silu(mean)), mask)
+            pooled = (x * real).sum(dim=1) / real.sum(dim=1).sqrt()
+        return TextEmbedding(self.tokens_out(x), self.pooled_out(F.silu(pooled)), mask)
 
 
 @lru_cache(maxsize=65536)
