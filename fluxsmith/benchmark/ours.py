@@ -3,6 +3,7 @@
 import torch
 
 from fluxsmith.config import RunConfig
+from fluxsmith.training.compiling import compile_for_training, uncompiled
 from fluxsmith.training.run import build_trainer
 
 
@@ -12,6 +13,7 @@ class Ours:
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         self.trainer = build_trainer(config, device)
         self.pipeline = self.trainer.pipeline
+        compile_for_training(self.pipeline, self.trainer.captions)
         self.pipeline.train()
         self.pipeline.precision = config.train.precision
 
@@ -20,6 +22,7 @@ class Ours:
         self.trainer.train_step()
 
     def sample(self, prompts: list[str], steps: int, guidance: float) -> torch.Tensor:
-        return self.pipeline.generate(
-            prompts, steps=steps, guidance=guidance, solver="euler", batch_size=len(prompts)
-        )
+        with uncompiled():  # as `fluxsmith sample` draws
+            return self.pipeline.generate(
+                prompts, steps=steps, guidance=guidance, solver="euler", batch_size=len(prompts)
+            )

@@ -11,7 +11,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fluxsmith.benchmark.arithmetic import training_operations
 from fluxsmith.benchmark.machine import matrix_product_rate, memory_bandwidth
 from fluxsmith.benchmark.memory import peak_memory
 from fluxsmith.benchmark.ours import Ours
@@ -21,9 +20,13 @@ from fluxsmith.benchmark.timing import Spread, seconds, take_turns
 from fluxsmith.config import RunConfig
 from fluxsmith.device import autocast, pick_device
 from fluxsmith.files import write_text
+from fluxsmith.model.cost import training_flops
 
-OPPONENTS = {"diffusers": ("diffusers", "diffusers-compiled"), "lesson": ("lesson",)}
-WARMUP = 2
+OPPONENTS = {
+    "plain": ("plain",),
+    "diffusers": ("diffusers", "diffusers-compiled"),
+    "lesson": ("lesson",),
+}
 
 
 def bench(
@@ -41,15 +44,14 @@ def bench(
     """Measures, prints a table, and writes the figures where asked to."""
     device = pick_device(config.device)
     names = ["ours", *(side for name in against for side in OPPONENTS[name])]
+    compared = [name for name in names if name != "lesson"]  # which is there for its time alone
     sides: dict[str, Side] = {}
     first: dict[str, float] = {}
     for name in names:
         sides[name] = build(name, config, device)
         first[name] = seconds(sides[name].train_step, device)
 
-    training = take_turns(
-        {name: side.train_step for name, side in sides.items()}, device, rounds, WARMUP
-    )
+    training = take_turns({name: side.train_step for name, side in sides.items()}, device, rounds)
     ours = sides["ours"]
     assert isinstance(ours, Ours)
     found = {
@@ -59,9 +61,11 @@ def bench(
         "operations": operations(ours, config),
         "training": {name: asdict(Spread.of(taken)) for name, taken in training.items()},
         "first_step": first,
-        "sampling": sampling(sides, config, device, rounds, steps, pictures),
+        "sampling": sampling(
+            {name: sides[name] for name in compared}, config, device, rounds, steps, pictures
+        ),
         "peak_memory": {
-            work: {name: peak_memory(name, work, str(config_file), overrides) for name in names}
+            work: {name: peak_memory(name, work, str(config_file), overrides) for name in compared}
             for work in ("train", "sample")
         },
         "startup": startup_seconds(str(config_file), overrides),
@@ -92,12 +96,9 @@ def machine(config: RunConfig, device: torch.device) -> dict[str, Any]:
 def operations(ours: Ours, config: RunConfig) -> int:
     """Of the network in one training step with the first batch's captions."""
     captions = ours.trainer.loader.batch(0).captions
-    return training_operations(
-        ours.pipeline.network.params,
-        len(captions),
-        ours.pipeline.image_tokens(ours.pipeline.latent_shape),
-        ours.pipeline.encode_text(captions).tokens.shape[1],
-    )
+    txt = ours.pipeline.encode_text(captions).tokens.shape[1]
+    img = ours.pipeline.image_tokens(ours.pipeline.latent_shape)
+    return len(captions) * training_flops(ours.pipeline.network.params, txt, img)
 
 
 def sampling(
@@ -113,11 +114,10 @@ def sampling(
     assert isinstance(ours, Ours)
     captions = ours.trainer.captions
     prompts = [captions[i % len(captions)] for i in range(pictures)]
-    drawing = {name: side for name, side in sides.items() if name != "lesson"}
     found = {}
     for guidance in (1.0, 2.0):
         calls = {
-            name: partial(side.sample, prompts, steps, guidance) for name, side in drawing.items()
+            name: partial(side.sample, prompts, steps, guidance) for name, side in sides.items()
         }
         taken = take_turns(calls, device, max(2, rounds // 3))
         found[f"guidance {guidance:g}"] = {

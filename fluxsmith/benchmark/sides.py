@@ -20,10 +20,16 @@ class Side(Protocol):
 
 SIDES: dict[str, Callable[[RunConfig, torch.device], Side]] = {
     "ours": Ours,
+    "plain": lambda config, device: Ours(uncompiled_config(config), device),
     "diffusers": lambda config, device: Diffusers(config, device, compiled=False),
     "diffusers-compiled": lambda config, device: Diffusers(config, device, compiled=True),
     "lesson": Lesson,
 }
+
+
+def uncompiled_config(config: RunConfig) -> RunConfig:
+    train = config.train.model_copy(update={"compile": False})
+    return config.model_copy(update={"train": train})
 
 
 def build(name: str, config: RunConfig, device: torch.device) -> Side:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
+SLOW = 20.0  # seconds
+ROUNDS_OF_SLOW = 3
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -36,20 +39,20 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
 
 
 def take_turns(
-    calls: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, warmup: int = 1
+    calls: Mapping[str, Callable[[], object]], device: torch.device, rounds: int
 ) -> dict[str, list[float]]:
-    """Calls each in turn, `rounds` times after `warmup` unmeasured ones: seconds by name.
+    """Calls each in turn, `rounds` times after an unmeasured one: seconds by name.
 
-    Every other round goes backwards, so that nobody always follows the same neighbour.
+    Every other round goes backwards, so that nobody always follows the same neighbour. What takes
+    longer than `SLOW` seconds is called in the first rounds only.
     """
-    for _ in range(warmup):
-        for call in calls.values():
-            call()
+    warmup = {name: seconds(call, device) for name, call in calls.items()}
     found: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
         names = list(calls) if number % 2 == 0 else list(calls)[::-1]
         for name in names:
-            found[name].append(seconds(calls[name], device))
+            if number < ROUNDS_OF_SLOW or warmup[name] <= SLOW:
+                found[name].append(seconds(calls[name], device))
     return found
 
 

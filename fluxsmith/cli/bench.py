@@ -13,7 +13,8 @@ def bench(
     config: ConfigFile,
     overrides: Overrides = None,
     against: Annotated[
-        list[str] | None, typer.Option(help="diffusers or lesson; may be repeated.")
+        list[str] | None,
+        typer.Option(help="diffusers, lesson or plain (ours, not compiled); may be repeated."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=2, help="Training steps measured of each.")] = 9,
     steps: Annotated[int, typer.Option(min=1, help="Euler steps of sampling.")] = 20,

@@ -412,6 +412,8 @@ class TrainConfig(Section):
     """When a checkpoint can't be written: continue and try again at the next interval, or stop."""
     max_bad_steps: Count = 10
     """Steps in a row with a loss or gradient that is not finite, all skipped, before a run ends."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the network's blocks (torch.compile); auto: where the run is long enough to gain."""
     deterministic: bool = False
     """Equal to the bit on a GPU too, where equal runs otherwise differ a little; slower there."""
 

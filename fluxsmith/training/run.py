@@ -17,6 +17,7 @@ from fluxsmith.flow.timesteps import DENSITIES
 from fluxsmith.interop.initial import load_initial
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.text.byte_encoder import ByteEncoder
+from fluxsmith.training.compiling import compile_for_training
 from fluxsmith.training.console import TrainingConsole
 from fluxsmith.training.curves import plot_loss
 from fluxsmith.training.deterministic import repeatable
@@ -65,6 +66,7 @@ def _run(
     folder, steps = trainer.folder, config.train.steps
     curve = folder / "loss.png"
     about_text = prepare_text(trainer.pipeline, trainer.loader.captions())
+    about_compiling = compile_for_training(trainer.pipeline, trainer.captions)
     with watch() as interrupt, TrainingConsole(steps, trainer.step) as console:
         if start.resumes and trainer.step >= steps:
             console.say(f"nothing to do: {start.path} is at step {trainer.step} of {steps}")
@@ -73,7 +75,7 @@ def _run(
         for path in start.damaged:
             console.say(f"passed over, and renamed to {checkpoints.set_aside(path).name}: {path}")
         _announce(console, config, trainer, start)
-        for line in about_text:
+        for line in (*about_text, *about_compiling):
             console.say(line)
         recorder = Recorder(folder, trainer.step, console.say)
         try:

@@ -20,6 +20,7 @@ from fluxsmith.errors import UserError
 from fluxsmith.files import write_text
 from fluxsmith.pipeline import Pipeline, check_autoencoder
 from fluxsmith.randomness import generator
+from fluxsmith.training.compiling import uncompiled
 from fluxsmith.training.console import TrainingConsole
 from fluxsmith.training.ema import EMA
 from fluxsmith.training.guard import Guard
@@ -178,7 +179,7 @@ class Trainer:
     def _scores(self, evaluate: Evaluate, console: TrainingConsole) -> dict[str, float]:
         """The averaged weights' scores; none where they can't be had, which is worth no run."""
         try:
-            with self.ema.in_place_of(self.pipeline):
+            with self.ema.in_place_of(self.pipeline), uncompiled():
                 return evaluate(self.pipeline)
         except UserError as error:
             console.say(f"{error}; training goes on")
@@ -194,7 +195,7 @@ class Trainer:
     def draw_samples(self) -> Path:
         """Draws the grid of this step with the averaged weights and the same noise as ever."""
         prompts = spread(self.captions, self.config.sample.num_samples)
-        with self.ema.in_place_of(self.pipeline):
+        with self.ema.in_place_of(self.pipeline), uncompiled():
             images = self.pipeline.generate(prompts, seed=self.config.seed)
         sheet = render.grid(to_uint8(images), prompts)
         path = self.folder / f"sample-{self.step}.png"

@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from fluxsmith.benchmark import timing
 from fluxsmith.benchmark.timing import Spread, seconds, take_turns
 
 CPU = torch.device("cpu")
@@ -18,9 +19,16 @@ def test_the_spread_of_known_seconds():
 def test_turns_alternate_and_their_order_turns_round():
     order = []
     calls = {name: (lambda name=name: order.append(name)) for name in "abc"}
-    found = take_turns(calls, CPU, rounds=3, warmup=1)
+    found = take_turns(calls, CPU, rounds=3)
     assert "".join(order) == "abc" + "abc" + "cba" + "abc"
     assert {name: len(values) for name, values in found.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_what_is_slow_is_called_less_often(monkeypatch):
+    monkeypatch.setattr(timing, "SLOW", 0.02)
+    calls = {"slow": lambda: time.sleep(0.05), "quick": lambda: None}
+    found = take_turns(calls, CPU, rounds=5)
+    assert {name: len(values) for name, values in found.items()} == {"slow": 3, "quick": 5}
 
 
 def test_seconds_are_seconds():

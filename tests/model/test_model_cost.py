@@ -1,50 +1,41 @@
-"""The arithmetic of a forward pass, against what PyTorch counts as it runs."""
+"""The arithmetic of a forward pass and of a training step, against PyTorch's own count."""
 
-from dataclasses import replace
+from contextlib import contextmanager
 
 import pytest
-import torch
+from flux_at_random import flux_at_random, inputs, tiny_params
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fluxsmith.model.cost import forward_flops
-from fluxsmith.model.flux import Flux, FluxParams
-from fluxsmith.model.tokens import image_ids, text_ids
+from fluxsmith.model.cost import forward_flops, training_flops
 
-TINY = FluxParams(
-    in_channels=12,
-    vec_in_dim=20,
-    context_in_dim=28,
-    hidden_size=32,
-    mlp_ratio=2.5,
-    num_heads=2,
-    depth=2,
-    depth_single_blocks=3,
-    axes_dim=(4, 6, 6),
-    theta=10_000,
-    qkv_bias=True,
-    guidance_embed=False,
-)
+SIZES = {
+    "plain": tiny_params(),
+    "guided": tiny_params(guidance_embed=True),
+    "single": tiny_params(depth=0),
+    "uneven": tiny_params(depth=1, depth_single_blocks=3, out_channels=7, mlp_ratio=2.5),
+}
 
 
-@pytest.mark.parametrize("txt", [1, 7, 50])
-@pytest.mark.parametrize(
-    "params",
-    [TINY, replace(TINY, guidance_embed=True, out_channels=24), replace(TINY, depth=0)],
-    ids=["plain", "guided", "single"],
-)
-def test_it_is_what_pytorch_counts(params, txt):
-    network, batch = Flux(params), 2
-    inputs = {
-        "img": torch.randn(batch, 6, 12),
-        "img_ids": image_ids(2, 3, torch.device("cpu")),
-        "txt": torch.randn(batch, txt, 28),
-        "txt_ids": text_ids(txt, torch.device("cpu")),
-        "timesteps": torch.rand(batch),
-        "y": torch.randn(batch, 20),
-        "guidance": torch.ones(batch) if params.guidance_embed else None,
-    }
-    # Of attention's ways to be computed it counts the plain one.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        network(**inputs)
-    assert batch * forward_flops(params, txt, 6) == counter.get_total_flops()
+@contextmanager
+def counting():
+    """Attention as plain products: torch does not count those inside its fused CPU kernel."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter
+
+
+@pytest.mark.parametrize("params", SIZES.values(), ids=SIZES)
+def test_it_is_what_pytorch_counts(params):
+    flux = flux_at_random(params)
+    x = inputs(params)
+    batch, img, _ = x["img"].shape
+    txt = x["txt"].shape[1]
+    with counting() as forward:
+        flux(**x)
+    assert batch * forward_flops(params, txt, img) == forward.get_total_flops()
+
+    x["txt"].requires_grad_()  # as a learned text encoder asks for it
+    x["y"].requires_grad_()
+    with counting() as training:
+        flux(**x).square().sum().backward()
+    assert batch * training_flops(params, txt, img) == training.get_total_flops()
