@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import re
+import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
@@ -101,10 +102,17 @@ def load(path: str | Path) -> dict[str, Any]:
             f"{path} is not a whole checkpoint ({_first_line(error)}): truncated, damaged or "
             f"another kind of file; use another one"
         ) from None
+    # Values within values, each named twice, are endless to whoever writes them out or compares.
+    if written_out(checkpoint, MOST_VALUES) > MOST_VALUES:
+        raise UserError(
+            f"{path} is not a fluxsmith checkpoint: it has more than {MOST_VALUES:,} values; use "
+            f"another one"
+        )
     found = checkpoint.get("format") if isinstance(checkpoint, dict) else None
     if found != FORMAT:
         raise UserError(
-            f"{path} is not a fluxsmith checkpoint: its format is {found!r}, not {FORMAT!r}"
+            f"{path} is not a fluxsmith checkpoint: its format is {reprlib.repr(found)}, not "
+            f"{FORMAT!r}"
         )
     missing = sorted(KEYS.keys() - checkpoint.keys())
     if missing:
@@ -129,8 +137,6 @@ def _misfit(checkpoint: Mapping[str, Any]) -> str | None:
     captions = checkpoint["metadata"].get("captions", [])
     if type(captions) is not list or not all(isinstance(text, str) for text in captions):
         return "its captions are no list of texts"
-    if written_out(dict(checkpoint), MOST_VALUES) > MOST_VALUES:
-        return f"it has more than {MOST_VALUES:,} values"
     for key in ("config", "data", "metadata"):
         try:
             json.dumps(checkpoint[key])

@@ -26,6 +26,7 @@ from fluxsmith.files import make_folder
 from fluxsmith.pipeline import Pipeline
 
 LEVEL = 0.05
+MARGIN = 0.1  # of the smaller Fréchet distance: what another seed of the same training may change
 DATA = ("data.source", "data.image_size", "data.channels", "data.resize")
 
 
@@ -83,7 +84,8 @@ def compare(
 
 def comparisons(scores: dict[str, tuple[Tensor, Tensor]], seed: int) -> list[dict[str, Any]]:
     """Every pair of models in prompt accuracy (paired by prompt and noise, McNemar's exact test)
-    and Fréchet distance (bootstrap draws of the same rows), p values corrected for their number.
+    and Fréchet distance (bootstrap draws of the same rows; p is that of differing by more than
+    `MARGIN`), p values corrected for their number.
 
     `scores`: by name, the 0/1 outcomes (n,) and the bootstrap draws of the distance (r,).
     """
@@ -102,7 +104,10 @@ def comparisons(scores: dict[str, tuple[Tensor, Tensor]], seed: int) -> list[dic
             )
         )
         gap = difference_interval(scores[a][1], scores[b][1])
-        found.append(_row(a, b, "Fréchet distance", *gap, _normal_p(gap.value, gap.low, gap.high)))
+        margin = MARGIN * min(float(scores[name][1].mean()) for name in (a, b))
+        beyond = max(0.0, abs(gap.value) - margin)
+        p = _normal_p(beyond, gap.high - gap.low)
+        found.append(_row(a, b, "Fréchet distance", *gap, p))
     for row, p in zip(found, holm([row["p"] for row in found]), strict=True):
         row["p_adjusted"] = p
         row["verdict"] = _verdict(row)
@@ -123,16 +128,16 @@ def _row(
 
 
 def _verdict(row: dict[str, Any]) -> str:
-    """What a is against b: `equal` means that no difference was seen at 95%."""
+    """What a is against b: `equal` means that no difference that counts was seen at 95%."""
     if row["p_adjusted"] >= LEVEL:
         return "equal"
     more_is_better = row["metric"] == "prompt accuracy"
     return "better" if (row["difference"] > 0) == more_is_better else "worse"
 
 
-def _normal_p(value: float, low: float, high: float) -> float:
-    """Two-sided, from a normal 95% interval."""
-    error = (high - low) / (2 * 1.959964)
+def _normal_p(value: float, width: float) -> float:
+    """Two-sided, from the width of a normal 95% interval."""
+    error = width / (2 * 1.959964)
     if error == 0:
         return 1.0 if value == 0 else 0.0
     return float(torch.erfc(torch.tensor(abs(value) / error / 2**0.5, dtype=torch.float64)))

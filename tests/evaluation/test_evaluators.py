@@ -224,6 +224,17 @@ def test_models_that_differ_by_chance_alone_are_equal_and_a_worse_one_is_worse(r
     assert row["interval"][0] > 0.8
 
 
+def test_distances_that_differ_by_less_than_another_seed_changes_are_equal():
+    """However many samples tell them apart."""
+    draws = 100 + torch.randn(400, generator=torch.Generator().manual_seed(0)).double()
+    right = torch.ones(10)
+    for factor, verdict in ((1.02, "equal"), (1.08, "equal"), (1.2, "better"), (0.8, "worse")):
+        found = comparisons({"a": (right, draws), "b": (right, draws * factor)}, seed=0)
+        (row,) = [each for each in found if each["metric"] == "Fréchet distance"]
+        assert row["verdict"] == verdict
+        assert row["interval"][0] > 0 or row["interval"][1] < 0
+
+
 def test_evaluating_during_training_does_not_change_it_by_a_bit(toy, tmp_path, reference):
     """The weights of a run that was scored every step are those of one that never was."""
     states = {}

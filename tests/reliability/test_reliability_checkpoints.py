@@ -255,3 +255,15 @@ def test_records_that_unpack_to_more_are_refused(folder, tmp_path):
         target.writestr("archive/data/999", bytes(10**8), zipfile.ZIP_DEFLATED)
     with pytest.raises(DamagedCheckpointError, match="compressed"):
         checkpoints.load(bomb)
+
+
+@pytest.mark.parametrize("key", ["format", "step", "config", "metadata"])
+def test_values_that_would_take_forever_to_write_out_are_refused(folder, key):
+    """Sixty lists, each holding the next one twice."""
+    path = folder / "endless.pt"
+    endless = []
+    for _ in range(60):
+        endless = [endless, endless]
+    torch.save(checkpoints.load(folder / "diffusion-6.pt") | {key: endless}, path)
+    with pytest.raises(UserError, match="more than 1,000,000 values"):
+        checkpoints.load(path)

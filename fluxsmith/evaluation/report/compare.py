@@ -138,8 +138,9 @@ def _headline(models: Models) -> Child:
 EQUAL = (
     "“Equal” means that no difference was seen at 95%: the models may still differ by what the "
     "interval allows. “Better” and “worse” are said of the first model against the second, where "
-    "p, adjusted for the number of comparisons, is below 0.05. Samples are paired by prompt and "
-    "seed."
+    "p, adjusted for the number of comparisons, is below 0.05; a Fréchet distance has to differ by "
+    "more than a tenth, since another training seed changes it by about as much. Samples are "
+    "paired by prompt and seed."
 )
 
 
