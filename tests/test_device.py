@@ -1,5 +1,9 @@
 """A device is picked where it is there and a user's mistake where not; autocast is as asked."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -71,3 +75,12 @@ def test_a_gpu_computes_in_bfloat16_unless_asked_not_to(precision, dtype):
 def test_a_gpu_beyond_the_last_is_a_mistake():
     with pytest.raises(UserError):
         pick_device(f"cuda:{torch.cuda.device_count()}")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux keeps it by process")
+def test_peak_memory_is_the_process_s_own():
+    """Not that of the process which started it."""
+    held = bytearray(b"1") * 700_000_000
+    code = "import torch; from fluxsmith.device import *; print(peak_memory(torch.device('cpu')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 50e6 < int(done.stdout) < len(held)

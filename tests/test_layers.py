@@ -15,6 +15,7 @@ LAYERS = {
     "errors": -3,
     "version": -3,
     "files": -2,
+    "threads": -2,
     "digest": -2,
     "nesting": -2,
     "tensorfile": -1,

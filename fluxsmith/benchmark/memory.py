@@ -8,12 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
-
 STEPS = 3
 
 
-def peak_memory(side: str, work: str, config: str, overrides: list[str]) -> int:
+def side_memory(side: str, work: str, config: str, overrides: list[str]) -> int:
     """Bytes at the highest, above what the process held before it built its side."""
     command = [sys.executable, "-m", "fluxsmith.benchmark.memory", side, work, config, *overrides]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -25,28 +23,18 @@ def peak_memory(side: str, work: str, config: str, overrides: list[str]) -> int:
 def main(side: str, work: str, config_file: str, *overrides: str) -> None:
     from fluxsmith.benchmark.sides import build
     from fluxsmith.config import read_config
-    from fluxsmith.device import pick_device
+    from fluxsmith.device import peak_memory, pick_device
 
     config = read_config(Path(config_file), list(overrides))
     device = pick_device(config.device)
-    before = high_water(device)
+    before = peak_memory(device) or 0
     one = build(side, config, device)
     for _ in range(STEPS):
         if work == "train":
             one.train_step()
         else:
             one.sample(["1"] * config.train.batch_size, 2, 2.0)
-    print(high_water(device) - before)
-
-
-def high_water(device: torch.device) -> int:
-    """The most bytes held so far: on the device where it keeps count, else by the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource  # POSIX only
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    print((peak_memory(device) or 0) - before)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fluxsmith.benchmark.machine import matrix_product_rate, memory_bandwidth
-from fluxsmith.benchmark.memory import peak_memory
+from fluxsmith.benchmark.memory import side_memory
 from fluxsmith.benchmark.ours import Ours
 from fluxsmith.benchmark.sides import Side, build
 from fluxsmith.benchmark.startup import startup_seconds
@@ -65,7 +65,7 @@ def bench(
             {name: sides[name] for name in compared}, config, device, rounds, steps, pictures
         ),
         "peak_memory": {
-            work: {name: peak_memory(name, work, str(config_file), overrides) for name in compared}
+            work: {name: side_memory(name, work, str(config_file), overrides) for name in compared}
             for work in ("train", "sample")
         },
         "startup": startup_seconds(str(config_file), overrides),

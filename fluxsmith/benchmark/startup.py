@@ -26,7 +26,21 @@ def startup_seconds(config: str, overrides: list[str]) -> dict[str, float]:
         found: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(ROUNDS):
             for name, command in commands.items():
-                began = time.perf_counter()
-                subprocess.run(command, check=True, capture_output=True)
-                found[name].append(time.perf_counter() - began)
+                found[name].append(_seconds(command, "step 1/" if "train" in command else None))
     return {name: statistics.median(values) for name, values in found.items()}
+
+
+def _seconds(command: list[str], until: str | None) -> float:
+    """From the command to its end, or to the first line that begins so."""
+    began = time.perf_counter()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        lines = iter(run.stdout)
+        said = next((line for line in lines if until and line.startswith(until)), None)
+        taken = time.perf_counter() - began
+        _, errors = run.communicate()
+    if run.returncode != 0 or (until and said is None):
+        raise RuntimeError(f"{' '.join(command)} failed:\n{errors}")
+    return taken

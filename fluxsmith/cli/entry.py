@@ -10,10 +10,12 @@ import typer
 
 from fluxsmith.cli.commands import app
 from fluxsmith.errors import UserError
+from fluxsmith.threads import fit_threads
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point: a user's mistake is a line and exit code 2, Ctrl-C is 130."""
+    fit_threads()
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what it can't encode
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

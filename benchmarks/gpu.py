@@ -1,0 +1,224 @@
+"""What a CUDA GPU makes of the network: a table a part, on the screen and in OUT/PART.json.
+
+    python benchmarks/gpu.py --out results      # or --part lesson, wide or sampling alone
+
+- `lesson`: `configs/image/mnist/flux.yaml`, 30,000 steps at batch 64, in bfloat16 and float32 for
+  three seeds each: wall time and final validation loss (`--steps`, `--seeds`, `--precisions`).
+- `wide`: a training step at FLUX.1's width, 2 dual and 4 single blocks, 4096 image and 512 text
+  tokens: ours and diffusers' network, eager and compiled by block, in turns, with the same
+  optimiser and average; the share of the GPU's own measured bfloat16 matrix-product rate.
+- `sampling`: 20 Euler steps of the lesson's network with random weights: one 32x32 picture, as
+  `fluxsmith sample` draws it and with the network in CUDA graphs; 4,096 pictures in one go.
+
+`--device cpu --small` tries the script itself where there is no GPU.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fluxsmith import Pipeline
+from fluxsmith.benchmark.machine import matrix_product_rate
+from fluxsmith.benchmark.theirs import transformer
+from fluxsmith.benchmark.timing import Spread, take_turns
+from fluxsmith.config import read_config
+from fluxsmith.model.cost import training_flops
+from fluxsmith.model.flux import PRESETS, Flux, FluxParams
+from fluxsmith.model.tokens import image_ids, text_ids
+
+CONFIG = Path(__file__).parents[1] / "configs/image/mnist/flux.yaml"
+WIDE = replace(PRESETS["flux1-schnell"], depth=2, depth_single_blocks=4)
+SMALL = replace(WIDE, hidden_size=64, num_heads=2, axes_dim=(8, 12, 12), context_in_dim=64)
+
+
+def lesson(args: argparse.Namespace) -> list[dict[str, Any]]:
+    rows = []
+    for precision in args.precisions:
+        for seed in args.seeds:
+            run = args.out / f"lesson-{precision}-{seed}"
+            settings = [
+                f"train.precision={precision}", f"train.steps={args.steps}", f"seed={seed}",
+                f"device={args.device}", f"output_dir={run}", "train.sample_every=0",
+            ]  # fmt: skip
+            began = time.perf_counter()
+            fluxsmith("train", CONFIG, *settings, "--overwrite")
+            seconds = time.perf_counter() - began
+            scores = run / "scores.json"
+            fluxsmith("evaluate", run, "--metrics", "validation_loss", "--json", scores)
+            found = json.loads(scores.read_text())["results"]["validation_loss"]["grids"]
+            losses = {f"loss, {grid}": values["mean"] for grid, values in found.items()}
+            rows.append({"precision": precision, "seed": seed, "seconds": seconds, **losses})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def fluxsmith(*arguments: object) -> None:
+    subprocess.run([sys.executable, "-m", "fluxsmith", *map(str, arguments)], check=True)
+
+
+def wide(args: argparse.Namespace) -> list[dict[str, Any]]:
+    params = SMALL if args.small else WIDE
+    rows, columns, txt = (4, 4, 8) if args.small else (64, 64, 512)
+    peak = matrix_product_rate(args.device, torch.bfloat16)
+    least = args.batch * training_flops(params, txt, rows * columns) / peak
+    steps: dict[str, Callable[[], None]] = {}
+    for name, network, call in (
+        ("ours, eager", Flux, call_ours),
+        ("ours, compiled", Flux, call_ours),
+        ("diffusers, eager", transformer, call_diffusers),
+        ("diffusers, compiled", transformer, call_diffusers),
+    ):
+        with args.device:
+            model = network(params).train()
+        if name.endswith("compiled"):
+            compile_blocks(model)
+        inputs = batch_of(params, args.batch, rows, columns, txt, args.device)
+        steps[name] = training_step(model, call, inputs, args.device)
+    taken = {name: Spread.of(s) for name, s in take_turns(steps, args.device, args.rounds).items()}
+    ours = taken["ours, compiled"].median
+    return [
+        {
+            "what": name, **asdict(spread), "share of the peak": least / spread.median,
+            "ours, compiled, is faster by": spread.median / ours,
+            "peak TFLOP/s": peak / 1e12, "batch": args.batch,
+        }
+        for name, spread in taken.items()
+    ]  # fmt: skip
+
+
+def compile_blocks(model: nn.Module) -> None:
+    if isinstance(model, Flux):
+        for block in (*model.double_blocks, *model.single_blocks):
+            block.compile(dynamic=False)
+    else:
+        model.compile_repeated_blocks(fullgraph=True)  # type: ignore[operator]
+
+
+Inputs = dict[str, Tensor]
+
+
+def batch_of(
+    params: FluxParams, batch: int, rows: int, columns: int, txt: int, device: torch.device
+) -> Inputs:
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, device=device)
+
+    return {
+        "img": random(batch, rows * columns, params.in_channels),
+        "img_ids": image_ids(rows, columns, device),
+        "txt": random(batch, txt, params.context_in_dim),
+        "txt_ids": text_ids(txt, device),
+        "timesteps": torch.rand(batch, device=device),
+        "y": random(batch, params.vec_in_dim),
+    }
+
+
+def call_ours(model: nn.Module, given: Inputs) -> Tensor:
+    return model(**given)
+
+
+def call_diffusers(model: nn.Module, given: Inputs) -> Tensor:
+    return model(
+        hidden_states=given["img"],
+        encoder_hidden_states=given["txt"],
+        pooled_projections=given["y"],
+        timestep=given["timesteps"],
+        img_ids=given["img_ids"],
+        txt_ids=given["txt_ids"],
+        return_dict=False,
+    )[0]
+
+
+def training_step(
+    model: nn.Module,
+    call: Callable[[nn.Module, Inputs], Tensor],
+    given: Inputs,
+    device: torch.device,
+) -> Callable[[], None]:
+    """Forward and backward under bfloat16 autocast, clip, fused AdamW, average."""
+    weights = list(model.parameters())
+    optimiser = torch.optim.AdamW(weights, lr=1e-4, fused=True)
+    average = [weight.detach().clone() for weight in weights]
+    target = torch.randn_like(given["img"])
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = F.mse_loss(call(model, given).float(), target)
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        torch._foreach_lerp_(average, [weight.detach() for weight in weights], 1e-3)
+
+    return step
+
+
+def sampling(args: argparse.Namespace) -> list[dict[str, Any]]:
+    sizes = ["model.hidden_size=48", "model.num_heads=1", "model.axes_dim=[16,16,16]"]
+    precision = "bfloat16" if args.device.type == "cuda" else "float32"
+    config = read_config(CONFIG, [f"sample.precision={precision}", *(sizes if args.small else [])])
+    pipeline = Pipeline.build(config, args.device).eval()
+    graphs = Pipeline.build(config, args.device).eval()
+    if args.device.type == "cuda":
+        graphs.network.compile(mode="reduce-overhead", dynamic=False)
+    many = 64 if args.small else 4096
+    rows = []
+    for guidance in (1.0, 2.0):
+        calls: dict[str, Callable[[], Tensor]] = {}
+        for name, model, count in (
+            ("one picture", pipeline, 1),
+            ("one picture, CUDA graphs", graphs, 1),
+            (f"{many} pictures", pipeline, many),
+        ):
+            calls[name] = drawing(model, ["three"] * count, guidance)
+        taken = take_turns(calls, args.device, args.rounds)
+        rows += [
+            {"what": name, "guidance": guidance, **asdict(Spread.of(seconds))}
+            for name, seconds in taken.items()
+        ]
+    return rows
+
+
+def drawing(model: Pipeline, prompts: list[str], guidance: float) -> Callable[[], Tensor]:
+    return lambda: model.generate(
+        prompts, steps=20, guidance=guidance, solver="euler", batch_size=len(prompts)
+    )
+
+
+PARTS = {"sampling": sampling, "wide": wide, "lesson": lesson}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="a folder for runs and figures")
+    parser.add_argument("--part", choices=PARTS, action="append")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cuda"))
+    parser.add_argument("--small", action="store_true", help="to try the script")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batch", type=int, default=8, help="of `wide`")
+    parser.add_argument("--steps", type=int, default=30_000, help="of `lesson`")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--precisions", nargs="+", default=["bfloat16", "float32"])
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for part in args.part or PARTS:
+        rows = PARTS[part](args)
+        (args.out / f"{part}.json").write_text(json.dumps(rows, indent=2) + "\n")
+        print(f"\n{part}")
+        for row in rows:
+            shown = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values())
+            print("  ".join(f"{key} {value}" for key, value in zip(row, shown, strict=True)))
+
+
+if __name__ == "__main__":
+    main()
