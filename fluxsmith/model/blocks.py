@@ -12,7 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fluxsmith.model.linear import Linear
 from fluxsmith.model.rope import RotaryTable, rotate
+
+# Up to so many tokens two products and a softmax beat the fused attention of CPUs, whose tiles are
+# made for hundreds.
+SHORT = 48
 
 
 def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000) -> Tensor:
@@ -33,7 +38,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, pe: RotaryTable, mask: Tensor | N
 
     `mask` (b, 1, 1, l) is true where a key may be attended to.
     """
-    x = F.scaled_dot_product_attention(rotate(q, pe), rotate(k, pe), v, attn_mask=mask)
+    q, k = rotate(q, pe), rotate(k, pe)
+    if mask is None and q.device.type == "cpu" and q.shape[2] <= SHORT:
+        logits = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
+        x = logits.softmax(dim=-1) @ v
+    else:
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return x.transpose(1, 2).flatten(2)
 
 
@@ -42,8 +52,8 @@ class MLPEmbedder(nn.Module):
 
     def __init__(self, in_dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.in_layer = nn.Linear(in_dim, hidden_dim)
-        self.out_layer = nn.Linear(hidden_dim, hidden_dim)
+        self.in_layer = Linear(in_dim, hidden_dim)
+        self.out_layer = Linear(hidden_dim, hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out_layer(F.silu(self.in_layer(x)))
@@ -78,9 +88,9 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.norm = QKNorm(dim // num_heads)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(b, l, d) -> three times (b, h, l, k), queries and keys normalised."""
@@ -110,7 +120,7 @@ class Modulation(nn.Module):
     def __init__(self, dim: int, double: bool) -> None:
         super().__init__()
         self.halves = 2 if double else 1
-        self.lin = nn.Linear(dim, 3 * self.halves * dim)
+        self.lin = Linear(dim, 3 * self.halves * dim)
 
     def forward(self, vec: Tensor) -> list[Modulated]:
         parts = self.lin(F.silu(vec))[:, None, :].chunk(3 * self.halves, dim=-1)
@@ -123,11 +133,17 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, x, 1 + scale)
 
 
-def mlp(hidden: int, inner: int) -> nn.Sequential:
-    """The two-layer perceptron of a stream, with the tanh form of GELU."""
-    return nn.Sequential(
-        nn.Linear(hidden, inner), nn.GELU(approximate="tanh"), nn.Linear(inner, hidden)
-    )
+class MLP(nn.Sequential):
+    """The two-layer perceptron of a stream, with the tanh form of GELU; its layers are 0 and 2."""
+
+    def __init__(self, hidden: int, inner: int) -> None:
+        super().__init__(Linear(hidden, inner), nn.Identity(), Linear(inner, hidden))
+
+    def forward(self, x: Tensor) -> Tensor:
+        into, _, out = self
+        assert isinstance(into, Linear)
+        y: Tensor = out(into.gelu(x))
+        return y
 
 
 class DoubleStreamBlock(nn.Module):
@@ -138,10 +154,10 @@ class DoubleStreamBlock(nn.Module):
         inner = int(hidden_size * mlp_ratio)
         self.img_mod = Modulation(hidden_size, double=True)
         self.img_attn = SelfAttention(hidden_size, num_heads, qkv_bias)
-        self.img_mlp = mlp(hidden_size, inner)
+        self.img_mlp = MLP(hidden_size, inner)
         self.txt_mod = Modulation(hidden_size, double=True)
         self.txt_attn = SelfAttention(hidden_size, num_heads, qkv_bias)
-        self.txt_mlp = mlp(hidden_size, inner)
+        self.txt_mlp = MLP(hidden_size, inner)
 
     def forward(
         self, img: Tensor, txt: Tensor, vec: Tensor, pe: RotaryTable, mask: Tensor | None
@@ -175,20 +191,19 @@ class SingleStreamBlock(nn.Module):
         self.hidden_size = hidden_size
         self.num_heads = num_heads
         self.inner = int(hidden_size * mlp_ratio)
-        self.linear1 = nn.Linear(hidden_size, 3 * hidden_size + self.inner)  # qkv and MLP in
-        self.linear2 = nn.Linear(hidden_size + self.inner, hidden_size)  # attention and MLP out
+        self.linear1 = Linear(hidden_size, 3 * hidden_size + self.inner)  # qkv and MLP in
+        self.linear2 = Linear(hidden_size + self.inner, hidden_size)  # attention and MLP out
         self.norm = QKNorm(hidden_size // num_heads)
         self.modulation = Modulation(hidden_size, double=False)
 
     def forward(self, x: Tensor, vec: Tensor, pe: RotaryTable, mask: Tensor | None) -> Tensor:
         (mod,) = self.modulation(vec)
         x_mod = modulate(x, mod.shift, mod.scale)
-        qkv, inner = self.linear1(x_mod).split([3 * self.hidden_size, self.inner], dim=-1)
+        qkv, inner = self.linear1.pieces(x_mod, 3 * self.hidden_size, self.inner, gelu=True)
         q, k, v = split_heads(qkv, self.num_heads)
         q, k = self.norm(q, k, v)
         attended = attention(q, k, v, pe, mask)
-        out = self.linear2(torch.cat((attended, F.gelu(inner, approximate="tanh")), dim=-1))
-        return x + mod.gate * out
+        return x + mod.gate * self.linear2.joined(attended, inner)
 
 
 class LastLayer(nn.Module):
@@ -196,8 +211,8 @@ class LastLayer(nn.Module):
 
     def __init__(self, hidden_size: int, out_channels: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(hidden_size, out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
+        self.linear = Linear(hidden_size, out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(hidden_size, 2 * hidden_size))
 
     @property
     def modulation(self) -> nn.Linear:

@@ -16,6 +16,7 @@ from fluxsmith.model.blocks import (
     timestep_embedding,
 )
 from fluxsmith.model.initialisation import initialise
+from fluxsmith.model.linear import Linear
 from fluxsmith.model.rope import RotaryCache
 
 TIMESTEP_WIDTH = 256  # of the sinusoidal embedding, as in every released FLUX.1
@@ -101,11 +102,11 @@ class Flux(nn.Module):
         super().__init__()
         self.params = params
         hidden = params.hidden_size
-        self.img_in = nn.Linear(params.in_channels, hidden)
+        self.img_in = Linear(params.in_channels, hidden)
         self.time_in = MLPEmbedder(TIMESTEP_WIDTH, hidden)
         self.vector_in = MLPEmbedder(params.vec_in_dim, hidden)
         self.guidance_in = MLPEmbedder(TIMESTEP_WIDTH, hidden) if params.guidance_embed else None
-        self.txt_in = nn.Linear(params.context_in_dim, hidden)
+        self.txt_in = Linear(params.context_in_dim, hidden)
         self.double_blocks = nn.ModuleList(
             DoubleStreamBlock(hidden, params.num_heads, params.mlp_ratio, params.qkv_bias)
             for _ in range(params.depth)

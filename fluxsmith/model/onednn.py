@@ -1,0 +1,190 @@
+"""Products of matrices by oneDNN, where it beats what torch takes by itself.
+
+torch multiplies float32 matrices on a CPU with Intel's MKL, which leaves a good part of AMD's
+processors with AVX-512 unused; oneDNN, which every x86 build of torch has inside it as well, does
+not. Which of the two is taken follows from the processor and the sizes alone, so that a resumed
+run computes as the run did.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CPU_INFO = Path("/proc/cpuinfo")
+
+# Multiplications in a product from which on oneDNN's longer way to the work, 0.2 ms there and back,
+# is worth it.
+WORTH = 1 << 24
+
+
+def onednn_is_quicker(info: Path = CPU_INFO) -> bool:
+    """Whether oneDNN beats MKL here: on AMD's processors with AVX-512, where that was measured."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, _OPERATOR):
+        return False
+    try:
+        text = info.read_text()
+    except OSError:  # not Linux
+        return False
+    return "AuthenticAMD" in text and "avx512f" in text
+
+
+def worth_it(x: Tensor, weight: Tensor) -> bool:
+    """Whether the product of x (..., k) and weight (n, k) is for oneDNN."""
+    return (
+        ONEDNN_IS_QUICKER
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() * len(weight) >= WORTH
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequence[int], gelu: bool = False
+) -> tuple[Tensor, ...]:
+    """x weightᵀ + bias in pieces: x (..., k), weight (n, k), bias (n,) -> (..., size_i).
+
+    float32 on an x86 CPU, without gradients. `sizes` add up to n; `gelu` passes the last piece
+    through GELU's tanh form before it leaves the processor's registers.
+    """
+    return tuple(torch.ops.fluxsmith.linear.default(x, weight, bias, sizes, gelu))
+
+
+def differentiable_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequence[int]
+) -> tuple[Tensor, ...]:
+    """`linear` that gradients go through, once."""
+    pieces: tuple[Tensor, ...] = _Linear.apply(x, weight, bias, sizes)
+    return pieces
+
+
+def joined_linear(xs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+    """cat(xs) weightᵀ + bias, without gradients: the weights are copied instead of the inputs."""
+    y: Tensor = torch.ops.fluxsmith.joined_linear.default(xs, weight, bias)
+    return y
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequence[int]
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, weight)
+        return linear(x, weight, bias, sizes)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        found = torch.ops.fluxsmith.linear_backward.default(gradients, x, weight, wanted)
+        return *(one if need else None for one, need in zip(found, wanted, strict=True)), None
+
+
+def _linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, sizes: list[int], gelu: bool
+) -> list[Tensor]:
+    if len(sizes) == 1:
+        return [_multiply(x, weight, bias, gelu)]
+    biases = bias.split(sizes) if bias is not None else [None] * len(sizes)
+    after = [False] * (len(sizes) - 1) + [gelu]
+    pieces = zip(weight.split(sizes), biases, after, strict=True)
+    return [_multiply(x, w, b, activation) for w, b, activation in pieces]
+
+
+def _linear_shapes(
+    x: Tensor, weight: Tensor, bias: Tensor | None, sizes: list[int], gelu: bool
+) -> list[Tensor]:
+    return [x.new_empty(*x.shape[:-1], size) for size in sizes]
+
+
+def _joined_linear(xs: list[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+    parts = weight.split([x.shape[-1] for x in xs], dim=1)
+    return _sum_of_products(xs, [part.contiguous() for part in parts], bias)
+
+
+def _joined_shape(xs: list[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+    return xs[0].new_empty(*xs[0].shape[:-1], len(weight))
+
+
+def _backward(
+    gradients: list[Tensor], x: Tensor, weight: Tensor, wanted: list[bool]
+) -> list[Tensor]:
+    """The gradients of x, weight and bias; empty where it is not wanted."""
+    to_x, to_weight, to_bias = wanted
+    sizes = [g.shape[-1] for g in gradients]
+    nothing = x.new_empty(0)
+    return [
+        _input_gradient(gradients, weight.split(sizes)) if to_x else nothing,
+        _weight_gradient(gradients, x.reshape(-1, x.shape[-1])) if to_weight else nothing,
+        _bias_gradient(gradients) if to_bias else nothing,
+    ]
+
+
+def _backward_shapes(
+    gradients: list[Tensor], x: Tensor, weight: Tensor, wanted: list[bool]
+) -> list[Tensor]:
+    to_x, to_weight, to_bias = wanted
+    return [
+        x.new_empty(x.shape if to_x else 0),
+        x.new_empty(weight.shape if to_weight else 0),
+        x.new_empty(len(weight) if to_bias else 0),
+    ]
+
+
+def _input_gradient(gradients: list[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    return _sum_of_products(gradients, [w.t() for w in weights], None)
+
+
+def _weight_gradient(gradients: list[Tensor], x: Tensor) -> Tensor:
+    """g_iᵀ x, one below the other. oneDNN copies the left factor: it pays for a narrow one."""
+    rows = [g.reshape(-1, g.shape[-1]) for g in gradients]
+    if len(rows) == 1:
+        left = rows[0].t()
+        return _multiply(left, x.t(), None) if x.shape[1] > len(left) else left @ x
+    sizes = [g.shape[1] for g in rows]
+    dw = x.new_empty(sum(sizes), x.shape[1])
+    for g, out in zip(rows, dw.split(sizes), strict=True):
+        torch.mm(g.t(), x, out=out)
+    return dw
+
+
+def _bias_gradient(gradients: list[Tensor]) -> Tensor:
+    sums = [g.reshape(-1, g.shape[-1]).sum(dim=0) for g in gradients]
+    return sums[0] if len(sums) == 1 else torch.cat(sums)
+
+
+def _sum_of_products(xs: Sequence[Tensor], weights: list[Tensor], bias: Tensor | None) -> Tensor:
+    """sum_i xs_i weights_iᵀ + bias, the sum taken inside the products."""
+    y = _multiply(xs[0], weights[0], bias)
+    for x, weight in zip(xs[1:], weights[1:], strict=True):
+        y = torch.ops.mkldnn._linear_pointwise.binary(x, y, weight, None, "add")
+    return y
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
+    """x weightᵀ + bias. Of a weight whose rows have gaps oneDNN has no quick product."""
+    name, form = ("gelu", "tanh") if gelu else ("none", "")
+    y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, name, [], form)
+    return y
+
+
+_OPERATOR = "_linear_pointwise"
+ONEDNN_IS_QUICKER = onednn_is_quicker()
+
+# Operators of torch's own kind, which torch.compile calls and does not look into.
+_LIBRARY = torch.library.Library("fluxsmith", "DEF")
+for _schema, _kernel, _shapes in (
+    ("linear(Tensor x, Tensor w, Tensor? b, int[] sizes, bool gelu) -> Tensor[]", _linear,
+     _linear_shapes),
+    ("joined_linear(Tensor[] xs, Tensor w, Tensor? b) -> Tensor", _joined_linear, _joined_shape),
+    ("linear_backward(Tensor[] gs, Tensor x, Tensor w, bool[] wanted) -> Tensor[]", _backward,
+     _backward_shapes),
+):  # fmt: skip
+    _LIBRARY.define(_schema, tags=(torch.Tag.needs_fixed_stride_order,))
+    _LIBRARY.impl(_schema.partition("(")[0], _kernel, "CPU")
+    _LIBRARY.impl(_schema.partition("(")[0], _shapes, "Meta")
