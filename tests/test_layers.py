@@ -16,6 +16,7 @@ LAYERS = {
     "version": -3,
     "files": -2,
     "threads": -2,
+    "allocator": -2,
     "digest": -2,
     "nesting": -2,
     "tensorfile": -1,

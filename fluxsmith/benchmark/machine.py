@@ -1,26 +1,43 @@
 """What the machine itself can do, measured beside whatever is held against it."""
 
 import statistics
+from collections.abc import Callable
 
 import torch
 
 from fluxsmith.benchmark.timing import seconds
+from fluxsmith.model import onednn
 
 ROUNDS = 5
 
 
-def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of one large square product, the median of a few: what a network can at best reach."""
-    size = 8192 if device.type == "cuda" else 2048
+def product_size(device: torch.device) -> int:
+    return 8192 if device.type == "cuda" else 2048
+
+
+def product_flops(device: torch.device) -> int:
+    """Of each of `matrix_products`."""
+    return 2 * product_size(device) ** 3
+
+
+def matrix_products(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    """A large square product, by each library that may take it: the best a network can reach."""
+    size = product_size(device)
     a = torch.randn(size, size, device=device, dtype=dtype)
     b = torch.randn(size, size, device=device, dtype=dtype)
     out = torch.empty_like(a)
+    calls: dict[str, Callable[[], object]] = {"torch": lambda: torch.mm(a, b, out=out)}
+    if onednn.worth_it(a, b):
+        calls["oneDNN"] = lambda: onednn.linear(a, b, None, (size,))
+    return calls
 
-    def product() -> None:
-        torch.mm(a, b, out=out)
 
+def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of torch's product, the median of a few."""
+    product = matrix_products(device, dtype)["torch"]
     product()
-    return 2 * size**3 / statistics.median(seconds(product, device) for _ in range(ROUNDS))
+    taken = statistics.median(seconds(product, device) for _ in range(ROUNDS))
+    return product_flops(device) / taken
 
 
 def memory_bandwidth(device: torch.device) -> float:

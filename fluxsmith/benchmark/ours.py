@@ -2,6 +2,7 @@
 
 import torch
 
+from fluxsmith.allocator import keep_freed_memory
 from fluxsmith.config import RunConfig
 from fluxsmith.training.compiling import compile_for_training, uncompiled
 from fluxsmith.training.run import build_trainer
@@ -11,6 +12,7 @@ class Ours:
     name = "fluxsmith"
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
+        keep_freed_memory()  # as `fluxsmith train` does
         self.trainer = build_trainer(config, device)
         self.pipeline = self.trainer.pipeline
         compile_for_training(self.pipeline, self.trainer.captions)

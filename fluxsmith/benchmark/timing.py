@@ -1,5 +1,5 @@
-"""Seconds of things that are compared: they take turns in one process, so that whatever else the
-machine does meets all of them alike."""
+"""Seconds of things that are compared: they take turns, so that whatever else the machine does
+meets all of them alike."""
 
 import statistics
 import time

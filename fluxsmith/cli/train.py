@@ -24,10 +24,12 @@ def train(
     ] = None,
 ) -> None:
     """Train a model."""
+    from fluxsmith.allocator import keep_freed_memory
     from fluxsmith.config import read_config
     from fluxsmith.evaluation.during_training import during_training
     from fluxsmith.training.run import train as run
 
+    keep_freed_memory()
     settings = read_config(config, overrides or [])
     code = run(settings, resume, overwrite, fork, evaluate=during_training(settings))
     raise typer.Exit(code)

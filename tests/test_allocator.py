@@ -1,0 +1,35 @@
+"""What training frees stays with the process."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import resource, sys
+from fluxsmith.allocator import keep_freed_memory
+import torch
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def work():
+    blocks = [torch.zeros(12 << 20) for _ in range(2)]  # 48 MiB each
+for _ in range(5): work()
+before = faults()
+for _ in range(5): work()
+print(faults() - before)
+"""
+
+
+def faults(how: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not on glibc")
+def test_freed_memory_is_not_asked_for_again():
+    assert faults("keep") < 100 < faults("leave")
