@@ -78,6 +78,16 @@ def test_clipping_bounds_the_gradient_once_a_step(toy):
     assert seen[0].norm().item() == pytest.approx(0.001, rel=1e-3)
 
 
+def test_a_gradient_that_is_short_enough_is_left_alone(toy):
+    trainers = [
+        build_trainer(toy(f"train.grad_clip={most}"), torch.device("cpu")) for most in (0, 1e6)
+    ]
+    for trainer in trainers:
+        trainer.train_step()
+    weights = zip(*(trainer.pipeline.parameters() for trainer in trainers), strict=True)
+    assert all(torch.equal(one, other) for one, other in weights)
+
+
 def test_training_learns(toy):
     """The loss falls well below that of predicting 0, which is E|eps - x0|^2, here about 1.6."""
     _, records = trained(toy, "train.steps=60", "train.learning_rate=0.003", "train.batch_size=32")
