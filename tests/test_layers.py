@@ -29,6 +29,7 @@ LAYERS = {
     "text": 0,
     "data": 0,
     "render": 0,
+    "compiling": 1,
     "config": 1,
     "checkpoint": 1,
     "pipeline": 2,

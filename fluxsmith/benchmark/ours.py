@@ -4,7 +4,7 @@ import torch
 
 from fluxsmith.allocator import keep_freed_memory
 from fluxsmith.config import RunConfig
-from fluxsmith.training.compiling import compile_for_training, uncompiled
+from fluxsmith.training.compiling import compile_for_training
 from fluxsmith.training.run import build_trainer
 
 
@@ -16,6 +16,7 @@ class Ours:
         self.trainer = build_trainer(config, device)
         self.pipeline = self.trainer.pipeline
         compile_for_training(self.pipeline, self.trainer.captions)
+        self.pipeline.compiles = config.train.compile is True
         self.pipeline.train()
         self.pipeline.precision = config.train.precision
 
@@ -24,7 +25,6 @@ class Ours:
         self.trainer.train_step()
 
     def sample(self, prompts: list[str], steps: int, guidance: float) -> torch.Tensor:
-        with uncompiled():  # as `fluxsmith sample` draws
-            return self.pipeline.generate(
-                prompts, steps=steps, guidance=guidance, solver="euler", batch_size=len(prompts)
-            )
+        return self.pipeline.generate(
+            prompts, steps=steps, guidance=guidance, solver="euler", batch_size=len(prompts)
+        )

@@ -6,6 +6,7 @@ import typer
 
 from fluxsmith.cli.options import (
     Checkpoint,
+    Compile,
     Device,
     Guidance,
     JsonFile,
@@ -15,6 +16,7 @@ from fluxsmith.cli.options import (
     Steps,
     Weights,
     Where,
+    compile_drawing,
     this_command,
 )
 
@@ -32,6 +34,7 @@ def evaluate(
     ] = None,
     json_file: JsonFile = None,
     report: Report = None,
+    compile_: Compile = False,
     device: Device = "auto",
     where: Where = None,
 ) -> None:
@@ -52,6 +55,8 @@ def evaluate(
         solver=solver,
         seed=seed,
     )
+    if compile_:
+        compile_drawing(pipeline)
     run(
         pipeline,
         settings,

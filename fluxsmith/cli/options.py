@@ -3,9 +3,12 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from fluxsmith.pipeline import Pipeline
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML config.")]
 Overrides = Annotated[
@@ -25,6 +28,9 @@ Where = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Where files lie now: text.t5=FOLDER."),
 ]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the network first: for thousands of pictures.")
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures here.")]
 Report = Annotated[Path | None, typer.Option(help="Write a page that shows it all here.")]
 
@@ -32,3 +38,16 @@ Report = Annotated[Path | None, typer.Option(help="Write a page that shows it al
 def this_command() -> str:
     """The command line as it was typed, for what reports say of themselves."""
     return shlex.join(["fluxsmith", *sys.argv[1:]])
+
+
+def compile_drawing(pipeline: "Pipeline") -> None:
+    """Has the pipeline draw with compiled blocks, or says why it can't."""
+    from fluxsmith.compiling import prepare_compiling
+    from fluxsmith.errors import UserError
+
+    if any(block._forward_pre_hooks for block in pipeline.network.single_blocks):
+        raise UserError("--compile needs blocks that stay on the device; add --offload none")
+    if reason := prepare_compiling(pipeline.device):
+        typer.echo(f"compile     not possible here, so drawing is slower: {reason}")
+        return
+    pipeline.compiles = True

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fluxsmith.cli.options import Device, Guidance, Seed, Solver
+from fluxsmith.cli.options import Compile, Device, Guidance, Seed, Solver, compile_drawing
 from fluxsmith.errors import UserError
 
 # Options that say where a part of the model lies, and the keys of the config they stand for.
@@ -54,6 +54,7 @@ def sample(
     offload: Annotated[
         str, typer.Option(help="auto, none, or blocks: they visit the device one by one.")
     ] = "auto",
+    compile_: Compile = False,
     device: Device = "auto",
     where: Annotated[
         list[str] | None,
@@ -119,6 +120,7 @@ def sample(
             device=device,
             config=config,
             where=tuple(where or ()),
+            compiles=compile_,
         )
 
     pipeline, path = open_pipeline(
@@ -130,6 +132,8 @@ def sample(
         offload=offload,
         overrides=[*moved, *(where or ())],
     )
+    if compile_:
+        compile_drawing(pipeline)
     drawn = draw(pipeline, requested(pipeline, path), out or default_folder(pipeline, path))
     typer.echo(f"grid        {drawn.grid}")
     typer.echo(f"prompts     {drawn.prompts}")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fluxsmith import checkpoint as checkpoints
 from fluxsmith import render
+from fluxsmith.compiling import uncompiled
 from fluxsmith.config import RunConfig
 from fluxsmith.data.images import to_uint8
 from fluxsmith.data.loader import Loader
@@ -20,7 +21,6 @@ from fluxsmith.errors import UserError
 from fluxsmith.files import write_text
 from fluxsmith.pipeline import Pipeline, check_autoencoder
 from fluxsmith.randomness import generator
-from fluxsmith.training.compiling import uncompiled
 from fluxsmith.training.console import TrainingConsole
 from fluxsmith.training.ema import EMA
 from fluxsmith.training.guard import Guard

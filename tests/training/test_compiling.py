@@ -9,8 +9,9 @@ import torch
 from helpers import randomise, same
 
 from fluxsmith import checkpoint as checkpoints
+from fluxsmith.compiling import prepare_compiling, uncompiled
 from fluxsmith.model.rope import rotary_table, rotate
-from fluxsmith.training.compiling import compile_for_training, pays, uncompiled
+from fluxsmith.training.compiling import compile_for_training, pays
 from fluxsmith.training.run import build_trainer, train
 
 CPU = torch.device("cpu")
@@ -57,6 +58,20 @@ def test_losses_and_gradients_are_those_of_the_plain_path(toy):
     with uncompiled():
         drawn = compiled.pipeline.generate(prompts)
     assert torch.equal(drawn, plain.pipeline.generate(prompts))
+
+
+def test_compiled_pictures_are_those_of_the_plain_path(toy):
+    pipeline = trainer_of(toy(SINGLE, "train.compile=false")).pipeline
+    prompts = ["one", "2", "seven"]  # a full batch, and one picture more
+    plain = pipeline.generate(prompts, steps=2, batch_size=2)
+    assert prepare_compiling(CPU) == ""
+    pipeline.compiles = True
+    counted = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    drawn = pipeline.generate(prompts, steps=2, batch_size=2)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > counted
+    torch.testing.assert_close(drawn, plain, atol=1e-5, rtol=1e-5)
+    pipeline.compiles = False
+    assert torch.equal(pipeline.generate(prompts, steps=2, batch_size=2), plain)
 
 
 def test_a_resumed_run_is_the_run_to_the_bit(toy, tmp_path):
