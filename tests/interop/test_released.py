@@ -127,6 +127,7 @@ def _corrupt(folder):
         (_corrupt, "not a picture that can be read"),
         (lambda _: ["--dtype", "int8"], "--dtype int8: must be one of float32"),
         (lambda _: ["--offload", "disk"], "--offload disk: must be one of auto, blocks, none"),
+        (lambda _: ["--offload", "blocks", "--compile"], "--compile needs blocks that stay"),
         (lambda _: ["--autoencoder", "ae.safetensors"], "pixels need no autoencoder"),
         (lambda _: ["--weights", "nowhere.safetensors"], "no weights at nowhere.safetensors"),
         (lambda _: ["--weights", "ema"], "say with --weights which file"),
