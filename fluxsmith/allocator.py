@@ -5,19 +5,31 @@ page and cleared, for the next step: some 10,000 page faults in each step of the
 """
 
 import ctypes
+import os
 import sys
+from collections.abc import Mapping
 
 # malloc.h
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 
+# What a user may have set instead.
+SETTINGS = (
+    "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_",
+    "GLIBC_TUNABLES",
+)  # fmt: skip
 
-def keep_freed_memory() -> bool:
-    """Has glibc's malloc keep what this process frees; false where there is no glibc."""
-    if not sys.platform.startswith("linux"):
+
+def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
+    """Has glibc's malloc keep what this process frees; says whether it does.
+
+    Not where there is no glibc, nor where the environment has settings of malloc's.
+    """
+    if not sys.platform.startswith("linux") or any(name in environment for name in SETTINGS):
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # musl
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # a static build; musl
         return False
-    # no block of its own for a large one, and nothing back from the heap's end
-    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    # No mapping of its own for a large block, and nothing back from the heap's end.
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))

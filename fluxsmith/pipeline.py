@@ -5,7 +5,7 @@ images, and draws. Training, validation, the solvers and teachers all go through
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from fluxsmith import autoencoder as autoencoders
 from fluxsmith import checkpoint as checkpoints
 from fluxsmith import text as encoders
 from fluxsmith.autoencoder import Autoencoder
-from fluxsmith.compiling import compiled, uncompiled
+from fluxsmith.compiling import compiled
 from fluxsmith.config import RunConfig
 from fluxsmith.config.comparing import FREE
 from fluxsmith.config.reading import build_config, with_overrides
@@ -66,7 +66,9 @@ class Pipeline(nn.Module):
         self.text = text  # a submodule where it is learned, and only there
         self.autoencoder = autoencoder
         self.precision = "float32"  # of encode_text and velocity
-        self.compiles = False  # whether `generate` compiles the network for its full batches
+        # Whether `generate` compiles the network for its full batches; set after
+        # `prepare_compiling`, which says whether that is possible.
+        self.compiles = False
         # Of the checkpoint this came from; a new model has none.
         self.step = 0
         self.captions: list[str] = []
@@ -283,15 +285,11 @@ class Pipeline(nn.Module):
                 first = first_index + start
                 eps = image_noise(shape, seed, range(first, first + len(part))).to(self.device)
                 velocity = self.guided_velocity(self.encode_text(part), guidance)
-                with self._as_compiled(len(part) == at_once):
+                full = len(part) == min(at_once, len(prompts))
+                with compiled(self.network) if self.compiles and full else nullcontext():
                     x = self.solve(SOLVERS[solver], velocity, eps, ts, edit, report)
                 pictures.append(self.autoencoder.decode(x).clamp(-1, 1).cpu())
         return torch.cat(pictures)
-
-    def _as_compiled(self, full: bool) -> AbstractContextManager[None]:
-        """Where the blocks run compiled: a batch with a shape of its own would have to be compiled
-        for itself."""
-        return compiled(self.network) if self.compiles and full else uncompiled()
 
     def solve(
         self,

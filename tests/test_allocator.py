@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from fluxsmith.allocator import keep_freed_memory
+
 SCRIPT = """
 import resource, sys
 from fluxsmith.allocator import keep_freed_memory
@@ -33,3 +35,7 @@ def faults(how: str) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not on glibc")
 def test_freed_memory_is_not_asked_for_again():
     assert faults("keep") < 100 < faults("leave")
+
+
+def test_the_users_own_settings_of_malloc_stay():
+    assert not keep_freed_memory({"MALLOC_TRIM_THRESHOLD_": "100000"})

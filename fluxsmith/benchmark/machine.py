@@ -27,7 +27,7 @@ def matrix_products(device: torch.device, dtype: torch.dtype) -> dict[str, Calla
     b = torch.randn(size, size, device=device, dtype=dtype)
     out = torch.empty_like(a)
     calls: dict[str, Callable[[], object]] = {"torch": lambda: torch.mm(a, b, out=out)}
-    if onednn.worth_it(a, b):
+    if onednn.worth_it((a,), b):
         calls["oneDNN"] = lambda: onednn.linear(a, b, None, (size,))
     return calls
 

@@ -1,8 +1,12 @@
 """fluxsmith as it is, at work: the training step and the sampler that users run."""
 
+import sys
+from contextlib import nullcontext
+
 import torch
 
 from fluxsmith.allocator import keep_freed_memory
+from fluxsmith.compiling import prepare_compiling, uncompiled
 from fluxsmith.config import RunConfig
 from fluxsmith.training.compiling import compile_for_training
 from fluxsmith.training.run import build_trainer
@@ -12,11 +16,14 @@ class Ours:
     name = "fluxsmith"
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
-        keep_freed_memory()  # as `fluxsmith train` does
+        if device.type == "cpu":  # as `fluxsmith train` does; drawing takes as long without
+            keep_freed_memory()
         self.trainer = build_trainer(config, device)
         self.pipeline = self.trainer.pipeline
-        compile_for_training(self.pipeline, self.trainer.captions)
-        self.pipeline.compiles = config.train.compile is True
+        for line in compile_for_training(self.pipeline, self.trainer.captions):
+            print(line, file=sys.stderr)
+        wanted = config.train.compile is True
+        self.pipeline.compiles = wanted and not prepare_compiling(device)  # as with --compile
         self.pipeline.train()
         self.pipeline.precision = config.train.precision
 
@@ -25,6 +32,7 @@ class Ours:
         self.trainer.train_step()
 
     def sample(self, prompts: list[str], steps: int, guidance: float) -> torch.Tensor:
-        return self.pipeline.generate(
-            prompts, steps=steps, guidance=guidance, solver="euler", batch_size=len(prompts)
-        )
+        with nullcontext() if self.pipeline.compiles else uncompiled():
+            return self.pipeline.generate(
+                prompts, steps=steps, guidance=guidance, solver="euler", batch_size=len(prompts)
+            )

@@ -5,12 +5,16 @@ no caches of compiled code and no settings.
 """
 
 import json
+import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fluxsmith.errors import UserError
+
+PATIENCE = 5  # seconds that a process has to end
 
 
 class Worker:
@@ -24,14 +28,30 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self._answer()
+        try:
+            self._answer()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> "Worker":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the process, whatever it does."""
         self._process.terminate()
-        self._process.communicate()
+        try:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with suppress(OSError):  # what was never read by a process that is gone
+                pipe.close()
 
     def train_step(self) -> None:
         self._call("train_step")
@@ -41,8 +61,9 @@ class Worker:
 
     def _call(self, name: str, *arguments: Any) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([name, *arguments]) + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # then there is no answer either
+            self._process.stdin.write(json.dumps([name, *arguments]) + "\n")
+            self._process.stdin.flush()
         self._answer()
 
     def _answer(self) -> None:
@@ -57,8 +78,9 @@ class Worker:
 
 def main(side: str, config_file: str, *overrides: str) -> None:
     """Builds the side, then does what each line of standard input says; answers a line each."""
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # where a library prints, the answers stay whole
+    # What libraries print, in Python or below it, goes to standard error: the answers stay whole.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     from fluxsmith.benchmark.sides import build
     from fluxsmith.benchmark.timing import synchronise
     from fluxsmith.config import read_config
@@ -79,6 +101,8 @@ def main(side: str, config_file: str, *overrides: str) -> None:
             answer()
     except UserError as error:
         answer(str(error))
+    except KeyboardInterrupt:  # the terminal tells every process, and one says so
+        sys.exit(130)
 
 
 if __name__ == "__main__":

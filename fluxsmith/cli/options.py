@@ -45,7 +45,9 @@ def compile_drawing(pipeline: "Pipeline") -> None:
     from fluxsmith.compiling import prepare_compiling
     from fluxsmith.errors import UserError
 
-    if any(block._forward_pre_hooks for block in pipeline.network.single_blocks):
+    network = pipeline.network
+    blocks = (*network.double_blocks, *network.single_blocks)
+    if any(block._forward_pre_hooks for block in blocks):
         raise UserError("--compile needs blocks that stay on the device; add --offload none")
     if reason := prepare_compiling(pipeline.device):
         typer.echo(f"compile     not possible here, so drawing is slower: {reason}")

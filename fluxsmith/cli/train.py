@@ -26,10 +26,12 @@ def train(
     """Train a model."""
     from fluxsmith.allocator import keep_freed_memory
     from fluxsmith.config import read_config
+    from fluxsmith.device import pick_device
     from fluxsmith.evaluation.during_training import during_training
     from fluxsmith.training.run import train as run
 
-    keep_freed_memory()
     settings = read_config(config, overrides or [])
+    if pick_device(settings.device).type == "cpu":
+        keep_freed_memory()
     code = run(settings, resume, overwrite, fork, evaluate=during_training(settings))
     raise typer.Exit(code)

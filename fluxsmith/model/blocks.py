@@ -141,8 +141,7 @@ class MLP(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         into, _, out = self
-        assert isinstance(into, Linear)
-        y: Tensor = out(into.gelu(x))
+        y: Tensor = out(into(x, gelu=True))
         return y
 
 
@@ -199,11 +198,11 @@ class SingleStreamBlock(nn.Module):
     def forward(self, x: Tensor, vec: Tensor, pe: RotaryTable, mask: Tensor | None) -> Tensor:
         (mod,) = self.modulation(vec)
         x_mod = modulate(x, mod.shift, mod.scale)
-        qkv, inner = self.linear1.pieces(x_mod, 3 * self.hidden_size, self.inner, gelu=True)
+        qkv, inner = self.linear1(x_mod, sizes=(3 * self.hidden_size, self.inner), gelu=True)
         q, k, v = split_heads(qkv, self.num_heads)
         q, k = self.norm(q, k, v)
         attended = attention(q, k, v, pe, mask)
-        return x + mod.gate * self.linear2.joined(attended, inner)
+        return x + mod.gate * self.linear2(attended, inner)
 
 
 class LastLayer(nn.Module):

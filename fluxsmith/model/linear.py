@@ -1,12 +1,15 @@
 """The linear layers of the network, and the activation that follows them."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fluxsmith.model import onednn
+
+Pieces = tuple[Tensor, ...]
 
 # 2 u = 2 sqrt(2/pi) (x + 0.044715 x^3)
 _GELU_1 = 2 * math.sqrt(2 / math.pi)
@@ -16,29 +19,33 @@ _GELU_3 = 0.044715 * _GELU_1
 class Linear(nn.Linear):
     """A linear layer, multiplied by the quicker of the libraries that torch has."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pieces(x, self.out_features)[0]
+    def forward(self, *xs: Tensor, sizes: tuple[int, ...] | None = None, gelu: bool = False) -> Any:
+        """The layer on what `xs` are side by side, (..., k) together -> (..., n).
 
-    def gelu(self, x: Tensor) -> Tensor:
-        """The layer with GELU after it."""
-        return self.pieces(x, self.out_features, gelu=True)[0]
+        With `sizes`, which add up to n, a tuple of the pieces (..., size) of that. `gelu` applies
+        GELU to the output, or to the last piece of it.
+        """
+        lengths = (self.out_features,) if sizes is None else sizes
+        pieces = self._pieces(xs, lengths, gelu)
+        return pieces[0] if sizes is None else pieces
 
-    def pieces(self, x: Tensor, *sizes: int, gelu: bool = False) -> tuple[Tensor, ...]:
-        """The layer's output in pieces (..., size), cut on the last axis; GELU on the last one."""
-        by_onednn = onednn.worth_it(x, self.weight)
+    def _pieces(self, xs: tuple[Tensor, ...], sizes: tuple[int, ...], gelu: bool) -> Pieces:
+        by_onednn = onednn.worth_it(xs, self.weight)
         if by_onednn and not torch.is_grad_enabled():
-            return onednn.linear(x, self.weight, self.bias, sizes, gelu)
+            if len(xs) > 1 and len(sizes) == 1 and not gelu:
+                return (onednn.joined_linear(xs, self.weight, self.bias),)
+            return onednn.linear(_side_by_side(xs), self.weight, self.bias, sizes, gelu)
+        x = _side_by_side(xs)
         if by_onednn:
             pieces = onednn.differentiable_linear(x, self.weight, self.bias, sizes)
         else:
-            pieces = F.linear(x, self.weight, self.bias).split(sizes, dim=-1)
+            y = F.linear(x, self.weight, self.bias)
+            pieces = (y,) if len(sizes) == 1 else y.split(sizes, dim=-1)
         return (*pieces[:-1], _gelu(pieces[-1])) if gelu else pieces
 
-    def joined(self, *xs: Tensor) -> Tensor:
-        """The layer on what `xs` are side by side on the last axis."""
-        if not torch.is_grad_enabled() and onednn.worth_it(xs[0], self.weight):
-            return onednn.joined_linear(xs, self.weight, self.bias)
-        return self(torch.cat(xs, dim=-1))
+
+def _side_by_side(xs: tuple[Tensor, ...]) -> Tensor:
+    return xs[0] if len(xs) == 1 else torch.cat(xs, dim=-1)
 
 
 def _gelu(x: Tensor) -> Tensor:

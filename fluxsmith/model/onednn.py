@@ -2,8 +2,9 @@
 
 torch multiplies float32 matrices on a CPU with Intel's MKL, which leaves a good part of AMD's
 processors with AVX-512 unused; oneDNN, which every x86 build of torch has inside it as well, does
-not. Which of the two is taken follows from the processor and the sizes alone, so that a resumed
-run computes as the run did.
+not. Which of the two is taken follows from the processor and the sizes alone, so that a run resumed
+on such a processor computes as the run did. `torch.backends.mkldnn.flags(enabled=False)` keeps to
+MKL, but in compiled code, which does not look at it.
 """
 
 from collections.abc import Sequence
@@ -32,14 +33,20 @@ def onednn_is_quicker(info: Path = CPU_INFO) -> bool:
     return "AuthenticAMD" in text and "avx512f" in text
 
 
-def worth_it(x: Tensor, weight: Tensor) -> bool:
-    """Whether the product of x (..., k) and weight (n, k) is for oneDNN."""
+def library() -> str:
+    """Which library multiplies large float32 matrices on this machine's CPU."""
+    return "oneDNN" if ONEDNN_IS_QUICKER and torch._C._get_mkldnn_enabled() else "torch"
+
+
+def worth_it(xs: Sequence[Tensor], weight: Tensor) -> bool:
+    """Whether the product of cat(xs) (..., k) and weight (n, k) is for oneDNN."""
     return (
         ONEDNN_IS_QUICKER
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and x.numel() * len(weight) >= WORTH
+        and xs[0].device.type == "cpu"
+        and xs[0].dtype == weight.dtype == torch.float32
+        and sum(x.numel() for x in xs) * len(weight) >= WORTH
         and not torch.is_autocast_enabled("cpu")
+        and (torch.compiler.is_compiling() or torch._C._get_mkldnn_enabled())
     )
 
 
@@ -117,11 +124,11 @@ def _backward(
     """The gradients of x, weight and bias; empty where it is not wanted."""
     to_x, to_weight, to_bias = wanted
     sizes = [g.shape[-1] for g in gradients]
-    nothing = x.new_empty(0)
+    inputs = x.reshape(-1, x.shape[-1])
     return [
-        _input_gradient(gradients, weight.split(sizes)) if to_x else nothing,
-        _weight_gradient(gradients, x.reshape(-1, x.shape[-1])) if to_weight else nothing,
-        _bias_gradient(gradients) if to_bias else nothing,
+        _input_gradient(gradients, weight.split(sizes)) if to_x else x.new_empty(0),
+        _weight_gradient(gradients, inputs) if to_weight else x.new_empty(0),
+        _bias_gradient(gradients) if to_bias else x.new_empty(0),
     ]
 
 

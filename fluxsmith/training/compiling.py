@@ -12,7 +12,7 @@ from fluxsmith.pipeline import Pipeline
 
 # From so many operations in a run on, compiling by `auto` pays: on two CPU cores it takes a minute
 # and saves a seventh of a run at the lesson's size, and nothing at the size of digits/colored.
-WORTH = {"cpu": 1e15}
+WORTH = {"cpu": 5e13}
 MOST_LENGTHS = 4  # of text, for which `auto` compiles
 
 

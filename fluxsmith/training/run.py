@@ -176,5 +176,5 @@ def _announce(console: TrainingConsole, config: RunConfig, trainer: Trainer, sta
         f"{trainer.loader.describe()}, on {trainer.pipeline.device}"
     )
     console.say(f"writing to {trainer.folder}, {start}")
-    if warning := start.threads_differ():
+    for warning in start.warnings():
         console.say(warning)

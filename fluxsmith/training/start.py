@@ -11,6 +11,7 @@ from fluxsmith.config import RunConfig
 from fluxsmith.config.comparing import COURSE, WEIGHTS, check_same
 from fluxsmith.config.reading import build_config
 from fluxsmith.errors import UserError
+from fluxsmith.model import onednn
 from fluxsmith.training.trainer import Trainer
 
 
@@ -22,7 +23,9 @@ class Start:
     contents: dict[str, Any] = field(default_factory=dict)
     resumes: bool = False  # or forks, where there is a path
     damaged: tuple[Path, ...] = ()
-    threads: int | None = None  # that the checkpoint was computed with, if it says so
+    # What the checkpoint was computed with, if it says so.
+    threads: int | None = None
+    products: str | None = None
 
     def load_into(self, trainer: Trainer) -> "Start":
         """Returns itself without the contents: while they are mapped, the file takes up the disk
@@ -33,17 +36,28 @@ class Start:
             trainer.load_state_dict(self.contents, str(self.path))
         else:
             trainer.fork(self.contents, str(self.path))
-        return replace(self, contents={}, threads=self.contents["metadata"].get("threads"))
-
-    def threads_differ(self) -> str | None:
-        """A warning where the last bits may not be those of the run left alone."""
-        then, now = self.threads, torch.get_num_threads()
-        if not self.resumes or then in (None, now):
-            return None
-        return (
-            f"{self.path} was computed with {then} threads, and here are {now}: on a CPU, sums may "
-            f"differ in their last bits (OMP_NUM_THREADS={then} makes them equal)"
+        told = self.contents["metadata"]
+        return replace(
+            self, contents={}, threads=told.get("threads"), products=told.get("products")
         )
+
+    def warnings(self) -> list[str]:
+        """Why the last bits may not be those of the run left alone."""
+        if not self.resumes:
+            return []
+        found = []
+        then, now = self.threads, torch.get_num_threads()
+        if then not in (None, now):
+            found.append(
+                f"{self.path} was computed with {then} threads, and here are {now}: on a CPU, sums "
+                f"may differ in their last bits (OMP_NUM_THREADS={then} makes them equal)"
+            )
+        if self.products not in (None, onednn.library()):
+            found.append(
+                f"{self.path} was computed with matrix products by {self.products}, and on this "
+                f"processor they are by {onednn.library()}: on a CPU, the last bits may differ"
+            )
+        return found
 
     def __str__(self) -> str:
         if self.path is None:

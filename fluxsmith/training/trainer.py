@@ -19,6 +19,7 @@ from fluxsmith.data.images import to_uint8
 from fluxsmith.data.loader import Loader
 from fluxsmith.errors import UserError
 from fluxsmith.files import write_text
+from fluxsmith.model import onednn
 from fluxsmith.pipeline import Pipeline, check_autoencoder
 from fluxsmith.randomness import generator
 from fluxsmith.training.console import TrainingConsole
@@ -231,6 +232,7 @@ class Trainer:
                 "captions": self.captions,
                 "autoencoder": self.pipeline.autoencoder.digest,
                 "threads": torch.get_num_threads(),
+                "products": onednn.library(),
                 "forked_from": self.origin,
                 **self.pipeline.text_metadata(),
             },

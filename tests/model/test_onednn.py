@@ -113,11 +113,15 @@ def test_where_no_processor_is_described_torch_decides(tmp_path: Path) -> None:
 def test_small_products_and_other_types_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onednn, "ONEDNN_IS_QUICKER", True)
     large = torch.empty(1 << 12, 64, device="cpu"), torch.empty(64, 64)
-    assert onednn.worth_it(*large)
-    assert not onednn.worth_it(large[0][:8], large[1])
-    assert not onednn.worth_it(large[0].bfloat16(), large[1].bfloat16())
+    x, weight = large
+    assert onednn.worth_it((x,), weight)
+    assert onednn.worth_it(x.split(32, dim=1), weight)
+    assert not onednn.worth_it((x[:8],), weight)
+    assert not onednn.worth_it((x.bfloat16(),), weight.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
-        assert not onednn.worth_it(*large)
+        assert not onednn.worth_it((x,), weight)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not onednn.worth_it((x,), weight)
 
 
 def test_gelu_by_the_exponential_is_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,3 +129,47 @@ def test_gelu_by_the_exponential_is_gelu(monkeypatch: pytest.MonkeyPatch) -> Non
     expected = F.gelu(x, approximate="tanh")
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     torch.testing.assert_close(layers._gelu(x), expected, atol=1e-12, rtol=1e-12)
+
+
+@needs_onednn
+def test_the_operators_keep_torchs_contract() -> None:
+    operators = torch.ops.fluxsmith
+    x, weight, bias = some(3, 7, 12, seed=0), some(20, 12, seed=1), some(20, seed=2)
+    gradients = [some(3, 7, size, seed=3) for size in (5, 15)]
+    tests = ("test_schema", "test_faketensor")
+    for operator, arguments in (
+        (operators.linear.default, (x, weight, bias, [5, 15], True)),
+        (operators.linear.default, (x, weight, None, [20], False)),
+        (operators.joined_linear.default, ([x[..., :4], x[..., 4:]], weight, bias)),
+        (operators.linear_backward.default, (gradients, x, weight, [True, True, True])),
+        (operators.linear_backward.default, (gradients, x, weight, [True, False, False])),
+    ):
+        torch.library.opcheck(operator, arguments, test_utils=tests)
+
+
+@needs_onednn
+def test_compilers_take_the_operators_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "WORTH", 0)
+    monkeypatch.setattr(onednn, "ONEDNN_IS_QUICKER", True)
+    plain = layers.Linear(12, 20)
+    compiled = torch.compile(plain, backend="aot_eager", fullgraph=True, dynamic=False)
+    found = []
+    for layer in (plain, compiled):
+        x = some(3, 7, 12, seed=0, wants_gradient=True)
+        first, last = layer(x, sizes=(5, 15), gelu=True)
+        (first.square().sum() + last.square().sum()).backward()
+        found.append((first, last, x.grad, plain.weight.grad, plain.bias.grad))
+        plain.zero_grad()
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_a_layer_calls_its_hooks_in_every_use() -> None:
+    layer = layers.Linear(12, 20)
+    calls = []
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            layer(some(2, 12, seed=0), sizes=(5, 15), gelu=True)
+            layer(some(2, 4, seed=0), some(2, 8, seed=1))
+    assert len(calls) == 4

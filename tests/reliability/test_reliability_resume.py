@@ -10,6 +10,7 @@ from reliability.kill import board
 
 from fluxsmith import checkpoint as checkpoints
 from fluxsmith.errors import UserError
+from fluxsmith.model import onednn
 from fluxsmith.training.metrics import read_metrics
 from fluxsmith.training.run import build_trainer, train
 
@@ -201,3 +202,13 @@ def test_other_threads_are_told(toy, run_folder, capsys):
         torch.set_num_threads(before)
     line = f"was computed with {before} threads, and here are {before + 1}"
     assert line in capsys.readouterr().out
+
+
+def test_another_library_for_products_is_told(toy, run_folder, capsys, monkeypatch):
+    monkeypatch.setattr(onednn, "ONEDNN_IS_QUICKER", False)
+    assert train(toy()) == 0
+    monkeypatch.setattr(onednn, "library", lambda: "oneDNN")
+    assert train(toy("train.steps=7"), resume="auto") == 0
+    assert "matrix products by torch, and on this processor they are by oneDNN" in (
+        capsys.readouterr().out
+    )

@@ -1,8 +1,11 @@
 """Bits per dimension of test images: how well the model codes them, by the probability flow."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from fluxsmith.errors import UserError
 from fluxsmith.evaluation import likelihood as numerics
@@ -23,7 +26,7 @@ def likelihood(pipeline: Pipeline, reference: Reference, samples: Samples) -> di
     settings, data = samples.settings, reference.test
     count = min(settings.likelihood_images, len(data))
     found = []
-    with pipeline.drawing("float32"):
+    with pipeline.drawing("float32"), frozen(pipeline):
         for start in range(0, count, BATCH):
             rows = range(start, min(start + BATCH, count))
             images = data.images[rows.start : rows.stop].to(pipeline.device)
@@ -42,3 +45,16 @@ def likelihood(pipeline: Pipeline, reference: Reference, samples: Samples) -> di
         "steps": STEPS,
         "probes": PROBES,
     }
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Inside, no gradient is computed for the weights, only through them."""
+    learned = [p for p in module.parameters() if p.requires_grad]
+    for p in learned:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in learned:
+            p.requires_grad_(True)
