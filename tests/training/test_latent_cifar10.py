@@ -42,7 +42,7 @@ def config(tmp_path, monkeypatch):
     data["autoencoder"] = {"kind": "flux", "weights": str(autoencoder)}
     data["model"] |= {"patch_size": 2, "hidden_size": 64, "num_heads": 1}
     data["model"] |= {"depth": 1, "depth_single_blocks": 1}
-    data["train"] = {"steps": STEPS, "batch_size": 4, "learning_rate": 0.01, "warmup_steps": 10}
+    data["train"] = {"steps": STEPS, "batch_size": 4, "learning_rate": 0.003, "warmup_steps": 10}
     data["train"] |= {"checkpoint_every": STEPS // 2, "sample_every": STEPS, "log_every": 20}
     data["sample"] = {"steps": 4, "num_samples": 10, "guidance": 1.5}
     path = tmp_path / "latent.yaml"
