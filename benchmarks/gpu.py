@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fluxsmith import Pipeline
+from fluxsmith import Pipeline, compiling
 from fluxsmith.benchmark.machine import matrix_product_rate
 from fluxsmith.benchmark.theirs import transformer
 from fluxsmith.benchmark.timing import Spread, take_turns
@@ -98,8 +98,7 @@ def wide(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def compile_blocks(model: nn.Module) -> None:
     if isinstance(model, Flux):
-        for block in (*model.double_blocks, *model.single_blocks):
-            block.compile(dynamic=False)
+        compiling.compile_blocks(model)
     else:
         model.compile_repeated_blocks(fullgraph=True)  # type: ignore[operator]
 
