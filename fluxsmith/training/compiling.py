@@ -10,8 +10,8 @@ from fluxsmith.compiling import compile_blocks, prepare_compiling
 from fluxsmith.model.cost import training_flops
 from fluxsmith.pipeline import Pipeline
 
-# From so many operations in a run on, compiling by `auto` pays: on two CPU cores it takes up to half
-# a minute, and saves a twelfth of each step of mnist/small, whose run is just above this.
+# From so many operations in a run on, compiling by `auto` pays: on two CPU cores it takes up to
+# half a minute, and saves a twelfth of each step of mnist/small, whose run is just above this.
 WORTH = {"cpu": 5e13}
 MOST_LENGTHS = 4  # of text, for which `auto` compiles
 
