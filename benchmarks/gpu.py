@@ -1,9 +1,12 @@
 """What a CUDA GPU makes of the network: a table a part, on the screen and in OUT/PART.json.
 
-    python benchmarks/gpu.py --out results      # or --part lesson, wide or sampling alone
+    python benchmarks/gpu.py --out results      # or --part lesson, steps, wide or sampling alone
 
 - `lesson`: `configs/image/mnist/flux.yaml`, 30,000 steps at batch 64, in bfloat16 and float32 for
-  three seeds each: wall time and final validation loss (`--steps`, `--seeds`, `--precisions`).
+  three seeds each: wall time and final validation loss (`--steps`, `--seeds`, `--precisions`;
+  `--set train.compile=true` compiles it).
+- `steps`: a training step of that config in both precisions: plain, compiled by block
+  (`train.compile=true`), and the whole network in CUDA graphs, in turns.
 - `wide`: a training step at FLUX.1's width, 2 dual and 4 single blocks, 4096 image and 512 text
   tokens: ours and diffusers' network, eager and compiled by block, in turns, with the same
   optimiser and average; the share of the GPU's own measured bfloat16 matrix-product rate.
@@ -18,7 +21,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from torch import Tensor, nn
 
 from fluxsmith import Pipeline, compiling
 from fluxsmith.benchmark.machine import matrix_product_rate
+from fluxsmith.benchmark.ours import Ours
 from fluxsmith.benchmark.theirs import transformer
 from fluxsmith.benchmark.timing import Spread, take_turns
 from fluxsmith.config import read_config
@@ -39,6 +43,7 @@ from fluxsmith.model.tokens import image_ids, text_ids
 CONFIG = Path(__file__).parents[1] / "configs/image/mnist/flux.yaml"
 WIDE = replace(PRESETS["flux1-schnell"], depth=2, depth_single_blocks=4)
 SMALL = replace(WIDE, hidden_size=64, num_heads=2, axes_dim=(8, 12, 12), context_in_dim=64)
+SMALL_LESSON = ["model.hidden_size=48", "model.num_heads=1", "model.axes_dim=[16,16,16]"]
 
 
 def lesson(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -49,6 +54,7 @@ def lesson(args: argparse.Namespace) -> list[dict[str, Any]]:
             settings = [
                 f"train.precision={precision}", f"train.steps={args.steps}", f"seed={seed}",
                 f"device={args.device}", f"output_dir={run}", "train.sample_every=0",
+                *args.set,
             ]  # fmt: skip
             began = time.perf_counter()
             fluxsmith("train", CONFIG, *settings, "--overwrite")
@@ -66,12 +72,42 @@ def fluxsmith(*arguments: object) -> None:
     subprocess.run([sys.executable, "-m", "fluxsmith", *map(str, arguments)], check=True)
 
 
+def steps(args: argparse.Namespace) -> list[dict[str, Any]]:
+    calls: dict[str, Callable[[], None]] = {}
+    for precision in args.precisions:
+        for way in ("plain", "compiled", "CUDA graphs"):
+            settings = [f"train.precision={precision}", f"train.compile={way == 'compiled'}"]
+            config = read_config(CONFIG, [*settings, *(SMALL_LESSON if args.small else [])])
+            ours = Ours(config, args.device)
+            if way == "CUDA graphs":
+                in_cuda_graphs(ours.pipeline)
+            calls[f"{precision}, {way}"] = ours.train_step
+    batch = read_config(CONFIG).train.batch_size
+    return [
+        {
+            "what": name, **asdict(spread), "images/s": batch / spread.median,
+            f"minutes for {args.steps:,} steps": args.steps * spread.median / 60,
+        }
+        for name, spread in spreads(calls, args).items()
+    ]  # fmt: skip
+
+
+def in_cuda_graphs(pipeline: Pipeline) -> None:
+    if pipeline.device.type == "cuda":
+        pipeline.network.compile(mode="reduce-overhead", dynamic=False)
+
+
+def spreads(calls: Mapping[str, Callable[[], Any]], args: argparse.Namespace) -> dict[str, Spread]:
+    taken = take_turns(calls, args.device, args.rounds)
+    return {name: Spread.of(seconds) for name, seconds in taken.items()}
+
+
 def wide(args: argparse.Namespace) -> list[dict[str, Any]]:
     params = SMALL if args.small else WIDE
     rows, columns, txt = (4, 4, 8) if args.small else (64, 64, 512)
     peak = matrix_product_rate(args.device, torch.bfloat16)
     least = args.batch * training_flops(params, txt, rows * columns) / peak
-    steps: dict[str, Callable[[], None]] = {}
+    calls: dict[str, Callable[[], None]] = {}
     for name, network, call in (
         ("ours, eager", Flux, call_ours),
         ("ours, compiled", Flux, call_ours),
@@ -83,8 +119,8 @@ def wide(args: argparse.Namespace) -> list[dict[str, Any]]:
         if name.endswith("compiled"):
             compile_blocks(model)
         inputs = batch_of(params, args.batch, rows, columns, txt, args.device)
-        steps[name] = training_step(model, call, inputs, args.device)
-    taken = {name: Spread.of(s) for name, s in take_turns(steps, args.device, args.rounds).items()}
+        calls[name] = training_step(model, call, inputs, args.device)
+    taken = spreads(calls, args)
     ours = taken["ours, compiled"].median
     return [
         {
@@ -163,13 +199,13 @@ def training_step(
 
 
 def sampling(args: argparse.Namespace) -> list[dict[str, Any]]:
-    sizes = ["model.hidden_size=48", "model.num_heads=1", "model.axes_dim=[16,16,16]"]
     precision = "bfloat16" if args.device.type == "cuda" else "float32"
-    config = read_config(CONFIG, [f"sample.precision={precision}", *(sizes if args.small else [])])
+    config = read_config(
+        CONFIG, [f"sample.precision={precision}", *(SMALL_LESSON if args.small else [])]
+    )
     pipeline = Pipeline.build(config, args.device).eval()
     graphs = Pipeline.build(config, args.device).eval()
-    if args.device.type == "cuda":
-        graphs.network.compile(mode="reduce-overhead", dynamic=False)
+    in_cuda_graphs(graphs)
     many = 64 if args.small else 4096
     rows = []
     for guidance in (1.0, 2.0):
@@ -180,10 +216,9 @@ def sampling(args: argparse.Namespace) -> list[dict[str, Any]]:
             (f"{many} pictures", pipeline, many),
         ):
             calls[name] = drawing(model, ["three"] * count, guidance)
-        taken = take_turns(calls, args.device, args.rounds)
         rows += [
-            {"what": name, "guidance": guidance, **asdict(Spread.of(seconds))}
-            for name, seconds in taken.items()
+            {"what": name, "guidance": guidance, **asdict(spread)}
+            for name, spread in spreads(calls, args).items()
         ]
     return rows
 
@@ -194,7 +229,7 @@ def drawing(model: Pipeline, prompts: list[str], guidance: float) -> Callable[[]
     )
 
 
-PARTS = {"sampling": sampling, "wide": wide, "lesson": lesson}
+PARTS = {"sampling": sampling, "steps": steps, "wide": wide, "lesson": lesson}
 
 
 def main() -> None:
@@ -208,6 +243,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30_000, help="of `lesson`")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--precisions", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--set", nargs="+", default=[], help="KEY=VALUE of `lesson`'s config")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for part in args.part or PARTS:

@@ -89,9 +89,17 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:3]
-        found = torch.ops.fluxsmith.linear_backward.default(gradients, x, weight, wanted)
-        return *(one if need else None for one, need in zip(found, wanted, strict=True)), None
+        to_x, to_weight, to_bias, _ = ctx.needs_input_grad
+        rows = [g.reshape(-1, g.shape[-1]) for g in gradients]
+        # Compiled, the transposed copy that oneDNN wants is written along with the gradients, for
+        # a fifth of what it costs by itself.
+        copied = to_weight and torch.compiler.is_compiling()
+        left = torch.cat([g.t() for g in rows]).contiguous() if copied else None
+        dx, dw = torch.ops.fluxsmith.linear_backward.default(
+            gradients, left, x, weight, to_x, to_weight
+        )
+        db = torch.cat([g.sum(dim=0) for g in rows]) if to_bias else None
+        return dx if to_x else None, dw if to_weight else None, db, None
 
 
 def _linear(
@@ -121,28 +129,34 @@ def _joined_shape(xs: list[Tensor], weight: Tensor, bias: Tensor | None) -> Tens
 
 
 def _backward(
-    gradients: list[Tensor], x: Tensor, weight: Tensor, wanted: list[bool]
+    gradients: list[Tensor],
+    left: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    to_x: bool,
+    to_weight: bool,
 ) -> list[Tensor]:
-    """The gradients of x, weight and bias; empty where it is not wanted."""
-    to_x, to_weight, to_bias = wanted
+    """The gradients of x and weight, empty where not wanted; `left` (n, ...) is the gradients'
+    transpose, where there is a copy of it."""
     sizes = [g.shape[-1] for g in gradients]
+    dx = _input_gradient(gradients, weight.split(sizes)) if to_x else x.new_empty(0)
+    if not to_weight:
+        return [dx, x.new_empty(0)]
     inputs = x.reshape(-1, x.shape[-1])
-    return [
-        _input_gradient(gradients, weight.split(sizes)) if to_x else x.new_empty(0),
-        _weight_gradient(gradients, inputs) if to_weight else x.new_empty(0),
-        _bias_gradient(gradients) if to_bias else x.new_empty(0),
-    ]
+    if left is not None:
+        return [dx, _multiply(left, inputs.t(), None)]
+    return [dx, _weight_gradient(gradients, inputs)]
 
 
 def _backward_shapes(
-    gradients: list[Tensor], x: Tensor, weight: Tensor, wanted: list[bool]
+    gradients: list[Tensor],
+    left: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    to_x: bool,
+    to_weight: bool,
 ) -> list[Tensor]:
-    to_x, to_weight, to_bias = wanted
-    return [
-        x.new_empty(x.shape if to_x else 0),
-        x.new_empty(weight.shape if to_weight else 0),
-        x.new_empty(len(weight) if to_bias else 0),
-    ]
+    return [x.new_empty(x.shape if to_x else 0), x.new_empty(weight.shape if to_weight else 0)]
 
 
 def _input_gradient(gradients: list[Tensor], weights: Sequence[Tensor]) -> Tensor:
@@ -160,11 +174,6 @@ def _weight_gradient(gradients: list[Tensor], x: Tensor) -> Tensor:
     for g, out in zip(rows, dw.split(sizes), strict=True):
         torch.mm(g.t(), x, out=out)
     return dw
-
-
-def _bias_gradient(gradients: list[Tensor]) -> Tensor:
-    sums = [g.reshape(-1, g.shape[-1]).sum(dim=0) for g in gradients]
-    return sums[0] if len(sums) == 1 else torch.cat(sums)
 
 
 def _sum_of_products(xs: Sequence[Tensor], weights: list[Tensor], bias: Tensor | None) -> Tensor:
@@ -191,8 +200,8 @@ for _schema, _kernel, _shapes in (
     ("linear(Tensor x, Tensor w, Tensor? b, int[] sizes, bool gelu) -> Tensor[]", _linear,
      _linear_shapes),
     ("joined_linear(Tensor[] xs, Tensor w, Tensor? b) -> Tensor", _joined_linear, _joined_shape),
-    ("linear_backward(Tensor[] gs, Tensor x, Tensor w, bool[] wanted) -> Tensor[]", _backward,
-     _backward_shapes),
+    ("linear_backward(Tensor[] gs, Tensor? left, Tensor x, Tensor w, bool to_x, bool to_w)"
+     " -> Tensor[]", _backward, _backward_shapes),
 ):  # fmt: skip
     _LIBRARY.define(_schema, tags=(torch.Tag.needs_fixed_stride_order,))
     _LIBRARY.impl(_schema.partition("(")[0], _kernel, "CPU")

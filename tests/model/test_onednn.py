@@ -1,5 +1,6 @@
 """Linear layers by oneDNN: the same numbers as torch's own, forward and backward."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_values_and_gradients_are_those_of_torch(
     weight = some(20, width, seed=1, wants_gradient=wanted[1])
     bias = some(20, seed=2, wants_gradient=wanted[2])
     ours = onednn.differentiable_linear(x, weight, bias, sizes)
-    theirs = F.linear(x, weight, bias).split(sizes, dim=-1)
+    theirs = plain_linear(x, weight, bias, sizes)
     along = [some(3, 7, size, seed=3 + i) for i, size in enumerate(sizes)]
     to = [t for t, want in zip((x, weight, bias), wanted, strict=True) if want]
     for one, other in zip(
@@ -44,6 +45,32 @@ def test_values_and_gradients_are_those_of_torch(
         strict=True,
     ):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@needs_onednn
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("wanted", WANTED)
+@pytest.mark.parametrize("width", [12, 40])
+def test_compiled_too(sizes: tuple[int, ...], wanted: tuple[bool, bool, bool], width: int) -> None:
+    def gradients(layer: Callable[..., tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        x = some(3, 7, width, seed=0, wants_gradient=wanted[0])
+        weight = some(20, width, seed=1, wants_gradient=wanted[1])
+        bias = some(20, seed=2, wants_gradient=wanted[2])
+        to = [t for t, want in zip((x, weight, bias), wanted, strict=True) if want]
+        along = [some(3, 7, size, seed=3 + i) for i, size in enumerate(sizes)]
+        return torch.autograd.grad(layer(x, weight, bias, sizes), to, along)
+
+    # As far as the tracing goes, which is what decides how the gradient is computed.
+    torch.compiler.reset()
+    traced = torch.compile(onednn.differentiable_linear, backend="aot_eager", fullgraph=True)
+    for one, other in zip(gradients(traced), gradients(plain_linear), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def plain_linear(
+    x: Tensor, weight: Tensor, bias: Tensor, sizes: tuple[int, ...]
+) -> tuple[Tensor, ...]:
+    return F.linear(x, weight, bias).split(sizes, dim=-1)
 
 
 @needs_onednn
@@ -136,13 +163,15 @@ def test_the_operators_keep_torchs_contract() -> None:
     operators = torch.ops.fluxsmith
     x, weight, bias = some(3, 7, 12, seed=0), some(20, 12, seed=1), some(20, seed=2)
     gradients = [some(3, 7, size, seed=3) for size in (5, 15)]
+    left = some(20, 21, seed=4)
     tests = ("test_schema", "test_faketensor")
     for operator, arguments in (
         (operators.linear.default, (x, weight, bias, [5, 15], True)),
         (operators.linear.default, (x, weight, None, [20], False)),
         (operators.joined_linear.default, ([x[..., :4], x[..., 4:]], weight, bias)),
-        (operators.linear_backward.default, (gradients, x, weight, [True, True, True])),
-        (operators.linear_backward.default, (gradients, x, weight, [True, False, False])),
+        (operators.linear_backward.default, (gradients, None, x, weight, True, True)),
+        (operators.linear_backward.default, (gradients, left, x, weight, True, True)),
+        (operators.linear_backward.default, (gradients, None, x, weight, False, False)),
     ):
         torch.library.opcheck(operator, arguments, test_utils=tests)
 
