@@ -142,7 +142,7 @@ def _backward(
     dx = _input_gradient(gradients, weight.split(sizes)) if to_x else x.new_empty(0)
     if not to_weight:
         return [dx, x.new_empty(0)]
-    inputs = x.reshape(-1, x.shape[-1])
+    inputs = x.reshape(-1, x.shape[-1]).contiguous()  # it may be a view with gaps: see _multiply
     if left is not None:
         return [dx, _multiply(left, inputs.t(), None)]
     return [dx, _weight_gradient(gradients, inputs)]
