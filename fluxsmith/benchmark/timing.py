@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-SLOW = 20.0  # seconds
+SLOW = 30.0  # seconds
 ROUNDS_OF_SLOW = 3
 
 
