@@ -18,7 +18,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def work():
     blocks = [torch.zeros(12 << 20) for _ in range(2)]  # 48 MiB each
-for _ in range(5): work()
+for _ in range(20): work()  # the heap finds its size in 5 to 8
 before = faults()
 for _ in range(5): work()
 print(faults() - before)
