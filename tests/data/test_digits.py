@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from fluxsmith.data import DataSettings, load
+from fluxsmith.data import DataSettings, digits, load
 from fluxsmith.data.captions import DIGIT_CAPTIONS
 from fluxsmith.data.digits import load as load_source
 from fluxsmith.errors import UserError
@@ -12,13 +12,13 @@ from fluxsmith.errors import UserError
 
 @pytest.mark.parametrize(("split", "n"), [("train", 1415), ("test", 382)])
 def test_a_split_holds_images_labels_and_captions(split, n):
-    digits = load_source(None, split)
-    assert len(digits) == n
-    assert digits.images.shape == (n, 1, 8, 8)
-    assert digits.images.dtype == torch.uint8
-    assert digits.labels.shape == (n,)
-    assert set(digits.labels.tolist()) == set(range(10))
-    assert digits.captions[3] == ("3", "three")
+    found = load_source(None, split)
+    assert len(found) == n
+    assert found.images.shape == (n, 1, 8, 8)
+    assert found.images.dtype == torch.uint8
+    assert found.labels.shape == (n,)
+    assert set(found.labels.tolist()) == set(range(10))
+    assert found.captions[3] == ("3", "three")
 
 
 def test_both_splits_together_are_the_whole_set_exactly():
@@ -59,3 +59,9 @@ def test_a_source_is_loaded_at_the_size_and_channels_asked_for():
 def test_a_path_is_a_mistake():
     with pytest.raises(UserError, match=r"data\.path=somewhere"):
         load_source("somewhere", "train")
+
+
+def test_scikit_learn_without_its_file_is_told(monkeypatch):
+    monkeypatch.setattr(digits, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match="pip install --force-reinstall scikit-learn"):
+        load_source(None, "train")
