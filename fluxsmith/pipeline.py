@@ -32,6 +32,7 @@ from fluxsmith.flow.schedule import SCHEDULES
 from fluxsmith.flow.solvers import SOLVERS, Solver
 from fluxsmith.flow.solvers import OnStep as SolverStep
 from fluxsmith.model.flux import Flux, FluxParams
+from fluxsmith.model.layouts import keeping_layouts
 from fluxsmith.model.tokens import image_ids, patchify, text_ids, token_grid, unpatchify
 from fluxsmith.randomness import address_seed, image_noise
 from fluxsmith.text.encoder import NULL_PROMPT, TextEmbedding, TextEncoder
@@ -42,6 +43,11 @@ OnStep = Callable[[int, float, Tensor], None]
 
 
 TOKENS_AT_ONCE = 4096  # image tokens of the pictures that `generate` draws together, by default
+
+# Guidance evaluates its two velocities in one batch of twice the size up to so many image tokens;
+# with more the caches miss what calls and weights would save. The second number is for captions
+# that are longer than the empty prompt, which the tokens then make longer too.
+TOGETHER, TOGETHER_PADDED = 2048, 256
 
 
 @dataclass(frozen=True)
@@ -231,15 +237,28 @@ class Pipeline(nn.Module):
         sample = self.config.sample
         if sample.guidance_method == "embedded":
             return embedded(lambda x, t, scale: self.velocity(x, t, cond, scale), guidance)
-        null = self.encode_text([NULL_PROMPT]).expand(len(cond)) if guidance != 1 else cond
 
         def conditional(x: Tensor, t: Tensor) -> Tensor:
             return self.velocity(x, t, cond)
 
+        if guidance == 1:
+            return conditional
+        null = self.encode_text([NULL_PROMPT]).expand(len(cond))
+        joined = cond.followed_by(null)
+        padded = cond.tokens.shape[1] != null.tokens.shape[1]
+        most = TOGETHER_PADDED if padded else TOGETHER
+
         def unconditional(x: Tensor, t: Tensor) -> Tensor:
             return self.velocity(x, t, null)
 
-        guided = classifier_free(conditional, unconditional, guidance)
+        def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            b, c, height, width = x.shape
+            if b * self.image_tokens((c, height, width)) > most:
+                return conditional(x, t), unconditional(x, t)
+            v_c, v_u = self.velocity(torch.cat((x, x)), t, joined).chunk(2)
+            return v_c, v_u
+
+        guided = classifier_free(conditional, unconditional, guidance, both)
         return within_interval(guided, conditional, *sample.guidance_interval)
 
     @torch.no_grad()
@@ -276,10 +295,15 @@ class Pipeline(nn.Module):
         ts = SCHEDULES[settings.schedule](steps, self.image_tokens(shape))
         at_once = batch_size or min(64, max(1, TOKENS_AT_ONCE // self.image_tokens(shape)))
         report = self._decoded(on_step) if on_step is not None else None
+        passes = steps * math.ceil(len(prompts) / at_once)  # or more, by solver and guidance
         pictures = []
         trying = f"{min(at_once, len(prompts))} pictures at once"
         fewer = "draw fewer at once (--num-samples, or batch_size in Python), or smaller ones"
-        with self.drawing(settings.precision), explaining_memory(trying, fewer):
+        with (
+            self.drawing(settings.precision),
+            keeping_layouts(self.network, passes),
+            explaining_memory(trying, fewer),
+        ):
             for start in range(0, len(prompts), at_once):
                 part = prompts[start : start + at_once]
                 first = first_index + start

@@ -5,6 +5,7 @@ import torch
 from helpers import randomise
 
 from fluxsmith import Pipeline
+from fluxsmith import pipeline as pipelines
 from fluxsmith.errors import UserError
 from fluxsmith.model.tokens import image_ids, patchify, text_ids, unpatchify
 from fluxsmith.pipeline import Edit
@@ -94,20 +95,43 @@ def test_guidance_extrapolates_from_the_empty_prompt(pipeline):
     assert (guided - cond).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("guidance", "calls"), [(1.0, 5), (2.0, 10)])
-def test_guidance_one_costs_one_evaluation_a_step(pipeline, guidance, calls):
+@pytest.mark.parametrize(
+    ("guidance", "prompt", "rows"),
+    [(1.0, "3", [1] * 5), (0.0, "3", [1] * 5), (2.0, "3", [2] * 5), (2.0, "a 3", [2] * 5)],
+)
+def test_guidance_evaluates_both_velocities_in_one_batch(pipeline, guidance, prompt, rows):
+    assert rows_evaluated(pipeline, [prompt], guidance) == rows
+
+
+@pytest.mark.parametrize(("prompt", "most"), [("3", "TOGETHER"), ("a 3", "TOGETHER_PADDED")])
+def test_large_batches_are_not_doubled(pipeline, prompt, most, monkeypatch):
+    monkeypatch.setattr(pipelines, most, 32)  # image tokens: two pictures
+    assert rows_evaluated(pipeline, [prompt] * 2, 2.0) == [4] * 5
+    assert rows_evaluated(pipeline, [prompt] * 3, 2.0) == [3] * 10
+
+
+def rows_evaluated(pipeline, prompts, guidance):
     seen = []
-    pipeline.network.register_forward_hook(lambda *_: seen.append(1))
-    pipeline.generate(["3"], steps=5, guidance=guidance)
-    assert len(seen) == calls
+    hook = pipeline.network.register_forward_hook(lambda *called: seen.append(len(called[2])))
+    pipeline.generate(prompts, steps=5, guidance=guidance)
+    hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("prompts", [["3", "four"], ["a longer one", "3"], ["", "3"]], ids=str)
+def test_guided_velocities_are_the_same_together_and_apart(pipeline, prompts, monkeypatch):
+    x, t, cond = torch.randn(2, 1, 16, 16), torch.tensor(0.5), pipeline.encode_text(prompts)
+    with torch.no_grad():
+        together = pipeline.guided_velocity(cond, 3.0)(x, t)
+        monkeypatch.setattr(pipelines, "TOGETHER", 0)
+        monkeypatch.setattr(pipelines, "TOGETHER_PADDED", 0)
+        apart = pipeline.guided_velocity(cond, 3.0)(x, t)
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
 
 
 def test_guidance_interval_saves_evaluations(toy):
     pipeline = Pipeline.build(toy("sample.guidance_interval=[0.25, 0.65]"))
-    seen = []
-    pipeline.network.register_forward_hook(lambda *_: seen.append(1))
-    pipeline.generate(["3"], steps=5, guidance=2.0)  # at t = 1, 0.8, 0.6, 0.4, 0.2
-    assert len(seen) == 5 + 2
+    assert rows_evaluated(pipeline, ["3"], 2.0) == [1, 1, 2, 2, 1]  # at t = 1, 0.8, 0.6, 0.4, 0.2
 
 
 def test_embedded_guidance_reaches_the_network_in_one_evaluation(toy):

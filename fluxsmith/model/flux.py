@@ -146,16 +146,10 @@ class Flux(nn.Module):
             wants = "needs" if self.guidance_in is not None else "does not take"
             raise ValueError(f"this network {wants} a guidance scale (guidance_embed)")
         dtype = self.img_in.weight.dtype
-        # Rows that are one row expanded, as in sampling without a prompt, need one modulation.
-        conditions = [x for x in (timesteps, y, guidance) if x is not None]
-        if all(x.stride(0) == 0 for x in conditions):
-            timesteps, y = timesteps[:1], y[:1]
-            guidance = guidance[:1] if guidance is not None else None
-
         vec = self.time_in(timestep_embedding(timesteps, TIMESTEP_WIDTH).to(dtype))
         if self.guidance_in is not None and guidance is not None:
             vec = vec + self.guidance_in(timestep_embedding(guidance, TIMESTEP_WIDTH).to(dtype))
-        vec = vec + self.vector_in(y.to(dtype))  # (b, d) or (1, d)
+        vec = vec + self.vector_in(y.to(dtype))  # (b, d)
 
         img = self.img_in(img.to(dtype))
         txt = self.txt_in(txt.to(dtype))

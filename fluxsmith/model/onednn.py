@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fluxsmith.model.layouts import laid_out
+
 CPU_INFO = Path("/proc/cpuinfo")
 FIRST = 8192  # characters of it, more than one core takes: a server describes hundreds, slowly
 
@@ -72,7 +74,7 @@ def differentiable_linear(
 
 
 def joined_linear(xs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
-    """cat(xs) weightᵀ + bias, without gradients: the weights are copied instead of the inputs."""
+    """cat(xs) weightᵀ + bias, without gradients: the weight is cut, the inputs not joined."""
     y: Tensor = torch.ops.fluxsmith.joined_linear.default(xs, weight, bias)
     return y
 
@@ -105,11 +107,9 @@ class _Linear(torch.autograd.Function):
 def _linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, sizes: list[int], gelu: bool
 ) -> list[Tensor]:
-    if len(sizes) == 1:
-        return [_multiply(x, weight, bias, gelu)]
     biases = bias.split(sizes) if bias is not None else [None] * len(sizes)
     after = [False] * (len(sizes) - 1) + [gelu]
-    pieces = zip(weight.split(sizes), biases, after, strict=True)
+    pieces = zip(laid_out(weight, sizes, 0, x), biases, after, strict=True)
     return [_multiply(x, w, b, activation) for w, b, activation in pieces]
 
 
@@ -120,8 +120,8 @@ def _linear_shapes(
 
 
 def _joined_linear(xs: list[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
-    parts = weight.split([x.shape[-1] for x in xs], dim=1)
-    return _sum_of_products(xs, [part.contiguous() for part in parts], bias)
+    widths = [x.shape[-1] for x in xs]
+    return _sum_of_products(xs, laid_out(weight, widths, 1, xs[0]), bias)
 
 
 def _joined_shape(xs: list[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -176,7 +176,9 @@ def _weight_gradient(gradients: list[Tensor], x: Tensor) -> Tensor:
     return dw
 
 
-def _sum_of_products(xs: Sequence[Tensor], weights: list[Tensor], bias: Tensor | None) -> Tensor:
+def _sum_of_products(
+    xs: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None
+) -> Tensor:
     """sum_i xs_i weights_iᵀ + bias, the sum taken inside the products."""
     y = _multiply(xs[0], weights[0], bias)
     for x, weight in zip(xs[1:], weights[1:], strict=True):
@@ -185,7 +187,8 @@ def _sum_of_products(xs: Sequence[Tensor], weights: list[Tensor], bias: Tensor |
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
-    """x weightᵀ + bias. Of a weight whose rows have gaps oneDNN has no quick product."""
+    """x weightᵀ + bias; the weight may be laid out. Of one whose rows have gaps oneDNN has no quick
+    product."""
     name, form = ("gelu", "tanh") if gelu else ("none", "")
     y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, name, [], form)
     return y

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fluxsmith.device import to_device
@@ -41,6 +42,31 @@ class TextEmbedding:
         """A single prompt's embedding repeated, without copying, for a batch."""
         mask = None if self.mask is None else self.mask.expand(batch, -1)
         return TextEmbedding(self.tokens.expand(batch, -1, -1), self.pooled.expand(batch, -1), mask)
+
+    def followed_by(self, other: "TextEmbedding") -> "TextEmbedding":
+        """The rows of both in one batch; those with fewer tokens are padded, and masked there."""
+        length = max(self.tokens.shape[1], other.tokens.shape[1])
+        parts = [part.padded(length) for part in (self, other)]
+        mask = None
+        if any(part.mask is not None for part in parts):
+            mask = torch.cat([part.real for part in parts])
+        tokens = torch.cat([part.tokens for part in parts])
+        return TextEmbedding(tokens, torch.cat((self.pooled, other.pooled)), mask)
+
+    def padded(self, length: int) -> "TextEmbedding":
+        """Each row `length` tokens long, those that were missing zeros and masked."""
+        missing = length - self.tokens.shape[1]
+        if missing == 0:
+            return self
+        tokens = F.pad(self.tokens, (0, 0, 0, missing))
+        return TextEmbedding(tokens, self.pooled, F.pad(self.real, (0, missing)))
+
+    @property
+    def real(self) -> Tensor:
+        """The mask (b, t), also where every token is real."""
+        if self.mask is not None:
+            return self.mask
+        return self.tokens.new_ones(self.tokens.shape[:2], dtype=torch.bool)
 
 
 class TextEncoder(Protocol):

@@ -38,6 +38,13 @@ def test_guidance_extrapolates_from_unconditional_to_conditional(conditional, un
     assert (conditional.calls, unconditional.calls) == (1, 1)
 
 
+def test_both_at_once_take_the_place_of_each(conditional, unconditional):
+    both = Field(lambda x, t: (conditional.function(x, t), unconditional.function(x, t)))
+    v = classifier_free(conditional, unconditional, 2.0, both)(X, T)
+    assert (conditional.calls, unconditional.calls, both.calls) == (0, 0, 1)
+    assert torch.equal(v, classifier_free(conditional, unconditional, 2.0)(X, T))
+
+
 def test_scale_1_is_the_conditional_itself(conditional, unconditional):
     guided = classifier_free(conditional, unconditional, 1)
     assert guided is conditional

@@ -375,14 +375,3 @@ def test_autocast_on_a_gpu_is_close_to_float32(flux, device):
 def test_params_of_other_sizes_do_not_disturb_a_preset():
     small = replace(PRESETS["lesson"], depth=1)
     assert (small.depth, PRESETS["lesson"].depth) == (1, 6)
-
-
-@pytest.mark.parametrize("guidance_embed", [False, True])
-def test_one_condition_for_all_rows_is_each_row_with_it(guidance_embed):
-    """Expanded timesteps and text are modulated by once, with the same outcome."""
-    params = tiny_params(guidance_embed=guidance_embed)
-    flux, given = flux_at_random(params), inputs(params)
-    one = ("timesteps", "y") + (("guidance",) if guidance_embed else ())
-    expanded = given | {name: given[name][:1].expand_as(given[name]) for name in one}
-    copied = expanded | {name: expanded[name].clone() for name in one}
-    assert torch.allclose(flux(**expanded), flux(**copied), atol=1e-5)

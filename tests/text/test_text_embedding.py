@@ -39,6 +39,30 @@ def test_expanding_repeats_without_copying(masked):
     assert five.pooled.data_ptr() == one.pooled.data_ptr()
 
 
+@pytest.mark.parametrize("masked", [(False, False), (False, True), (True, False), (True, True)])
+def test_two_batches_of_equal_length_follow_each_other(masked):
+    one, two = embedding(4, masked[0]), embedding(2, masked[1])
+    both = one.followed_by(two)
+    assert torch.equal(both.tokens, torch.cat((one.tokens, two.tokens)))
+    assert torch.equal(both.pooled, torch.cat((one.pooled, two.pooled)))
+    assert (both.mask is None) == (not any(masked))
+    assert torch.equal(both.real, torch.cat((one.real, two.real)))
+
+
+@every_mask
+@pytest.mark.parametrize("longer_first", [False, True])
+def test_the_shorter_of_two_batches_is_padded_and_masked(masked, longer_first):
+    longer, short = embedding(3, masked), embedding(3, masked)
+    short = TextEmbedding(short.tokens[:, :1], short.pooled, short.mask[:, :1] if masked else None)
+    both = longer.followed_by(short) if longer_first else short.followed_by(longer)
+    from_longer, from_short = (slice(0, 3), slice(3, 6))[:: 1 if longer_first else -1]
+    assert equal(both[from_longer], TextEmbedding(longer.tokens, longer.pooled, longer.real))
+    padded = both[from_short]
+    assert torch.equal(padded.tokens[:, :1], short.tokens)
+    assert padded.mask.tolist() == [[True, False, False]] * 3
+    assert torch.equal(padded.pooled, short.pooled)
+
+
 def test_distinct_prompts_and_where_each_stands():
     strings, rows = distinct(["b", "a", "b", "", "a", "A"])
     assert strings == ["b", "a", "", "A"]
