@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-STEPS = 3
+STEPS = 3  # of training
+DRAWING_STEPS = 20
 
 
 def side_memory(side: str, work: str, config: str, overrides: list[str]) -> int:
@@ -29,11 +30,11 @@ def main(side: str, work: str, config_file: str, *overrides: str) -> None:
     device = pick_device(config.device)
     before = peak_memory(device) or 0
     one = build(side, config, device)
-    for _ in range(STEPS):
-        if work == "train":
+    if work == "train":
+        for _ in range(STEPS):
             one.train_step()
-        else:
-            one.sample(["1"] * config.train.batch_size, 2, 2.0)
+    else:
+        one.sample(["1"] * config.train.batch_size, DRAWING_STEPS, 2.0)
     print((peak_memory(device) or 0) - before)
 
 
