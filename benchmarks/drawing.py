@@ -18,7 +18,7 @@ from fluxsmith.model import layouts
 from fluxsmith.pipeline import Pipeline
 
 ALWAYS, NEVER = 1 << 62, 0
-WAYS = {  # (image tokens up to which guidance takes one batch, bytes of weights kept laid out)
+WAYS = {  # (tokens up to which guidance takes one batch, twice; bytes of weights kept laid out)
     "as it is": (pipelines.TOGETHER, pipelines.TOGETHER_PADDED, layouts.ROOM),
     "one batch": (ALWAYS, ALWAYS, layouts.ROOM),
     "two batches": (NEVER, NEVER, layouts.ROOM),

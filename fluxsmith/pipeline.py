@@ -44,10 +44,10 @@ OnStep = Callable[[int, float, Tensor], None]
 
 TOKENS_AT_ONCE = 4096  # image tokens of the pictures that `generate` draws together, by default
 
-# Guidance evaluates its two velocities in one batch of twice the size up to so many image tokens;
-# with more the caches miss what calls and weights would save. The second number is for captions
-# that are longer than the empty prompt, which the tokens then make longer too.
-TOGETHER, TOGETHER_PADDED = 2048, 256
+# Guidance evaluates its two velocities in one batch of twice the size up to so many tokens of image
+# and text; with more the caches miss what calls and weights would save. The second number is for
+# captions longer than the empty prompt, which is padded to their length then.
+TOGETHER, TOGETHER_PADDED = 2048, 320
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ class Pipeline(nn.Module):
         if guidance == 1:
             return conditional
         null = self.encode_text([NULL_PROMPT]).expand(len(cond))
-        joined = cond.followed_by(null)
+        text = max(cond.tokens.shape[1], null.tokens.shape[1])
         padded = cond.tokens.shape[1] != null.tokens.shape[1]
         most = TOGETHER_PADDED if padded else TOGETHER
 
@@ -253,9 +253,9 @@ class Pipeline(nn.Module):
 
         def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             b, c, height, width = x.shape
-            if b * self.image_tokens((c, height, width)) > most:
+            if b * (self.image_tokens((c, height, width)) + text) > most:
                 return conditional(x, t), unconditional(x, t)
-            v_c, v_u = self.velocity(torch.cat((x, x)), t, joined).chunk(2)
+            v_c, v_u = self.velocity(torch.cat((x, x)), t, cond.followed_by(null)).chunk(2)
             return v_c, v_u
 
         guided = classifier_free(conditional, unconditional, guidance, both)

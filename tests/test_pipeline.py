@@ -105,7 +105,7 @@ def test_guidance_evaluates_both_velocities_in_one_batch(pipeline, guidance, pro
 
 @pytest.mark.parametrize(("prompt", "most"), [("3", "TOGETHER"), ("a 3", "TOGETHER_PADDED")])
 def test_large_batches_are_not_doubled(pipeline, prompt, most, monkeypatch):
-    monkeypatch.setattr(pipelines, most, 32)  # image tokens: two pictures
+    monkeypatch.setattr(pipelines, most, 36)  # tokens: two pictures of 16 and 1 or 2 of text
     assert rows_evaluated(pipeline, [prompt] * 2, 2.0) == [4] * 5
     assert rows_evaluated(pipeline, [prompt] * 3, 2.0) == [3] * 10
 

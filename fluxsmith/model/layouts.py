@@ -12,8 +12,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
-# Bytes of weights up to which a second copy of them is kept. Larger networks compute wider
-# products, which lose less by the copying.
+# Bytes of weights up to which a second copy of them is kept: more memory might not be there.
 ROOM = 1 << 30
 
 # Passes through the network from which on the copying has paid for itself.
