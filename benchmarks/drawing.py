@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from fluxsmith import pipeline as pipelines
 from fluxsmith.benchmark.timing import take_turns
 from fluxsmith.config import read_config
 from fluxsmith.device import pick_device
 from fluxsmith.model import layouts
 from fluxsmith.pipeline import Pipeline
+from fluxsmith.pipeline import pipeline as pipelines
 
 ALWAYS, NEVER = 1 << 62, 0
 WAYS = {  # (tokens up to which guidance takes one batch, twice; bytes of weights kept laid out)

@@ -1,0 +1,6 @@
+"""The model as a whole, built from a config: encode, velocity, generate."""
+
+from fluxsmith.pipeline.parts import check_autoencoder
+from fluxsmith.pipeline.pipeline import Edit, OnStep, Pipeline
+
+__all__ = ["Edit", "OnStep", "Pipeline", "check_autoencoder"]
