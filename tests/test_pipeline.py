@@ -5,10 +5,10 @@ import torch
 from helpers import randomise
 
 from fluxsmith import Pipeline
-from fluxsmith.pipeline import pipeline as pipelines
 from fluxsmith.errors import UserError
 from fluxsmith.model.tokens import image_ids, patchify, text_ids, unpatchify
 from fluxsmith.pipeline import Edit
+from fluxsmith.pipeline import pipeline as pipelines
 from fluxsmith.randomness import image_noise
 
 
