@@ -103,11 +103,15 @@ def test_guidance_evaluates_both_velocities_in_one_batch(pipeline, guidance, pro
     assert rows_evaluated(pipeline, [prompt], guidance) == rows
 
 
-@pytest.mark.parametrize(("prompt", "most"), [("3", "TOGETHER"), ("a 3", "TOGETHER_PADDED")])
-def test_large_batches_are_not_doubled(pipeline, prompt, most, monkeypatch):
-    monkeypatch.setattr(pipelines, most, 36)  # tokens: two pictures of 16 and 1 or 2 of text
+@pytest.mark.parametrize(
+    ("prompt", "limit", "tokens"),
+    [("3", "TOGETHER", 2 * (16 + 1)), ("a 3", "TOGETHER_PADDED", 2 * (16 + 2))],
+)
+def test_large_batches_are_not_doubled(pipeline, prompt, limit, tokens, monkeypatch):
+    monkeypatch.setattr(pipelines, limit, tokens)  # of two pictures, and of their text
     assert rows_evaluated(pipeline, [prompt] * 2, 2.0) == [4] * 5
-    assert rows_evaluated(pipeline, [prompt] * 3, 2.0) == [3] * 10
+    monkeypatch.setattr(pipelines, limit, tokens - 1)
+    assert rows_evaluated(pipeline, [prompt] * 2, 2.0) == [2] * 10
 
 
 def rows_evaluated(pipeline, prompts, guidance):
@@ -119,8 +123,9 @@ def rows_evaluated(pipeline, prompts, guidance):
 
 
 @pytest.mark.parametrize("prompts", [["3", "four"], ["a longer one", "3"], ["", "3"]], ids=str)
-def test_guided_velocities_are_the_same_together_and_apart(pipeline, prompts, monkeypatch):
-    x, t, cond = torch.randn(2, 1, 16, 16), torch.tensor(0.5), pipeline.encode_text(prompts)
+@pytest.mark.parametrize("t", [torch.tensor(0.5), torch.tensor([0.5, 0.6])], ids=["one t", "two"])
+def test_guided_velocities_are_the_same_together_and_apart(pipeline, prompts, t, monkeypatch):
+    x, cond = torch.randn(2, 1, 16, 16), pipeline.encode_text(prompts)
     with torch.no_grad():
         together = pipeline.guided_velocity(cond, 3.0)(x, t)
         monkeypatch.setattr(pipelines, "TOGETHER", 0)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 STEPS = 3  # of training
-DRAWING_STEPS = 20
+DRAWING_STEPS = 20  # the default, and enough for weights to be laid out (model.layouts.OFTEN)
 
 
 def side_memory(side: str, work: str, config: str, overrides: list[str]) -> int:

@@ -81,20 +81,17 @@ class Diffusers:
 
     @torch.no_grad()
     def sample(self, prompts: list[str], steps: int, guidance: float) -> Tensor:
-        """Euler with classifier-free guidance in one doubled batch, as diffusers' pipelines do."""
+        """Euler with classifier-free guidance in two passes a step, as diffusers' FluxPipeline
+        has it: for many pictures on a CPU quicker than one doubled batch."""
         n = len(prompts)
         x = torch.randn(n, *self.shape, device=self.device)
         text, pooled = self.text[:1].expand(n, -1, -1), self.pooled[:1].expand(n, -1)
-        twice = guidance != 1
-        if twice:
-            text, pooled = torch.cat((text, text)), torch.cat((pooled, pooled))
         ts = torch.linspace(1, 0, steps + 1).tolist()
         for t, after in itertools.pairwise(ts):
-            inputs = torch.cat((x, x)) if twice else x
-            v = self.velocity(inputs, x.new_full((len(inputs),), t), text, pooled)
-            if twice:
-                conditional, unconditional = v.chunk(2)
-                v = unconditional + guidance * (conditional - unconditional)
+            v = self.velocity(x, x.new_full((n,), t), text, pooled)
+            if guidance != 1:
+                unconditional = self.velocity(x, x.new_full((n,), t), text, pooled)
+                v = unconditional + guidance * (v - unconditional)
             x = x + (after - t) * v
         return x.clamp(-1, 1).cpu()
 

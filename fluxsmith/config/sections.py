@@ -444,7 +444,7 @@ class SampleConfig(Section):
     schedule: Literal["uniform", "flux"] = "uniform"
     """Grid of times: uniform, or bent for large images as FLUX.1 does."""
     guidance: float = 2.0
-    """Guidance scale; 1 is off and costs half."""
+    """Guidance scale; 1 is off, one evaluation in place of two."""
     guidance_method: Literal["cfg", "embedded"] = "cfg"
     """cfg: classifier-free, two evaluations; embedded: the scale is an input of the network."""
     guidance_interval: list[Share] = Field(default=[0.0, 1.0], min_length=2, max_length=2)

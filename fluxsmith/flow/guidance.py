@@ -18,7 +18,7 @@ def classifier_free(
 ) -> Velocity:
     """v = v_u + scale (v_c - v_u): Ho & Salimans 2022, eq. 6 with scale = 1 + w, on velocities.
 
-    `both` gives the two at once, where that is quicker than one after the other.
+    `both` gives the two together, as `Velocities`, however they are quicker to come by.
     """
     if scale == 1:
         return conditional
@@ -33,7 +33,7 @@ def classifier_free(
 
 
 def within_interval(guided: Velocity, conditional: Velocity, low: float, high: float) -> Velocity:
-    """`guided` for low <= t <= high and `conditional`, at half the cost, outside.
+    """`guided` for low <= t <= high and `conditional`, one evaluation in place of two, outside.
 
     Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval", eq. 5, with t for sigma.
     `t` must be a scalar, as solvers pass it.

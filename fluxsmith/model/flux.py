@@ -117,6 +117,7 @@ class Flux(nn.Module):
         )
         self.final_layer = LastLayer(hidden, params.out_channels or params.in_channels)
         self.rotary = RotaryCache(params.axes_dim, params.theta)
+        self.streamed = False  # whether blocks' weights come only for the time they compute
         initialise(self)
 
     def forward(

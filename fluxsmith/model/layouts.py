@@ -12,7 +12,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
-# Bytes of weights up to which a second copy of them is kept: more memory might not be there.
+# Bytes of copies up to which they are made: more memory might not be there.
 ROOM = 1 << 30
 
 # Passes through the network from which on the copying has paid for itself.
@@ -44,9 +44,9 @@ _LAYOUTS: ContextVar[_Layouts | None] = ContextVar("layouts", default=None)
 @contextmanager
 def keeping_layouts(network: nn.Module, passes: int) -> Iterator[None]:
     """Inside, where the network's weights must not change, products keep them laid out; not for
-    fewer than OFTEN passes, a network of more than ROOM bytes, or off the CPU."""
+    fewer than OFTEN passes, a network of more than ROOM bytes in float32, or off the CPU."""
     weights = list(network.parameters())
-    small = sum(weight.nbytes for weight in weights) <= ROOM
+    small = sum(weight.numel() * 4 for weight in weights) <= ROOM  # the copies are float32
     wanted = passes >= OFTEN and small and all(w.device.type == "cpu" for w in weights)
     token = _LAYOUTS.set(_Layouts(network) if wanted else None)
     try:

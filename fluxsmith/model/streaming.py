@@ -16,6 +16,7 @@ def stream_blocks(network: Flux, device: torch.device, dtype: torch.dtype) -> No
     """
     for parameter in network.parameters():
         parameter.requires_grad_(False)
+    network.streamed = True
     for name, part in network.named_children():
         if name not in ("double_blocks", "single_blocks"):
             part.to(device, dtype)

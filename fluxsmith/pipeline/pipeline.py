@@ -27,7 +27,7 @@ from fluxsmith.flow.editing import inpaint, shortened
 from fluxsmith.flow.guidance import classifier_free, embedded, within_interval
 from fluxsmith.flow.path import Velocity, interpolate
 from fluxsmith.flow.schedule import SCHEDULES
-from fluxsmith.flow.solvers import SOLVERS, Solver
+from fluxsmith.flow.solvers import SOLVERS, Solver, evaluations
 from fluxsmith.flow.solvers import OnStep as SolverStep
 from fluxsmith.model.flux import Flux
 from fluxsmith.model.layouts import keeping_layouts
@@ -259,7 +259,8 @@ class Pipeline(nn.Module):
             b, c, height, width = x.shape
             if b * (self.image_tokens((c, height, width)) + text) > most:
                 return conditional(x, t), unconditional(x, t)
-            v_c, v_u = self.velocity(torch.cat((x, x)), t, cond.followed_by(null)).chunk(2)
+            times = t.repeat(2) if t.ndim else t
+            v_c, v_u = self.velocity(torch.cat((x, x)), times, cond.followed_by(null)).chunk(2)
             return v_c, v_u
 
         guided = classifier_free(conditional, unconditional, guidance, both)
@@ -299,7 +300,10 @@ class Pipeline(nn.Module):
         ts = SCHEDULES[settings.schedule](steps, self.image_tokens(shape))
         at_once = batch_size or min(64, max(1, TOKENS_AT_ONCE // self.image_tokens(shape)))
         report = self._decoded(on_step) if on_step is not None else None
-        passes = steps * math.ceil(len(prompts) / at_once)  # or more, by solver and guidance
+        taken = len(ts if edit is None else shortened(ts, edit.strength)) - 1
+        passes = evaluations(solver, taken) * math.ceil(len(prompts) / at_once)  # at least
+        if self.network.streamed:
+            passes = 0  # nothing of a network that doesn't fit into memory is kept there
         pictures = []
         trying = f"{min(at_once, len(prompts))} pictures at once"
         fewer = "draw fewer at once (--num-samples, or batch_size in Python), or smaller ones"

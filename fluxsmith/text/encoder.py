@@ -44,7 +44,8 @@ class TextEmbedding:
         return TextEmbedding(self.tokens.expand(batch, -1, -1), self.pooled.expand(batch, -1), mask)
 
     def followed_by(self, other: "TextEmbedding") -> "TextEmbedding":
-        """The rows of both in one batch; those with fewer tokens are padded, and masked there."""
+        """The rows of both in one batch, (b + b', max(t, t'), d): first its own, then the other's.
+        Where one has fewer tokens it is padded, and masked there."""
         length = max(self.tokens.shape[1], other.tokens.shape[1])
         parts = [part.padded(length) for part in (self, other)]
         mask = None
@@ -54,8 +55,11 @@ class TextEmbedding:
         return TextEmbedding(tokens, torch.cat((self.pooled, other.pooled)), mask)
 
     def padded(self, length: int) -> "TextEmbedding":
-        """Each row `length` tokens long, those that were missing zeros and masked."""
+        """(b, length, d): zeros, which are masked, after each row's t tokens. A ValueError where
+        there are more tokens than that."""
         missing = length - self.tokens.shape[1]
+        if missing < 0:
+            raise ValueError(f"{self.tokens.shape[1]} tokens can't be padded to {length}")
         if missing == 0:
             return self
         tokens = F.pad(self.tokens, (0, 0, 0, missing))

@@ -8,6 +8,8 @@ from fluxsmith import Pipeline
 from fluxsmith.compiling import compiled, prepare_compiling
 from fluxsmith.model import layouts, onednn
 from fluxsmith.model.flux import Flux
+from fluxsmith.model.streaming import stream_blocks
+from fluxsmith.pipeline import Edit
 from tests.flux_at_random import flux_at_random, inputs, tiny_params
 from tests.helpers import randomise
 
@@ -35,6 +37,12 @@ def copies() -> dict[object, list[torch.Tensor]]:
     return {} if kept is None else kept._pieces
 
 
+def kept_weights() -> list[torch.Tensor]:
+    """Those that were laid out."""
+    kept = layouts._LAYOUTS.get()
+    return [] if kept is None else [kept._weights[key[0]] for key in kept._pieces]
+
+
 @torch.no_grad()
 def test_the_network_is_the_same_with_its_weights_laid_out(network: Flux) -> None:
     given = inputs(network.params)
@@ -43,7 +51,8 @@ def test_the_network_is_the_same_with_its_weights_laid_out(network: Flux) -> Non
         first = network(**given)
         made = dict(copies())
         again = network(**given)
-        assert copies().keys() == made.keys()  # nothing is laid out twice
+        assert copies().keys() == made.keys()
+        assert all(copies()[key] is pieces for key, pieces in made.items())  # laid out once
     pieces = [piece for of in made.values() for piece in of]
     assert all(piece.is_mkldnn for piece in pieces)
     matrices = [p for p in network.parameters() if p.ndim == 2]
@@ -61,8 +70,9 @@ def test_compiled_blocks_find_them_too(network: Flux) -> None:
     torch.compiler.reset()
     with layouts.keeping_layouts(network, layouts.OFTEN), compiled(network):
         torch.testing.assert_close(network(**given), plain, atol=1e-5, rtol=1e-5)
-        in_blocks = [name for name in network.state_dict() if "blocks" in name and "weight" in name]
-        assert len(copies()) >= len(in_blocks)
+        found = {id(weight) for weight in kept_weights()}
+    matrices = {id(p) for name, p in network.named_parameters() if "blocks" in name and p.ndim == 2}
+    assert matrices <= found
 
 
 @torch.no_grad()
@@ -132,3 +142,40 @@ def test_pictures_are_the_same_and_nothing_is_kept(
     assert counts[6:] == [0] * 6
     assert not copies()
     torch.testing.assert_close(*drawn, atol=1e-5, rtol=1e-5)
+
+
+def test_a_streamed_network_keeps_nothing(pipeline: Pipeline) -> None:
+    counts: list[int] = []
+    pipeline.generate(["3"], steps=8, on_step=lambda *_: counts.append(len(copies())))
+    assert max(counts) > 0
+    stream_blocks(pipeline.network, torch.device("cpu"), torch.float32)
+    counts.clear()
+    pipeline.generate(["3"], steps=8, on_step=lambda *_: counts.append(len(copies())))
+    assert counts == [0] * 9
+
+
+def test_passes_are_counted_as_they_come(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layouts, "OFTEN", 9)
+    edit = Edit(torch.zeros(pipeline.latent_shape), strength=0.2)
+    for settings, kept in (
+        ({"solver": "euler"}, False),
+        ({"solver": "heun"}, True),
+        ({"solver": "heun", "edit": edit}, False),
+    ):
+        counts: list[int] = []
+        pipeline.generate(
+            ["3"], steps=8, on_step=lambda *_: counts.append(len(copies())), **settings
+        )
+        assert (max(counts) > 0) is kept
+
+
+@torch.no_grad()
+def test_the_limit_is_on_the_copies(network: Flux, monkeypatch: pytest.MonkeyPatch) -> None:
+    network.bfloat16()
+    copied = 4 * sum(p.numel() for p in network.parameters())
+    for room, wanted in ((copied, True), (copied - 1, False)):
+        monkeypatch.setattr(layouts, "ROOM", room)
+        with layouts.keeping_layouts(network, layouts.OFTEN):
+            assert (layouts._LAYOUTS.get() is not None) is wanted
