@@ -13,7 +13,7 @@ from functools import partial
 from fluxsmith.benchmark.timing import take_turns
 from fluxsmith.config import read_config
 from fluxsmith.device import pick_device
-from fluxsmith.model import layouts
+from fluxsmith.model import layouts, onednn
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.pipeline import pipeline as pipelines
 
@@ -54,6 +54,8 @@ def main() -> None:
     options = parser.parse_args()
     config = read_config(options.config, options.overrides)
     device = pick_device(config.device)
+    if device.type != "cpu" or not onednn.ONEDNN_IS_QUICKER or options.steps < layouts.OFTEN:
+        print("nothing is laid out here: 'weights as they are' is the same as 'as it is'")
     pipeline = Pipeline.build(config, device).eval()
     print(f"{options.steps} Euler steps, guidance 2: seconds, and how often that of 'as it is'")
     for count in options.pictures:
