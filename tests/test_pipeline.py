@@ -110,6 +110,7 @@ def test_guidance_evaluates_both_velocities_in_one_batch(pipeline, guidance, pro
 def test_large_batches_are_not_doubled(pipeline, prompt, limit, tokens, monkeypatch):
     monkeypatch.setattr(pipelines, limit, tokens)  # of two pictures, and of their text
     assert rows_evaluated(pipeline, [prompt] * 2, 2.0) == [4] * 5
+    assert rows_evaluated(pipeline, [prompt] * 3, 2.0) == [3] * 10
     monkeypatch.setattr(pipelines, limit, tokens - 1)
     assert rows_evaluated(pipeline, [prompt] * 2, 2.0) == [2] * 10
 

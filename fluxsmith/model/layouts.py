@@ -8,9 +8,13 @@ changes them in every step, goes without.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from fluxsmith.model.flux import Flux
 
 # Bytes of copies up to which they are made: more memory might not be there.
 ROOM = 1 << 30
@@ -42,12 +46,14 @@ _LAYOUTS: ContextVar[_Layouts | None] = ContextVar("layouts", default=None)
 
 
 @contextmanager
-def keeping_layouts(network: nn.Module, passes: int) -> Iterator[None]:
+def keeping_layouts(network: "Flux", passes: int) -> Iterator[None]:
     """Inside, where the network's weights must not change, products keep them laid out; not for
-    fewer than OFTEN passes, a network of more than ROOM bytes in float32, or off the CPU."""
+    fewer than OFTEN passes, a network of more than ROOM bytes in float32, one that is streamed,
+    which is where memory is short, or off the CPU."""
     weights = list(network.parameters())
     small = sum(weight.numel() * 4 for weight in weights) <= ROOM  # the copies are float32
-    wanted = passes >= OFTEN and small and all(w.device.type == "cpu" for w in weights)
+    here = not network.streamed and all(weight.device.type == "cpu" for weight in weights)
+    wanted = passes >= OFTEN and small and here
     token = _LAYOUTS.set(_Layouts(network) if wanted else None)
     try:
         yield

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -255,12 +256,16 @@ class Pipeline(nn.Module):
         def unconditional(x: Tensor, t: Tensor) -> Tensor:
             return self.velocity(x, t, null)
 
+        @cache  # for every step, once one asks for it
+        def joined() -> TextEmbedding:
+            return cond.followed_by(null)
+
         def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             b, c, height, width = x.shape
             if b * (self.image_tokens((c, height, width)) + text) > most:
                 return conditional(x, t), unconditional(x, t)
             times = t.repeat(2) if t.ndim else t
-            v_c, v_u = self.velocity(torch.cat((x, x)), times, cond.followed_by(null)).chunk(2)
+            v_c, v_u = self.velocity(torch.cat((x, x)), times, joined()).chunk(2)
             return v_c, v_u
 
         guided = classifier_free(conditional, unconditional, guidance, both)
@@ -302,8 +307,6 @@ class Pipeline(nn.Module):
         report = self._decoded(on_step) if on_step is not None else None
         taken = len(ts if edit is None else shortened(ts, edit.strength)) - 1
         passes = evaluations(solver, taken) * math.ceil(len(prompts) / at_once)  # at least
-        if self.network.streamed:
-            passes = 0  # nothing of a network that doesn't fit into memory is kept there
         pictures = []
         trying = f"{min(at_once, len(prompts))} pictures at once"
         fewer = "draw fewer at once (--num-samples, or batch_size in Python), or smaller ones"

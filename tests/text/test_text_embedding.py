@@ -67,3 +67,9 @@ def test_distinct_prompts_and_where_each_stands():
     strings, rows = distinct(["b", "a", "b", "", "a", "A"])
     assert strings == ["b", "a", "", "A"]
     assert rows.tolist() == [0, 1, 0, 2, 1, 3]
+
+
+def test_padding_never_cuts_tokens():
+    embedding = TextEmbedding(torch.ones(2, 3, 4), torch.ones(2, 5))
+    with pytest.raises(ValueError, match="3 tokens can't be padded to 2"):
+        embedding.padded(2)
