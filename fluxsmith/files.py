@@ -10,8 +10,9 @@ from fluxsmith.errors import UserError
 
 def cache_folder() -> Path:
     """Where downloads and caches live: $FLUXSMITH_CACHE, else ~/.cache/fluxsmith."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("FLUXSMITH_CACHE") or Path(home) / "fluxsmith")
+    if own := os.environ.get("FLUXSMITH_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fluxsmith"
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -1,7 +1,9 @@
 """A config small enough that a training step takes milliseconds, on real data and real modules."""
 
 import os
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,9 @@ from fluxsmith.pipeline import Pipeline
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# What the tests compile and download stays out of the user's caches.
+os.environ["FLUXSMITH_CACHE"] = tempfile.mkdtemp(prefix="fluxsmith-tests-")
+
 TOY = """
 data: {source: digits, image_size: 16, resize: stretch}
 text: {width: 64, hidden_size: 64}
@@ -22,6 +27,12 @@ model: {patch_size: 4, hidden_size: 64, num_heads: 1, depth: 1, depth_single_blo
 train: {steps: 6, batch_size: 8, warmup_steps: 2, log_every: 2, learning_rate: 0.01}
 sample: {steps: 3, num_samples: 4}
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches() -> Iterator[None]:
+    yield
+    shutil.rmtree(os.environ["FLUXSMITH_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture

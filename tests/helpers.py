@@ -1,8 +1,16 @@
 """What several test modules need."""
 
+import shutil
 from typing import Any
 
+import pytest
 import torch
+
+from fluxsmith import processor
+
+# Not that a library is there: one that can't be compiled is a fault.
+needs_avx512 = pytest.mark.skipif(not processor.has_avx512(), reason="the processor has no AVX-512")
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="there is no g++")
 
 
 def randomise(module: torch.nn.Module, scale: float = 0.1) -> torch.nn.Module:

@@ -19,6 +19,8 @@ LAYERS = {
     "allocator": -2,
     "digest": -2,
     "nesting": -2,
+    "processor": -2,
+    "native": -1,
     "tensorfile": -1,
     "randomness": -1,
     "device": -1,

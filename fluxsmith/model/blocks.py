@@ -1,8 +1,7 @@
 """The parts of Flux, with the parameter names of Black Forest Labs' released weights.
 
 Sources: adaLN-zero, Peebles & Xie 2023, "DiT", sec. 3.2; dual-stream (MMDiT) blocks, Esser et al.
-2024, sec. 4 and fig. 2b; parallel attention and MLP, and normalised queries and keys, Dehghani et
-al. 2023, "ViT-22B", sec. 2.
+2024, sec. 4 and fig. 2b; parallel attention and MLP, Dehghani et al. 2023, "ViT-22B", sec. 2.
 """
 
 import math
@@ -13,11 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fluxsmith.model.linear import Linear
-from fluxsmith.model.rope import RotaryTable, rotate
-
-# Up to so many tokens two products and a softmax beat the fused attention of CPUs, whose tiles are
-# made for hundreds.
-SHORT = 48
+from fluxsmith.model.rope import RotaryTable
+from fluxsmith.model.streams import QKNorm, Stream, joint_attention
 
 
 def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000) -> Tensor:
@@ -33,20 +29,6 @@ def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000) -> Ten
     return torch.cat((angle.cos(), angle.sin()), dim=-1)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, pe: RotaryTable, mask: Tensor | None) -> Tensor:
-    """Attention with rotated queries and keys, (b, h, l, k) each -> (b, l, h*k).
-
-    `mask` (b, 1, 1, l) is true where a key may be attended to.
-    """
-    q, k = rotate(q, pe), rotate(k, pe)
-    if mask is None and q.device.type == "cpu" and q.shape[2] <= SHORT:
-        logits = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
-        x = logits.softmax(dim=-1) @ v
-    else:
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return x.transpose(1, 2).flatten(2)
-
-
 class MLPEmbedder(nn.Module):
     """Two linear layers around SiLU: a vector's way into the modulation."""
 
@@ -59,29 +41,6 @@ class MLPEmbedder(nn.Module):
         return self.out_layer(F.silu(self.in_layer(x)))
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) * scale over the last axis (Zhang & Sennrich 2019, eq. 4), in float32."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.scale.shape, self.scale.float(), eps=1e-6).to(x.dtype)
-
-
-class QKNorm(nn.Module):
-    """RMS-normalised queries and keys, which keeps attention logits from growing."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.query_norm = RMSNorm(dim)
-        self.key_norm = RMSNorm(dim)
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return self.query_norm(q).to(v.dtype), self.key_norm(k).to(v.dtype)
-
-
 class SelfAttention(nn.Module):
     """The projections of one stream; attention itself is joint, in the block."""
 
@@ -92,18 +51,9 @@ class SelfAttention(nn.Module):
         self.norm = QKNorm(dim // num_heads)
         self.proj = Linear(dim, dim)
 
-    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(b, l, d) -> three times (b, h, l, k), queries and keys normalised."""
-        q, k, v = split_heads(self.qkv(x), self.num_heads)
-        q, k = self.norm(q, k, v)
-        return q, k, v
-
-
-def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(b, l, 3*h*k) -> three times (b, h, l, k)."""
-    b, length, _ = qkv.shape
-    q, k, v = qkv.view(b, length, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
-    return q, k, v
+    def stream(self, x: Tensor) -> Stream:
+        """What x (b, l, d) brings to the attention."""
+        return Stream(self.qkv(x), self.norm)
 
 
 class Modulated(NamedTuple):
@@ -164,16 +114,10 @@ class DoubleStreamBlock(nn.Module):
         img_mod1, img_mod2 = self.img_mod(vec)
         txt_mod1, txt_mod2 = self.txt_mod(vec)
 
-        img_q, img_k, img_v = self.img_attn.queries_keys_values(
-            modulate(img, img_mod1.shift, img_mod1.scale)
-        )
-        txt_q, txt_k, txt_v = self.txt_attn.queries_keys_values(
-            modulate(txt, txt_mod1.shift, txt_mod1.scale)
-        )
-        q = torch.cat((txt_q, img_q), dim=2)  # (b, h, l_txt + l_img, k): text first
-        k = torch.cat((txt_k, img_k), dim=2)
-        v = torch.cat((txt_v, img_v), dim=2)
-        txt_out, img_out = attention(q, k, v, pe, mask).split([txt.shape[1], img.shape[1]], dim=1)
+        image = self.img_attn.stream(modulate(img, img_mod1.shift, img_mod1.scale))
+        text = self.txt_attn.stream(modulate(txt, txt_mod1.shift, txt_mod1.scale))
+        heads = self.img_attn.num_heads
+        txt_out, img_out = joint_attention((text, image), heads, pe, mask)  # text first
 
         img = img + img_mod1.gate * self.img_attn.proj(img_out)
         img = img + img_mod2.gate * self.img_mlp(modulate(img, img_mod2.shift, img_mod2.scale))
@@ -199,9 +143,7 @@ class SingleStreamBlock(nn.Module):
         (mod,) = self.modulation(vec)
         x_mod = modulate(x, mod.shift, mod.scale)
         qkv, inner = self.linear1(x_mod, sizes=(3 * self.hidden_size, self.inner), gelu=True)
-        q, k, v = split_heads(qkv, self.num_heads)
-        q, k = self.norm(q, k, v)
-        attended = attention(q, k, v, pe, mask)
+        (attended,) = joint_attention((Stream(qkv, self.norm),), self.num_heads, pe, mask)
         return x + mod.gate * self.linear2(attended, inner)
 
 

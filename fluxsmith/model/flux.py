@@ -158,7 +158,7 @@ class Flux(nn.Module):
         mask = None
         if txt_mask is not None:
             everywhere = txt_mask.new_ones(img.shape[:2])
-            mask = torch.cat((txt_mask, everywhere), dim=1)[:, None, None, :]  # (b, 1, 1, l)
+            mask = torch.cat((txt_mask, everywhere), dim=1)  # (b, l)
 
         for block in self.double_blocks:
             img, txt = block(img, txt, vec, pe, mask)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fluxsmith.model import onednn
+from fluxsmith.model import onednn, passes
 
 Pieces = tuple[Tensor, ...]
 
@@ -37,7 +37,9 @@ class Linear(nn.Linear):
             return onednn.linear(_side_by_side(xs), self.weight, self.bias, sizes, gelu)
         x = _side_by_side(xs)
         if by_onednn:
-            pieces = onednn.differentiable_linear(x, self.weight, self.bias, sizes)
+            inside = gelu and passes.serve(sizes)
+            pieces = onednn.differentiable_linear(x, self.weight, self.bias, sizes, inside)
+            gelu = gelu and not inside
         else:
             y = F.linear(x, self.weight, self.bias)
             pieces = (y,) if len(sizes) == 1 else y.split(sizes, dim=-1)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fluxsmith.model import passes
 from fluxsmith.model.layouts import laid_out
-
-CPU_INFO = Path("/proc/cpuinfo")
-FIRST = 8192  # characters of it, more than one core takes: a server describes hundreds, slowly
+from fluxsmith.model.operators import called_as_usual, define
+from fluxsmith.processor import CPU_INFO, described
 
 # Multiplications in a product from which on oneDNN's longer way to the work, 0.2 ms there and back,
 # is worth it.
@@ -29,11 +29,7 @@ def onednn_is_quicker(info: Path = CPU_INFO) -> bool:
     """Whether oneDNN beats MKL here: on AMD's processors with AVX-512, where that was measured."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, _OPERATOR):
         return False
-    try:
-        with info.open() as file:
-            text = file.read(FIRST)
-    except OSError:  # not Linux
-        return False
+    text = described(info)
     return "AuthenticAMD" in text and "avx512f" in text
 
 
@@ -51,6 +47,7 @@ def worth_it(xs: Sequence[Tensor], weight: Tensor) -> bool:
         and sum(x.numel() for x in xs) * len(weight) >= WORTH
         and not torch.is_autocast_enabled("cpu")
         and (torch.compiler.is_compiling() or torch._C._get_mkldnn_enabled())
+        and called_as_usual()
     )
 
 
@@ -66,10 +63,10 @@ def linear(
 
 
 def differentiable_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequence[int]
+    x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequence[int], gelu: bool = False
 ) -> tuple[Tensor, ...]:
-    """`linear` that gradients go through, once."""
-    pieces: tuple[Tensor, ...] = _Linear.apply(x, weight, bias, sizes)
+    """`linear` that gradients go through, once; with `gelu` where `passes` serve."""
+    pieces: tuple[Tensor, ...] = _Linear.apply(x, weight, bias, sizes, gelu)
     return pieces
 
 
@@ -82,26 +79,32 @@ def joined_linear(xs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequence[int]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequence[int], gelu: bool
     ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(x, weight)
-        return linear(x, weight, bias, sizes)
+        pieces = linear(x, weight, bias, sizes)
+        ctx.save_for_backward(x, weight, pieces[-1] if gelu else None)
+        return (*pieces[:-1], passes.gelu(pieces[-1])) if gelu else pieces
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        x, weight = ctx.saved_tensors
-        to_x, to_weight, to_bias, _ = ctx.needs_input_grad
+        x, weight, before = ctx.saved_tensors
+        to_x, to_weight, to_bias, *_ = ctx.needs_input_grad
+        left = db = None
         rows = [g.reshape(-1, g.shape[-1]) for g in gradients]
-        # Compiled, the transposed copy that oneDNN wants is written along with the gradients, for
-        # a fifth of what it costs by itself.
-        copied = to_weight and torch.compiler.is_compiling()
-        left = torch.cat([g.t() for g in rows]).contiguous() if copied else None
+        if passes.serve([g.shape[1] for g in rows]):
+            gradients, left, db = passes.backward(rows, before, to_weight)
+        else:
+            if to_weight and torch.compiler.is_compiling():
+                # The transposed copy that oneDNN wants is written along with the gradients, for a
+                # fifth of what it costs by itself.
+                left = torch.cat([g.t() for g in rows]).contiguous()
+            if to_bias:
+                db = torch.cat([g.sum(dim=0) for g in rows])
         dx, dw = torch.ops.fluxsmith.linear_backward.default(
             gradients, left, x, weight, to_x, to_weight
         )
-        db = torch.cat([g.sum(dim=0) for g in rows]) if to_bias else None
-        return dx if to_x else None, dw if to_weight else None, db, None
+        return dx if to_x else None, dw if to_weight else None, db if to_bias else None, None, None
 
 
 def _linear(
@@ -139,7 +142,9 @@ def _backward(
     """The gradients of x and weight, empty where not wanted; `left` (n, ...) is the gradients'
     transpose, where there is a copy of it."""
     sizes = [g.shape[-1] for g in gradients]
-    dx = _input_gradient(gradients, weight.split(sizes)) if to_x else x.new_empty(0)
+    dx = x.new_empty(0)
+    if to_x:
+        dx = _input_gradient(gradients, weight.split(sizes)).view(x.shape)
     if not to_weight:
         return [dx, x.new_empty(0)]
     inputs = x.reshape(-1, x.shape[-1]).contiguous()  # it may be a view with gaps: see _multiply
@@ -197,15 +202,22 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False
 _OPERATOR = "_linear_pointwise"
 ONEDNN_IS_QUICKER = onednn_is_quicker()
 
-# Operators of torch's own kind, which torch.compile calls and does not look into.
-_LIBRARY = torch.library.Library("fluxsmith", "DEF")
-for _schema, _kernel, _shapes in (
-    ("linear(Tensor x, Tensor w, Tensor? b, int[] sizes, bool gelu) -> Tensor[]", _linear,
-     _linear_shapes),
-    ("joined_linear(Tensor[] xs, Tensor w, Tensor? b) -> Tensor", _joined_linear, _joined_shape),
-    ("linear_backward(Tensor[] gs, Tensor? left, Tensor x, Tensor w, bool to_x, bool to_w)"
-     " -> Tensor[]", _backward, _backward_shapes),
-):  # fmt: skip
-    _LIBRARY.define(_schema, tags=(torch.Tag.needs_fixed_stride_order,))
-    _LIBRARY.impl(_schema.partition("(")[0], _kernel, "CPU")
-    _LIBRARY.impl(_schema.partition("(")[0], _shapes, "Meta")
+define(
+    "linear(Tensor x, Tensor w, Tensor? b, int[] sizes, bool gelu) -> Tensor[]",
+    _linear,
+    _linear_shapes,
+    lambda x, weight, *_: 2 * x.numel() * len(weight),
+)
+define(
+    "joined_linear(Tensor[] xs, Tensor w, Tensor? b) -> Tensor",
+    _joined_linear,
+    _joined_shape,
+    lambda xs, weight, *_: 2 * sum(x.numel() for x in xs) * len(weight),
+)
+define(
+    "linear_backward(Tensor[] gs, Tensor? left, Tensor x, Tensor w, bool to_x, bool to_w)"
+    " -> Tensor[]",
+    _backward,
+    _backward_shapes,
+    lambda gs, left, x, weight, *wanted: sum(wanted) * 2 * x.numel() * len(weight),
+)

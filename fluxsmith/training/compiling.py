@@ -11,8 +11,9 @@ from fluxsmith.model.cost import training_flops
 from fluxsmith.pipeline import Pipeline
 
 # From so many operations in a run on, compiling by `auto` pays: on two CPU cores it takes up to
-# half a minute, and saves a twelfth of each step of mnist/small, whose run is just above this.
-WORTH = {"cpu": 5e13}
+# half a minute, and saves a thirtieth of each step, so a run of a quarter of an hour gets back what
+# it costs. This is four times that on two quick cores.
+WORTH = {"cpu": 1e15}
 MOST_LENGTHS = 4  # of text, for which `auto` compiles
 
 

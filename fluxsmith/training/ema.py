@@ -23,13 +23,17 @@ class EMA:
             for name, p in module.named_parameters()
         }
 
+    def decay_of(self, n: int) -> float:
+        """The decay of update n."""
+        return min(self.decay, (1 + n) / (10 + n))
+
     @torch.no_grad()
     def update(self, module: nn.Module, n: int, good: Tensor | None = None) -> None:
         """ema += (1 - decay) (weights - ema), for every tensor in one call.
 
         `good`, () bool on the device, says whether to: where it is false, nothing changes.
         """
-        decay = min(self.decay, (1 + n) / (10 + n))
+        decay = self.decay_of(n)
         current = [p.detach().float() for p in module.parameters()]
         average = list(self.weights.values())
         if good is None:

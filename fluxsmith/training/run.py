@@ -15,6 +15,7 @@ from fluxsmith.errors import UserError
 from fluxsmith.files import make_folder, write_text
 from fluxsmith.flow.timesteps import DENSITIES
 from fluxsmith.interop.initial import load_initial
+from fluxsmith.model.libraries import slower_because
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.text.byte_encoder import ByteEncoder
 from fluxsmith.training.compiling import compile_for_training
@@ -70,6 +71,8 @@ def _run(
     with watch() as interrupt, TrainingConsole(steps, trainer.step) as console:
         if start.resumes and trainer.step >= steps:
             console.say(f"nothing to do: {start.path} is at step {trainer.step} of {steps}")
+            if not curve.exists():  # killed between the last checkpoint and its end
+                _plot(folder, curve, config, console)
             return 0
         _prepare(folder, config, overwrite, trainer.step, lock)
         for path in start.damaged:
@@ -176,5 +179,7 @@ def _announce(console: TrainingConsole, config: RunConfig, trainer: Trainer, sta
         f"{trainer.loader.describe()}, on {trainer.pipeline.device}"
     )
     console.say(f"writing to {trainer.folder}, {start}")
+    if trainer.pipeline.device.type == "cpu" and (reason := slower_because()):
+        console.say(f"C++         not possible here, so training is slower: {reason}")
     for warning in start.warnings():
         console.say(warning)

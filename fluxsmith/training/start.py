@@ -11,7 +11,7 @@ from fluxsmith.config import RunConfig
 from fluxsmith.config.comparing import COURSE, WEIGHTS, check_same
 from fluxsmith.config.reading import build_config
 from fluxsmith.errors import UserError
-from fluxsmith.model import onednn
+from fluxsmith.model import libraries
 from fluxsmith.training.trainer import Trainer
 
 
@@ -52,10 +52,10 @@ class Start:
                 f"{self.path} was computed with {then} threads, and here are {now}: on a CPU, sums "
                 f"may differ in their last bits (OMP_NUM_THREADS={then} makes them equal)"
             )
-        if self.products not in (None, onednn.library()):
+        if self.products not in (None, libraries.computing()):
             found.append(
-                f"{self.path} was computed with matrix products by {self.products}, and on this "
-                f"processor they are by {onednn.library()}: on a CPU, the last bits may differ"
+                f"{self.path} was computed by {self.products}, and here it is "
+                f"{libraries.computing()}: on a CPU, the last bits may differ"
             )
         return found
 

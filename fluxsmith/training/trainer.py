@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from fluxsmith import checkpoint as checkpoints
 from fluxsmith import render
@@ -19,7 +18,7 @@ from fluxsmith.data.images import to_uint8
 from fluxsmith.data.loader import Loader
 from fluxsmith.errors import UserError
 from fluxsmith.files import write_text
-from fluxsmith.model import onednn
+from fluxsmith.model import libraries
 from fluxsmith.pipeline import Pipeline, check_autoencoder
 from fluxsmith.randomness import generator
 from fluxsmith.training.console import TrainingConsole
@@ -31,6 +30,7 @@ from fluxsmith.training.objective import Example, Losses, Objective
 from fluxsmith.training.optimiser import build_optimiser, learning_rate, load_optimiser
 from fluxsmith.training.saving import Saver, copied
 from fluxsmith.training.text import keep_text
+from fluxsmith.training.update import Update
 from fluxsmith.version import __version__
 
 Evaluate = Callable[[Pipeline], dict[str, float]]  # the model's scores, by name
@@ -60,6 +60,8 @@ class Trainer:
         self.window = Window(pipeline.device)
         fused = pipeline.device.type == "cuda" and self.optimiser.defaults["fused"]
         self.guard = Guard(config.train.max_bad_steps, pipeline.device, waits=not fused)
+        largest = config.train.grad_clip or float("inf")
+        self.update = Update(pipeline, self.optimiser, self.ema, largest, waits=not fused)
         self.origin: dict[str, Any] = {}  # what this run was forked from
         captions = loader.captions()
         self.captions = spread(captions, min(len(captions), CAPTIONS_KEPT))
@@ -139,34 +141,13 @@ class Trainer:
             (losses.values.mean() / train.accumulate).backward()
             parts.append(losses.detached())
         whole = Losses.joined(parts)
-        norm = self._clip(train.grad_clip or float("inf"))
+        norm = self.update.gradient_norm()
         good = self.guard.judge(whole, norm)
         self.window.add(whole, norm, good)
-        self._update(good)
+        self.update(self.step, norm, good)
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
         return rate
-
-    def _clip(self, largest: float) -> Tensor:
-        """Bounds the gradient's norm; returns what it was: ()."""
-        gradients = [p.grad for p in self.pipeline.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        # Where reading the norm costs nothing, a gradient that is short enough is left alone.
-        if not self.guard.waits or not norm <= largest:
-            nn.utils.clip_grads_with_norm_(self.pipeline.parameters(), largest, norm)
-        return norm
-
-    def _update(self, good: Tensor) -> None:
-        """Moves weights and average, unless the step is not finite: then nothing changes."""
-        if self.guard.waits:
-            if good:
-                self.optimiser.step()
-                self.ema.update(self.pipeline, self.step)
-            return
-        # Where this is 1, the fused AdamW leaves weights and moments as they are.
-        setattr(self.optimiser, "found_inf", (~good).float())  # noqa: B010 (not declared)
-        self.optimiser.step()
-        self.ema.update(self.pipeline, self.step, good)
 
     def explain_bad_step(self) -> str:
         """What was not finite in the last step, which left the weights alone, so that it can be
@@ -232,7 +213,7 @@ class Trainer:
                 "captions": self.captions,
                 "autoencoder": self.pipeline.autoencoder.digest,
                 "threads": torch.get_num_threads(),
-                "products": onednn.library(),
+                "products": libraries.computing(),
                 "forked_from": self.origin,
                 **self.pipeline.text_metadata(),
             },

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fluxsmith.model.blocks import SHORT, attention
+from fluxsmith.model.attention import SHORT, attention
 
 
 @pytest.mark.parametrize("length", [1, SHORT, SHORT + 1])

@@ -10,7 +10,7 @@ from reliability.kill import board
 
 from fluxsmith import checkpoint as checkpoints
 from fluxsmith.errors import UserError
-from fluxsmith.model import onednn
+from fluxsmith.model import onednn, passes
 from fluxsmith.training.metrics import read_metrics
 from fluxsmith.training.run import build_trainer, train
 
@@ -204,11 +204,11 @@ def test_other_threads_are_told(toy, run_folder, capsys):
     assert line in capsys.readouterr().out
 
 
-def test_another_library_for_products_is_told(toy, run_folder, capsys, monkeypatch):
+def test_other_libraries_are_told(toy, run_folder, capsys, monkeypatch):
     monkeypatch.setattr(onednn, "ONEDNN_IS_QUICKER", False)
+    monkeypatch.setattr(passes, "library", lambda: UserError("no compiler"))
     assert train(toy()) == 0
     monkeypatch.setattr(onednn, "library", lambda: "oneDNN")
+    monkeypatch.setattr(passes, "library", lambda: None)
     assert train(toy("train.steps=7"), resume="auto") == 0
-    assert "matrix products by torch, and on this processor they are by oneDNN" in (
-        capsys.readouterr().out
-    )
+    assert "was computed by torch, and here it is oneDNN and C++" in capsys.readouterr().out

@@ -1,0 +1,20 @@
+"""What a network computes with on this machine's CPU: last bits depend on it, and speed does."""
+
+from fluxsmith import processor
+from fluxsmith.errors import UserError
+from fluxsmith.model import onednn, passes
+
+
+def computing() -> str:
+    """The libraries that do what matters, as in "oneDNN and C++"."""
+    own = "" if isinstance(passes.library(), UserError) else " and C++"
+    return onednn.library() + own
+
+
+def slower_because() -> str:
+    """Why C++ of our own, which this processor could run, isn't there; nothing where it is, or
+    where there is nothing to be done about it."""
+    found = passes.library()
+    if isinstance(found, UserError) and processor.has_avx512():
+        return str(found)
+    return ""

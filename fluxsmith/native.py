@@ -1,0 +1,91 @@
+"""C++ of our own: compiled by the machine's compiler where it is first needed, kept, and loaded."""
+
+import ctypes
+import hashlib
+import os
+import shlex
+import subprocess
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from fluxsmith import processor
+from fluxsmith.errors import UserError
+from fluxsmith.files import cache_folder
+
+# Not that numbers are finite: those which are not must be found.
+OPTIONS = (
+    "-std=c++17", "-O3", "-march=native", "-fno-fast-math", "-ffp-contract=fast",
+    "-fno-math-errno", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi",
+)  # fmt: skip
+
+
+def load(source: Path, **macros: int) -> ctypes.CDLL:
+    """The library that a file of C++ makes with these macros, made by $CXX or g++ the first time.
+
+    A library is known by its source with the headers beside it, the compiler, and the processor
+    that it was made for, since folders travel between machines. Raises a UserError that says why
+    there is none.
+    """
+    try:
+        compiler = shlex.split(os.environ.get("CXX") or "g++")
+        command = [*compiler, *OPTIONS, *(f"-D{name}={value}" for name, value in macros.items())]
+        files = (source, *sorted(source.parent.glob("*.h")))
+        made_of = [*(file.read_text(encoding="utf-8") for file in files), *command]
+        made_by = _run([*compiler, "--version"])
+        made_for = [line for line in processor.described().splitlines() if "flags" in line][:1]
+        key = hashlib.sha256("\0".join([*made_of, made_by, *made_for]).encode()).hexdigest()
+        name = f"{source.stem}-{key[:16]}"
+        folder = _own_folder()
+        for library in folder.glob(f"{name}-*.so"):
+            if library.name == _named(name, library):  # whole: a part of one kills the process
+                with suppress(OSError):
+                    return ctypes.CDLL(str(library))
+        return ctypes.CDLL(str(_made([*command, str(source)], folder, name)))
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"can't compile {source.name}: {error}") from None
+
+
+def _named(name: str, library: Path) -> str:
+    """What a library is called, with its size, so that a part of one is known."""
+    return f"{name}-{library.stat().st_size}.so"
+
+
+def _made(command: list[str], folder: Path, name: str) -> Path:
+    """The library, whole or not at all."""
+    number, temporary = tempfile.mkstemp(dir=folder)
+    try:
+        _run([*command, "-o", temporary])
+        os.fsync(number)
+        library = folder / _named(name, Path(temporary))
+        Path(temporary).replace(library)
+        return library
+    finally:
+        os.close(number)
+        with suppress(OSError):
+            Path(temporary).unlink()
+
+
+def _own_folder() -> Path:
+    """Where libraries are kept. Nobody else may write there, since what lies there is run."""
+    folder = cache_folder() / "native"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    about = folder.stat()
+    if about.st_uid != os.getuid() or about.st_mode & 0o022:
+        raise UserError(f"others may write to {folder}; delete it or set FLUXSMITH_CACHE")
+    return folder
+
+
+def _run(command: list[str]) -> str:
+    """What the command prints. Raises a UserError with its first line where it fails."""
+    try:
+        return subprocess.run(
+            command, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ).stdout
+    except OSError as error:
+        raise UserError(f"can't run {command[0]}: {error.strerror}") from None
+    except subprocess.CalledProcessError as error:
+        said = error.stdout.strip().partition("\n")[0]
+        raise UserError(f"{command[0]} failed: {said or error.returncode}") from None

@@ -1,0 +1,59 @@
+"""From a gradient to new weights and their average: norm, clipping, AdamW, average."""
+
+import torch
+from torch import Tensor, nn
+
+from fluxsmith.errors import UserError
+from fluxsmith.training.ema import EMA
+from fluxsmith.training.one_pass import OnePass
+
+
+class Update:
+    """What follows a gradient, in as few passes over memory as the device has."""
+
+    def __init__(
+        self, module: nn.Module, optimiser: torch.optim.AdamW, ema: EMA, largest: float, waits: bool
+    ) -> None:
+        self.module = module
+        self.optimiser = optimiser
+        self.ema = ema
+        self.largest = largest  # norm of a gradient, above which it is scaled down to it
+        self.waits = waits  # whether it is known on the CPU if a step is good
+        averages = {p: ema.weights[name] for name, p in module.named_parameters()}
+        # What is trained is all that changes; the average of the rest is what it was.
+        self._averages = {p: averages[p] for g in optimiser.param_groups for p in g["params"]}
+        self._one_pass: OnePass | None = None  # over the gradients there are
+
+    def gradient_norm(self) -> Tensor:
+        """Of all parameters together: ()."""
+        self._one_pass = self._prepared()
+        if self._one_pass is not None:
+            return self._one_pass.norm()
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        return nn.utils.get_total_norm(gradients)
+
+    def __call__(self, n: int, norm: Tensor, good: Tensor) -> None:
+        """Update n, from 0, unless the step is not finite: then nothing changes."""
+        if not self.waits:
+            nn.utils.clip_grads_with_norm_(self.module.parameters(), self.largest, norm)
+            # Where this is 1, the fused AdamW leaves weights and moments as they are.
+            setattr(self.optimiser, "found_inf", (~good).float())  # noqa: B010 (not declared)
+            self.optimiser.step()
+            self.ema.update(self.module, n, good)
+        elif good:
+            scale = min(1.0, self.largest / (float(norm) + 1e-6))
+            if self._one_pass is not None:
+                self._one_pass.step(scale, 1 - self.ema.decay_of(n))
+                return
+            if scale < 1:
+                nn.utils.clip_grads_with_norm_(self.module.parameters(), self.largest, norm)
+            self.optimiser.step()
+            self.ema.update(self.module, n)
+
+    def _prepared(self) -> OnePass | None:
+        if not self.waits:
+            return None
+        try:
+            return OnePass(self.optimiser, self._averages)
+        except UserError:  # other devices, other types, no compiler
+            return None

@@ -1,0 +1,91 @@
+"""C++ that the machine compiles: kept, told apart by what it was made of, and explained."""
+
+from pathlib import Path
+
+import pytest
+from helpers import needs_compiler
+
+from fluxsmith import native
+from fluxsmith.errors import UserError
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "answer.cpp"
+    path.write_text('#include "plus.h"\nextern "C" int answer() { return ANSWER + PLUS; }\n')
+    (tmp_path / "plus.h").write_text("#define PLUS 0\n")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("FLUXSMITH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "native"
+
+
+@needs_compiler
+def test_a_library_is_made_once_for_each_source_and_macro(source: Path, folder: Path) -> None:
+    assert native.load(source, ANSWER=6).answer() == 6
+    assert native.load(source, ANSWER=7).answer() == 7
+    first = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(first) == 2
+    assert native.load(source, ANSWER=6).answer() == 6
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == first
+    source.with_name("plus.h").write_text("#define PLUS 1\n")
+    assert native.load(source, ANSWER=6).answer() == 7
+
+
+@needs_compiler
+def test_a_failure_is_told_in_a_line_and_leaves_nothing(source: Path, folder: Path) -> None:
+    source.write_text("no C++\n")
+    with pytest.raises(UserError, match=r"g\+\+ failed: .*answer\.cpp:1") as failure:
+        native.load(source)
+    assert "\n" not in str(failure.value)
+    assert not list(folder.iterdir())
+
+
+@needs_compiler
+@pytest.mark.parametrize("kept", [0, 1000, 9000])
+def test_a_part_of_a_library_is_made_anew(source: Path, folder: Path, kept: int) -> None:
+    native.load(source, ANSWER=6)
+    (library,) = folder.iterdir()
+    whole = library.read_bytes()
+    assert len(whole) > kept
+    library.unlink()  # what is loaded stays mapped
+    library.write_bytes(whole[:kept])
+    assert native.load(source, ANSWER=6).answer() == 6
+    assert library.read_bytes() == whole
+
+
+@needs_compiler
+def test_a_compiler_may_have_options(
+    source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "g++ -DANSWER=3")
+    assert native.load(source).answer() == 3
+
+
+@pytest.mark.parametrize(
+    ("compiler", "says"),
+    [("/no/such", "can't run /no/such: No such file"), ('g++ "oops', "No closing quotation")],
+)
+def test_no_compiler_is_a_reason(
+    compiler: str, says: str, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(UserError, match=says):
+        native.load(source)
+
+
+def test_no_source_is_a_reason(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"can't compile none\.cpp"):
+        native.load(tmp_path / "none.cpp")
+
+
+@needs_compiler
+def test_what_others_may_have_put_there_is_not_run(source: Path, folder: Path) -> None:
+    native.load(source, ANSWER=6)
+    folder.chmod(0o777)
+    with pytest.raises(UserError, match="others may write"):
+        native.load(source, ANSWER=6)
