@@ -17,7 +17,7 @@ import torch
 from fluxsmith.benchmark.ours import Ours
 from fluxsmith.config import read_config
 from fluxsmith.errors import UserError
-from fluxsmith.model import fused_attention, libraries, passes
+from fluxsmith.model import fused_attention, passes
 from fluxsmith.training import update
 
 
@@ -28,11 +28,11 @@ def refuse(*_: object) -> None:
 WITHOUT = {
     "all of it": (),
     "attention by torch": ((fused_attention, "LONGEST", 0),),
-    "passes around products by torch": ((passes, "serve", lambda _: False),),
+    "passes around products by torch": ((passes, "serve", lambda *_: False),),
     "optimiser by torch": ((update, "OnePass", refuse),),
     "none of it": (
         (fused_attention, "LONGEST", 0),
-        (passes, "serve", lambda _: False),
+        (passes, "serve", lambda *_: False),
         (update, "OnePass", refuse),
     ),
 }
@@ -54,7 +54,9 @@ def replaced(parts: tuple[tuple[object, str, object], ...]) -> Iterator[None]:
 def compare(work: Callable[[], object], rounds: int) -> None:
     taken: dict[str, list[float]] = {name: [] for name in WITHOUT}
     for n in range(rounds + 2):  # two to warm up, and compile
-        for name, parts in WITHOUT.items():
+        names = list(WITHOUT)
+        for name in names[n % len(names) :] + names[: n % len(names)]:
+            parts = WITHOUT[name]
             with replaced(parts):
                 began = time.perf_counter()
                 work()
@@ -72,8 +74,9 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--rounds", type=int, default=21)
     options = parser.parse_args()
-    if reason := libraries.slower_because():
-        parser.error(f"there is no C++ of ours here: {reason}")
+    found = passes.library()
+    if isinstance(found, UserError):
+        parser.error(f"there is no C++ of ours here: {found}")
     ours = Ours(read_config(options.config, options.overrides), torch.device("cpu"))
     prompts = [ours.trainer.captions[i % len(ours.trainer.captions)] for i in range(64)]
     print("a training step, with")

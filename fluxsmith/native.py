@@ -33,8 +33,8 @@ def load(source: Path, **macros: int) -> ctypes.CDLL:
         files = (source, *sorted(source.parent.glob("*.h")))
         made_of = [*(file.read_text(encoding="utf-8") for file in files), *command]
         made_by = _run([*compiler, "--version"])
-        made_for = [line for line in processor.described().splitlines() if "flags" in line][:1]
-        key = hashlib.sha256("\0".join([*made_of, made_by, *made_for]).encode()).hexdigest()
+        made_for = processor.instructions()
+        key = hashlib.sha256("\0".join([*made_of, made_by, made_for]).encode()).hexdigest()
         name = f"{source.stem}-{key[:16]}"
         folder = _own_folder()
         for library in folder.glob(f"{name}-*.so"):

@@ -1,5 +1,6 @@
 """What Linux says of the processor."""
 
+import platform
 from pathlib import Path
 
 from fluxsmith.errors import UserError
@@ -15,6 +16,13 @@ def described(info: Path = CPU_INFO) -> str:
             return file.read(FIRST)
     except OSError:  # not Linux
         return ""
+
+
+def instructions() -> str:
+    """What its first core can execute, by Linux's names for it on x86 and Arm."""
+    lines = described().splitlines()
+    named = [line for line in lines if line.startswith(("flags", "Features"))]
+    return f"{platform.machine()} {''.join(named[:1])}"
 
 
 def has_avx512() -> bool:

@@ -37,15 +37,9 @@ def serves(
     """Whether `attention` can have these, and gains by it. What is amiss is for torch to say."""
     size = len(q_scales[0])
     return (
-        all(
-            x.device.type == "cpu" and x.dtype == torch.float32
-            for x in (*qkv, *q_scales, *k_scales, *pe)
-        )
-        and size % WIDTH == 0
-        and size <= LARGEST
+        _fit(qkv, q_scales, k_scales, *pe, mask)
         and sum(x.shape[1] for x in qkv) <= LONGEST
         and qkv[0].shape[2] == 3 * num_heads * size
-        and _fit(qkv, q_scales, k_scales, *pe, mask)
         and not (pe[0].requires_grad or pe[1].requires_grad)
         and called_as_usual()
         and why_not(size) == ""
@@ -81,11 +75,18 @@ def _fit(
     sin: Tensor,
     mask: Tensor | None,
 ) -> bool:
-    """Whether the shapes are those of one attention: the C++ looks at none."""
+    """Whether types and shapes are those of one attention: the C++ looks at none."""
     batch, _, width = qkv[0].shape
     size, length = len(q_scales[0]), sum(x.shape[1] for x in qkv)
     return (
-        all(x.ndim == 3 and x.shape[0] == batch and x.shape[2] == width for x in qkv)
+        all(
+            x.device.type == "cpu" and x.dtype == torch.float32
+            for x in (*qkv, *q_scales, *k_scales, cos, sin)
+        )
+        and size % WIDTH == 0
+        and 0 < size <= LARGEST
+        and width % (3 * size) == 0
+        and all(x.ndim == 3 and x.shape[0] == batch and x.shape[2] == width for x in qkv)
         and all(x.shape == (size,) for x in (*q_scales, *k_scales))
         and cos.shape == sin.shape == (length, size // 2)
         and (mask is None or (mask.shape == (batch, length) and mask.dtype == torch.bool))
@@ -190,6 +191,12 @@ def _backward(
     gradients: list[Tensor], qkv: list[Tensor], q_scales: list[Tensor], k_scales: list[Tensor],
     cos: Tensor, sin: Tensor, mask: Tensor | None,
 ) -> list[Tensor]:  # fmt: skip
+    outs = _outputs(qkv, q_scales, k_scales, cos, sin, mask)
+    if any(
+        g.shape != out.shape or g.dtype != out.dtype or g.device != out.device
+        for g, out in zip(gradients, outs, strict=True)
+    ):
+        raise ValueError("the gradients are not those of the attention's outputs")
     found = _gradients(gradients, qkv, q_scales, k_scales, cos, sin, mask)
     dqkv, dq_scale, dk_scale = _thirds(found)
     _run(

@@ -1,12 +1,16 @@
 """What a network computes with on this machine's CPU: last bits depend on it, and speed does."""
 
+import torch
+
 from fluxsmith import processor
 from fluxsmith.errors import UserError
 from fluxsmith.model import onednn, passes
 
 
-def computing() -> str:
+def computing(device: torch.device) -> str:
     """The libraries that do what matters, as in "oneDNN and C++"."""
+    if device.type != "cpu":
+        return "torch"
     own = "" if isinstance(passes.library(), UserError) else " and C++"
     return onednn.library() + own
 

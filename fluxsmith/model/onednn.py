@@ -92,9 +92,14 @@ class _Linear(torch.autograd.Function):
         to_x, to_weight, to_bias, *_ = ctx.needs_input_grad
         left = db = None
         rows = [g.reshape(-1, g.shape[-1]) for g in gradients]
-        if passes.serve([g.shape[1] for g in rows]):
-            gradients, left, db = passes.backward(rows, before, to_weight)
+        if passes.serve(rows[0], [g.shape[1] for g in rows]):
+            if before is not None or to_weight or to_bias:
+                gradients, left, db = passes.backward(rows, before, to_weight)
         else:
+            if before is not None:
+                last = before.reshape(rows[-1].shape)
+                rows[-1] = torch.ops.aten.gelu_backward(rows[-1], last, approximate="tanh")
+                gradients = tuple(rows)
             if to_weight and torch.compiler.is_compiling():
                 # The transposed copy that oneDNN wants is written along with the gradients, for a
                 # fifth of what it costs by itself.

@@ -37,12 +37,16 @@ inline Vec sigmoid(Vec x) {
     return (x < 0 ? small : everywhere(1)) / (1 + small);
 }
 
-inline Vec gelu(Vec x) { return x * sigmoid(x * (FIRST + THIRD * x * x)); }
+// Its share of x. Far below 0 it is 0, and not what `exponential` stops at.
+inline Vec share(Vec x) {
+    return x < -20 ? Vec{} : sigmoid(x * (FIRST + THIRD * x * x));
+}
+
+inline Vec gelu(Vec x) { return x * share(x); }
 
 inline Vec gelu_derivative(Vec x) {
-    Vec cubic = THIRD * x * x;
-    Vec share = sigmoid(x * (FIRST + cubic));
-    return share + x * share * (1 - share) * (FIRST + 3 * cubic);
+    Vec part = share(x);
+    return part + x * part * (1 - part) * (FIRST + 3 * THIRD * x * x);
 }
 
 // WIDTH columns of a piece, from `column`; in all of the layer's they begin at `first`.

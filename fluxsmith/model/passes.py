@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fluxsmith import native, processor
 from fluxsmith.errors import UserError
@@ -40,10 +40,14 @@ class _Problem(ctypes.Structure):
     )
 
 
-def serve(sizes: Sequence[int]) -> bool:
-    """Whether these passes can be had, for a layer's output in pieces of these widths."""
+def serve(x: Tensor, sizes: Sequence[int]) -> bool:
+    """Whether these passes can be had, for a layer's output in pieces of these widths.
+
+    `x` is what they would be about; a tensor of another class need not have numbers in memory.
+    """
     return (
         not torch.compiler.is_compiling()
+        and type(x) in (Tensor, nn.Parameter)
         and not any(size % WIDTH for size in sizes)
         and isinstance(library(), ctypes.CDLL)
     )

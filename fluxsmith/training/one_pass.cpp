@@ -18,7 +18,8 @@ struct Parameter {
 struct Settings {
     int64_t count, threads;
     const Parameter* parameters;
-    float beta1, beta2, epsilon;
+    float beta2, epsilon;
+    float rest1, rest2;  // 1 - beta1 and 1 - beta2, which float32 has not from rounded betas
     float scale;    // of the gradient, by which it is clipped
     float average;  // the weights' share in their new average
 };
@@ -68,8 +69,8 @@ extern "C" void step(const Settings* settings) {
 #pragma omp simd
         for (int64_t n = all[i].from; n < all[i].to; n++) {
             float gradient = p.gradient[n] * s.scale;
-            float mean = p.mean[n] + (1 - s.beta1) * (gradient - p.mean[n]);
-            float square = s.beta2 * p.square[n] + (1 - s.beta2) * gradient * gradient;
+            float mean = p.mean[n] + s.rest1 * (gradient - p.mean[n]);
+            float square = s.beta2 * p.square[n] + s.rest2 * gradient * gradient;
             float weight = p.keep * p.weight[n] - p.rate * mean / (std::sqrt(square) * p.root + s.epsilon);
             p.mean[n] = mean;
             p.square[n] = square;

@@ -6,7 +6,6 @@ results are those of `torch.optim.AdamW`, so that either can go on from where th
 
 import ctypes
 import functools
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fluxsmith import native
+from fluxsmith import native, processor
 from fluxsmith.errors import UserError
 
 SOURCE = Path(__file__).with_suffix(".cpp")
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch calls them
 
 # As in the C++.
 _PARAMETER = np.dtype(
@@ -38,16 +39,18 @@ class _Settings(ctypes.Structure):
         ("count", ctypes.c_int64),
         ("threads", ctypes.c_int64),
         ("parameters", ctypes.c_void_p),
-        *((name, ctypes.c_float) for name in ("beta1", "beta2", "epsilon", "scale", "average")),
+        *(
+            (name, ctypes.c_float)
+            for name in ("beta2", "epsilon", "rest1", "rest2", "scale", "average")
+        ),
     )
 
 
 @functools.cache
 def library() -> ctypes.CDLL | UserError:
     """The compiled C++, or why there is none."""
-    if sys.platform != "linux":
-        return UserError("this is not Linux")
     try:
+        processor.require_avx512()  # where the others of our libraries are
         loaded = native.load(SOURCE)
     except UserError as error:
         return error
@@ -63,17 +66,23 @@ class OnePass:
         found = library()
         if isinstance(found, UserError):
             raise found
+        if not _as_built(optimiser):
+            raise UserError("the optimiser does more than AdamW")
         self._library = found
         self._optimiser = optimiser
         self._parameters = [p for group in optimiser.param_groups for p in group["params"]]
         self._table = np.zeros(len(self._parameters), _PARAMETER)
+        # What the table points to lives as long as these.
+        self._gradients = [p.grad for p in self._parameters]
+        self._averages = [averages[p] for p in self._parameters]
         self._point("weight", self._parameters)
-        self._point("gradient", [p.grad for p in self._parameters])
-        self._point("average", [averages[p] for p in self._parameters])
+        self._point("gradient", self._gradients)
+        self._point("average", self._averages)
         self._table["size"] = [p.numel() for p in self._parameters]
-        for state in optimiser.state.values():  # empty before the first step
-            for moment in ("exp_avg", "exp_avg_sq"):
-                _check(state[moment])
+        for p in self._parameters:
+            if optimiser.state.get(p):  # there is none before the first step
+                for moment in MOMENTS:
+                    _check(optimiser.state[p].get(moment), p)
 
     def norm(self) -> Tensor:
         """Of all gradients together, in float32: ()."""
@@ -85,30 +94,34 @@ class OnePass:
         """Moves weights along the gradient times `scale`, then their average towards them by a
         share of `average`."""
         states = [_state(self._optimiser, p) for p in self._parameters]
-        self._point("mean", [state["exp_avg"] for state in states])
-        self._point("square", [state["exp_avg_sq"] for state in states])
+        moments = [[state[name] for state in states] for name in MOMENTS]
+        for name, tensors in zip(("mean", "square"), moments, strict=True):
+            self._point(name, tensors)
         steps = [state["step"] for state in states]
         torch._foreach_add_(steps, 1)
         t = torch.stack(steps).double().numpy()
-        rates = [
-            (g["lr"], g["weight_decay"]) for g in self._optimiser.param_groups for _ in g["params"]
-        ]
-        lr, decay = np.array(rates).T
-        beta1, beta2 = self._optimiser.defaults["betas"]
+        groups = self._optimiser.param_groups
+        lr, decay = np.array([(g["lr"], g["weight_decay"]) for g in groups for _ in g["params"]]).T
+        beta1, beta2 = groups[0]["betas"]
         self._table["keep"] = 1 - lr * decay
         self._table["rate"] = lr / (1 - beta1**t)
         self._table["root"] = (1 - beta2**t) ** -0.5
         settings = self._settings(
-            beta1=beta1,
             beta2=beta2,
-            epsilon=self._optimiser.defaults["eps"],
+            epsilon=groups[0]["eps"],
+            rest1=1 - beta1,
+            rest2=1 - beta2,
             scale=scale,
             average=average,
         )
         self._library.step(ctypes.byref(settings))
+        # So that autograd knows of it, as of any operation of torch that changes a tensor.
+        for x in (*self._parameters, *self._averages, *moments[0], *moments[1]):
+            torch.autograd.graph.increment_version(x)
 
     def _point(self, name: str, tensors: Sequence[Tensor | None]) -> None:
-        self._table[name] = [_check(x).data_ptr() for x in tensors]
+        given = zip(tensors, self._parameters, strict=True)
+        self._table[name] = [_check(x, p).data_ptr() for x, p in given]
 
     def _settings(self, **numbers: float) -> _Settings:
         table = self._table
@@ -120,14 +133,30 @@ def _state(optimiser: torch.optim.AdamW, p: nn.Parameter) -> dict[str, Any]:
     state = optimiser.state[p]
     if not state:
         state["step"] = torch.zeros((), dtype=torch.float32)
-        state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        for moment in MOMENTS:
+            state[moment] = torch.zeros_like(p, memory_format=torch.preserve_format)
     return state
 
 
-def _check(x: Tensor | None) -> Tensor:
+def _as_built(optimiser: torch.optim.AdamW) -> bool:
+    """Whether a step is AdamW's and nothing else: no hooks, no step of somebody's own."""
+    groups = optimiser.param_groups
+    return (
+        type(optimiser) is torch.optim.AdamW
+        and "step" not in vars(optimiser)
+        and not optimiser._optimizer_step_pre_hooks
+        and not optimiser._optimizer_step_post_hooks
+        and not any(group["amsgrad"] or group["maximize"] for group in groups)
+        and all(group["betas"] == groups[0]["betas"] for group in groups)
+        and all(group["eps"] == groups[0]["eps"] for group in groups)
+    )
+
+
+def _check(x: Tensor | None, p: nn.Parameter) -> Tensor:
     if x is None:
-        raise UserError("a parameter has no gradient")
+        raise UserError("a parameter has no gradient, or no moment")
     if x.device.type != "cpu" or x.dtype != torch.float32 or not x.is_contiguous():
         raise UserError("a tensor is not one of float32 in memory, row by row")
+    if x.shape != p.shape:
+        raise UserError("a tensor is not of its parameter's shape")
     return x

@@ -26,6 +26,7 @@ class Start:
     # What the checkpoint was computed with, if it says so.
     threads: int | None = None
     products: str | None = None
+    products_here: str | None = None
 
     def load_into(self, trainer: Trainer) -> "Start":
         """Returns itself without the contents: while they are mapped, the file takes up the disk
@@ -38,7 +39,11 @@ class Start:
             trainer.fork(self.contents, str(self.path))
         told = self.contents["metadata"]
         return replace(
-            self, contents={}, threads=told.get("threads"), products=told.get("products")
+            self,
+            contents={},
+            threads=told.get("threads"),
+            products=told.get("products"),
+            products_here=libraries.computing(trainer.pipeline.device),
         )
 
     def warnings(self) -> list[str]:
@@ -52,10 +57,10 @@ class Start:
                 f"{self.path} was computed with {then} threads, and here are {now}: on a CPU, sums "
                 f"may differ in their last bits (OMP_NUM_THREADS={then} makes them equal)"
             )
-        if self.products not in (None, libraries.computing()):
+        if self.products not in (None, self.products_here):
             found.append(
                 f"{self.path} was computed by {self.products}, and here it is "
-                f"{libraries.computing()}: on a CPU, the last bits may differ"
+                f"{self.products_here}: on a CPU, the last bits may differ"
             )
         return found
 

@@ -213,7 +213,7 @@ class Trainer:
                 "captions": self.captions,
                 "autoencoder": self.pipeline.autoencoder.digest,
                 "threads": torch.get_num_threads(),
-                "products": libraries.computing(),
+                "products": libraries.computing(self.pipeline.device),
                 "forked_from": self.origin,
                 **self.pipeline.text_metadata(),
             },

@@ -20,7 +20,6 @@ class Update:
         self.largest = largest  # norm of a gradient, above which it is scaled down to it
         self.waits = waits  # whether it is known on the CPU if a step is good
         averages = {p: ema.weights[name] for name, p in module.named_parameters()}
-        # What is trained is all that changes; the average of the rest is what it was.
         self._averages = {p: averages[p] for g in optimiser.param_groups for p in g["params"]}
         self._one_pass: OnePass | None = None  # over the gradients there are
 
@@ -33,7 +32,11 @@ class Update:
         return nn.utils.get_total_norm(gradients)
 
     def __call__(self, n: int, norm: Tensor, good: Tensor) -> None:
-        """Update n, from 0, unless the step is not finite: then nothing changes."""
+        """Update n, from 0, unless the step is not finite: then nothing changes.
+
+        `norm` is what `gradient_norm` said of the gradients that there are.
+        """
+        one_pass, self._one_pass = self._one_pass, None
         if not self.waits:
             nn.utils.clip_grads_with_norm_(self.module.parameters(), self.largest, norm)
             # Where this is 1, the fused AdamW leaves weights and moments as they are.
@@ -42,8 +45,8 @@ class Update:
             self.ema.update(self.module, n, good)
         elif good:
             scale = min(1.0, self.largest / (float(norm) + 1e-6))
-            if self._one_pass is not None:
-                self._one_pass.step(scale, 1 - self.ema.decay_of(n))
+            if one_pass is not None:
+                one_pass.step(scale, 1 - self.ema.decay_of(n))
                 return
             if scale < 1:
                 nn.utils.clip_grads_with_norm_(self.module.parameters(), self.largest, norm)
@@ -51,7 +54,8 @@ class Update:
             self.ema.update(self.module, n)
 
     def _prepared(self) -> OnePass | None:
-        if not self.waits:
+        # One pass is over what is trained; averages of the rest would stand still.
+        if not self.waits or len(self._averages) < len(self.ema.weights):
             return None
         try:
             return OnePass(self.optimiser, self._averages)

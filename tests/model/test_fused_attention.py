@@ -363,7 +363,9 @@ def test_a_picture_that_may_look_at_nothing_gets_nothing() -> None:
 
 @needs_compiler
 @needs_avx512
-@pytest.mark.parametrize("what", ["table", "batch", "width", "scale", "mask", "numbers as mask"])
+@pytest.mark.parametrize(
+    "what", ["table", "batch", "width", "scale", "mask", "numbers as mask", "half precision"]
+)
 def test_what_does_not_fit_never_reaches_the_pointers(what: str) -> None:
     qkv, q_scales, k_scales = streams_of((1, 16))
     pe, mask = table_of(17), torch.ones(BATCH, 17, dtype=torch.bool)
@@ -375,6 +377,8 @@ def test_what_does_not_fit_never_reaches_the_pointers(what: str) -> None:
         qkv[1] = qkv[1][..., :96]
     elif what == "scale":
         k_scales[1] = k_scales[1][:16]
+    elif what == "half precision":
+        qkv, q_scales, k_scales = ([x.bfloat16() for x in y] for y in (qkv, q_scales, k_scales))
     else:
         mask = mask[:1] if what == "mask" else mask.long()
     assert not fused.serves(qkv, q_scales, k_scales, HEADS, pe, mask)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from helpers import needs_avx512, needs_compiler
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fluxsmith.model import linear as layers
 from fluxsmith.model import onednn, passes
@@ -20,24 +21,44 @@ def some(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_they_serve_here() -> None:
-    assert passes.serve((16, 48))
-    assert not passes.serve((16, 40))
+    assert passes.serve(some(3), (16, 48))
+    assert not passes.serve(some(3), (16, 40))
+    with FakeTensorMode() as mode:
+        assert not passes.serve(mode.from_tensor(some(3)), (16, 48))
 
 
 def test_gelu_is_gelu() -> None:
-    x = torch.cat((torch.linspace(-30, 30, 16_000), torch.tensor([0.0, -0.0, 1e-30, -1e30] * 4)))
+    x = torch.cat((torch.linspace(-30, 30, 16_000), torch.tensor([0.0, 1e-30, 1e30, -1e38] * 4)))
     exact = F.gelu(x.double(), approximate="tanh")
     torch.testing.assert_close(passes.gelu(x).double(), exact, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_stays_so(number: float) -> None:
-    x = torch.zeros(32)
-    x[5] = number
-    assert passes.gelu(x).isfinite().sum() == 31
-    through, transposed, sums = passes.backward([torch.ones(1, 32)], x[None], True)
-    found = (through[0], transposed, sums) if number != number else ()
-    assert all(one.isfinite().sum() == 31 for one in found)
+    x = torch.zeros(1, 32)
+    x[0, 5] = number
+    ((through,), transposed, sums) = passes.backward([torch.ones(1, 32)], x, True)
+    for found in (passes.gelu(x), through, transposed, sums):
+        assert (~found.isfinite()).flatten().nonzero().tolist() == [[5]]
+
+
+def test_far_below_zero_nothing_comes_through() -> None:
+    x = -(10.0 ** torch.linspace(1.5, 18, 16))[None]
+    ((through,), _, _) = passes.backward([torch.ones(1, 16)], x, True)
+    assert not through.any()
+
+
+def test_what_is_asked_for_late_is_still_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way forward had these passes, and the way back has not."""
+    monkeypatch.setattr(onednn, "WORTH", 0)
+    monkeypatch.setattr(onednn, "ONEDNN_IS_QUICKER", True)
+    layer, x = layers.Linear(12, 32), some(3, 7, 12).requires_grad_()
+    exact = torch.autograd.grad(
+        F.gelu(F.linear(x, layer.weight, layer.bias), approximate="tanh").sum(), x
+    )
+    y = layer(x, gelu=True)
+    monkeypatch.setattr(passes, "serve", lambda *_: False)
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), x), exact, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -87,7 +108,7 @@ def test_a_layer_with_gelu_is_the_same_either_way(
     found = []
     for serves in (True, False):
         if not serves:
-            monkeypatch.setattr(passes, "serve", lambda _: False)
+            monkeypatch.setattr(passes, "serve", lambda *_: False)
         layer = layers.Linear(12, 48)
         with torch.no_grad():
             layer.weight.copy_(some(48, 12, seed=1))
