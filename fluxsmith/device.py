@@ -11,6 +11,14 @@ import torch
 
 from fluxsmith.errors import UserError
 
+SIGNS_OF_NO_MEMORY = ("t allocate memory", "out of memory", "bad_alloc", "overflowed")
+# All that oneDNN says where it finds no room for its code or scratch space. What it can't do at all
+# it refuses earlier, with more words.
+ONEDNN_WITHOUT_MEMORY = (
+    "could not create a memory object", "could not create a primitive",
+    "could not execute a primitive",
+)  # fmt: skip
+
 
 def pick_device(name: str) -> torch.device:
     """`auto` takes CUDA, then MPS, then the CPU; a device that is not there is a UserError."""
@@ -59,8 +67,10 @@ def explaining_memory(trying: str, advice: str) -> Iterator[None]:
 def memory_wanted(error: BaseException) -> str | None:
     """How much memory an error says was wanted; None where it is another kind of error."""
     text = str(error)
-    if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not any(
-        sign in text for sign in ("t allocate memory", "out of memory", "bad_alloc", "overflowed")
+    if not (
+        isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        or any(sign in text for sign in SIGNS_OF_NO_MEMORY)
+        or text in ONEDNN_WITHOUT_MEMORY
     ):
         return None
     if overflowing := re.search(r"overflowed with sizes=(\[[^\]]*\])", text):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fluxsmith.device import autocast, pick_device
+from fluxsmith.device import autocast, memory_wanted, pick_device
 from fluxsmith.errors import UserError
 
 CPU = torch.device("cpu")
@@ -48,6 +48,24 @@ def test_cuda_without_a_gpu_says_what_there_is(name):
 def test_a_device_of_no_known_name_is_a_mistake(name):
     with pytest.raises(UserError):
         pick_device(name)
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+         "1610612736 bytes.", "1.50 GiB more were needed"),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB "
+         "of which 1.00 GiB is free.", "2.00 GiB more were needed and 1.00 GiB are free"),
+        ("std::bad_alloc", "more was needed than there is"),
+        ("could not create a primitive", "more was needed than there is"),
+        ("could not create a primitive descriptor for the matmul primitive. Run workload with "
+         "environment variable ONEDNN_VERBOSE=all to get additional diagnostic information.", None),
+        ("mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)", None),
+    ],
+)  # fmt: skip
+def test_what_an_error_says_of_memory(said, wanted):
+    assert memory_wanted(RuntimeError(said)) == wanted
 
 
 @pytest.mark.parametrize(

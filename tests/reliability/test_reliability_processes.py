@@ -155,11 +155,12 @@ def little_memory():
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_out_of_memory_is_one_line_that_says_what_to_change(toy_file, run_folder, log):
-    plan = ("train.batch_size=8192", "train.accumulate=2")
+    # the first piece is more than all there is, so that nothing small comes short
+    plan = ("train.batch_size=524288", "train.accumulate=2")
     life = Life(log, "train", toy_file, *plan, prepare=little_memory)
     assert life.wait() == 2, life.text()
     line = error_line(life)
-    assert "out of memory with train.batch_size=8192" in line
+    assert "out of memory with train.batch_size=524288" in line
     assert "GiB more were needed" in line
     assert "set train.accumulate=4 (the same gradients" in line
 
