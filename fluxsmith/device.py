@@ -90,6 +90,14 @@ def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     return x.to(device)
 
 
+def for_each(value: float | torch.Tensor, n: int, device: torch.device) -> torch.Tensor:
+    """One number for each of n rows, or (n,) of them: (n,) float32 on the device. The host doesn't
+    wait for what the device is doing."""
+    if isinstance(value, torch.Tensor) and (value.ndim or value.device == device):
+        return to_device(value, device).float().expand(n)
+    return torch.full((n,), float(value), device=device, dtype=torch.float32)
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:
     """bfloat16 autocast where `precision` asks for it; `auto` means on CUDA."""
     if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):

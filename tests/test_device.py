@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fluxsmith.device import autocast, memory_wanted, pick_device
+from fluxsmith.device import autocast, for_each, memory_wanted, pick_device
 from fluxsmith.errors import UserError
 
 CPU = torch.device("cpu")
@@ -66,6 +66,18 @@ def test_a_device_of_no_known_name_is_a_mistake(name):
 )  # fmt: skip
 def test_what_an_error_says_of_memory(said, wanted):
     assert memory_wanted(RuntimeError(said)) == wanted
+
+
+@pytest.mark.parametrize("value", [0.25, torch.tensor(0.25), torch.full((3,), 0.25)])
+def test_one_number_serves_every_row(value):
+    assert for_each(value, 3, CPU).tolist() == [0.25, 0.25, 0.25]
+    assert for_each(value, 3, CPU).dtype == torch.float32
+
+
+def test_a_time_that_serves_every_row_can_be_derived_by():
+    t = torch.tensor(0.25, requires_grad=True)
+    for_each(t, 3, CPU).sum().backward()
+    assert t.grad == 3
 
 
 @pytest.mark.parametrize(

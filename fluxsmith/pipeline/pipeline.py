@@ -22,7 +22,13 @@ from fluxsmith.config import RunConfig
 from fluxsmith.config.comparing import FREE
 from fluxsmith.config.reading import build_config, with_overrides
 from fluxsmith.config.size import parameters_at_least
-from fluxsmith.device import autocast, computing_dtype, explaining_memory, pick_device
+from fluxsmith.device import (
+    autocast,
+    computing_dtype,
+    explaining_memory,
+    for_each,
+    pick_device,
+)
 from fluxsmith.errors import UserError
 from fluxsmith.flow.editing import inpaint, shortened
 from fluxsmith.flow.guidance import classifier_free, embedded, within_interval
@@ -221,7 +227,6 @@ class Pipeline(nn.Module):
         patch = self.config.model.patch_size
         tokens = patchify(x, patch)  # (b, l, c p p)
         embeds = self.config.model.guidance_embed
-        scales = torch.as_tensor(guidance, dtype=torch.float32, device=x.device).expand(b)
         if not embeds and (isinstance(guidance, Tensor) or guidance != 1):
             raise ValueError(f"guidance {guidance} given to a network without a guidance input")
         with autocast(self.device, self.precision):
@@ -230,9 +235,9 @@ class Pipeline(nn.Module):
                 img_ids=image_ids(*token_grid(height, width, patch), x.device),
                 txt=cond.tokens,
                 txt_ids=text_ids(cond.tokens.shape[1], x.device),
-                timesteps=t.to(x.device).expand(b),
+                timesteps=for_each(t, b, x.device),
                 y=cond.pooled,
-                guidance=scales if embeds else None,
+                guidance=for_each(guidance, b, x.device) if embeds else None,
                 txt_mask=cond.mask,
             )
         return unpatchify(v.float(), patch, height, width)

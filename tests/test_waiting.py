@@ -1,0 +1,65 @@
+"""The host never waits for a GPU inside a training step or between the steps of a solver, so that
+launches run ahead of the device."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from fluxsmith.device import for_each
+from fluxsmith.flow.schedule import uniform_grid
+from fluxsmith.flow.solvers import euler
+from fluxsmith.training.run import build_trainer
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
+
+
+@contextmanager
+def never_waiting() -> Iterator[None]:
+    """Whatever makes the host wait inside is an error."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_waiting_would_be_noticed():
+    x = torch.ones(3, device="cuda")
+    with never_waiting(), pytest.raises(RuntimeError, match="synchroniz"):
+        float(x.sum())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_training_step_never_waits(toy, precision):
+    trainer = build_trainer(toy(), torch.device("cuda"))
+    trainer.pipeline.precision = precision
+    trainer.pipeline.train()
+    trainer.train_step()  # makes the tables that every step uses
+    with never_waiting():
+        trainer.train_step()
+        trainer.train_step()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_solver_never_waits(pipeline, guidance):
+    pipeline = pipeline.to("cuda")
+    cond = pipeline.encode_text(["3", "four"])
+    velocity = pipeline.guided_velocity(cond, guidance)
+    eps = torch.randn(2, *pipeline.latent_shape, device="cuda")
+    with torch.no_grad():
+        euler(velocity, eps, uniform_grid(1))
+        with never_waiting():
+            euler(velocity, eps, uniform_grid(4))
+
+
+def test_numbers_reach_a_gpu_without_waiting():
+    gpu = torch.device("cuda")
+    with never_waiting():
+        found = [for_each(one, 3, gpu) for one in (0.5, torch.tensor(0.5), torch.full((3,), 0.5))]
+    for one in found:
+        assert one.tolist() == [0.5, 0.5, 0.5]
