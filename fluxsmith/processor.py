@@ -18,6 +18,13 @@ def described(info: Path = CPU_INFO) -> str:
         return ""
 
 
+def name(info: Path = CPU_INFO) -> str:
+    """Its model, such as AMD EPYC, where Linux says it; elsewhere the kind of machine."""
+    lines = (line.partition(":") for line in described(info).splitlines())
+    models = [value.strip() for key, _, value in lines if key.strip() == "model name"]
+    return next(filter(None, models), platform.machine())
+
+
 def instructions() -> str:
     """What its first core can execute, by Linux's names for it on x86 and Arm."""
     lines = described().splitlines()

@@ -1,7 +1,6 @@
 """A benchmark from a config to a table: ours beside others, and both beside the machine's peak."""
 
 import json
-import platform
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -10,11 +9,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
+from fluxsmith import processor
 from fluxsmith.benchmark.machine import matrix_products, memory_bandwidth, product_flops
 from fluxsmith.benchmark.memory import side_memory
 from fluxsmith.benchmark.startup import startup_seconds
+from fluxsmith.benchmark.table import tables
 from fluxsmith.benchmark.timing import Spread, seconds, take_turns
 from fluxsmith.benchmark.worker import Worker
 from fluxsmith.config import RunConfig
@@ -88,9 +88,7 @@ def bench(
 def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """What the machine is."""
     return {
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor.name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "dtype": str(dtype).removeprefix("torch."),
@@ -121,43 +119,3 @@ def sampling(
             name: asdict(Spread.of(values)) for name, values in taken.items()
         }
     return found
-
-
-def tables(found: dict[str, Any], batch: int, pictures: int) -> list[Table]:
-    about, peaks = found["machine"], found["machine"]["peaks"]
-    rates = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s by {name}" for name, rate in peaks.items())
-    sheet = Table(
-        title=f"{about['device']}, {about['threads']} threads, {about['dtype']}: matrix product "
-        f"{rates}; memory {about['memory_bandwidth'] / 1e9:.1f} GB/s"
-    )
-    of_peaks = [f"of {name}'s peak" for name in peaks]
-    for heading in ("", "s", "quartiles", "images/s", "ours is faster by", *of_peaks):
-        sheet.add_column(heading)
-    rows = [("training step", found["training"], batch, found["operations"])]
-    rows += [(f"sampling, {name}", of, pictures, None) for name, of in found["sampling"].items()]
-    for work, of, images, operations in rows:
-        for name, spread in of.items():
-            shares = [
-                f"{operations / rate / spread['median']:.0%}"
-                for rate in peaks.values()
-                if operations and name == "ours"
-            ]
-            sheet.add_row(
-                f"{work}: {name}",
-                f"{spread['median']:.3f}",
-                f"{spread['low']:.3f} to {spread['high']:.3f}",
-                f"{images / spread['median']:,.1f}",
-                "" if name == "ours" else f"{spread['median'] / of['ours']['median']:.2f}x",
-                *shares,
-            )
-    other = Table(title="peak memory above the start, and waiting")
-    other.add_column("")
-    other.add_column("")
-    for work, of in found["peak_memory"].items():
-        for name, count in of.items():
-            other.add_row(f"{work}: {name}", f"{count / 2**20:,.0f} MiB")
-    for name, value in found["first_step"].items():
-        other.add_row(f"first step with any compiling: {name}", f"{value:.1f} s")
-    for name, value in found["startup"].items():
-        other.add_row(name, f"{value:.2f} s")
-    return [sheet, other]
