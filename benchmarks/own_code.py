@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=21)
     options = parser.parse_args()
     found = passes.library()
-    if isinstance(found, UserError):
+    if isinstance(found, str):
         parser.error(f"there is no C++ of ours here: {found}")
     ours = Ours(read_config(options.config, options.overrides), torch.device("cpu"))
     prompts = [ours.trainer.captions[i % len(ours.trainer.captions)] for i in range(64)]

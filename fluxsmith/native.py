@@ -1,6 +1,7 @@
 """C++ of our own: compiled by the machine's compiler where it is first needed, kept, and loaded."""
 
 import ctypes
+import functools
 import hashlib
 import os
 import shlex
@@ -18,6 +19,19 @@ OPTIONS = (
     "-std=c++17", "-O3", "-march=native", "-fno-fast-math", "-ffp-contract=fast",
     "-fno-math-errno", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi",
 )  # fmt: skip
+
+
+@functools.cache
+def library(source: Path, **macros: int) -> ctypes.CDLL | str:
+    """What `load` gives for a file of ours, all of which want AVX-512, or why there is none.
+
+    In words, since an error that is kept keeps all that the stack held where it was raised.
+    """
+    try:
+        processor.require_avx512()
+        return load(source, **macros)
+    except UserError as error:
+        return str(error)
 
 
 def load(source: Path, **macros: int) -> ctypes.CDLL:

@@ -1,5 +1,6 @@
 """C++ that the machine compiles: kept, told apart by what it was made of, and explained."""
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,19 @@ def test_a_failure_is_told_in_a_line_and_leaves_nothing(source: Path, folder: Pa
         native.load(source)
     assert "\n" not in str(failure.value)
     assert not list(folder.iterdir())
+
+
+def test_what_is_said_of_a_failure_holds_nothing(source: Path) -> None:
+    class Held:
+        pass
+
+    def call() -> "weakref.ref[Held]":
+        held = Held()
+        source.write_text("no C++\n")
+        assert isinstance(native.library(source), str)
+        return weakref.ref(held)
+
+    assert call()() is None
 
 
 @needs_compiler

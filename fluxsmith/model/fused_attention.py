@@ -7,7 +7,6 @@ Without a compiler, torch's operations serve.
 """
 
 import ctypes
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxsmith import native, processor
-from fluxsmith.errors import UserError
+from fluxsmith import native
 from fluxsmith.model.attention import attention_of_projections
 from fluxsmith.model.operators import batched, called_as_usual, define
 from fluxsmith.model.rope import RotaryTable
@@ -49,7 +47,7 @@ def serves(
 def why_not(size: int) -> str:
     """Why this machine has no library for heads of this size; nothing where it has."""
     found = _library(size)
-    return str(found) if isinstance(found, UserError) else ""
+    return found if isinstance(found, str) else ""
 
 
 # What torch.compiler.assume_constant_result sets; calling it would import torch's compiler, which
@@ -57,14 +55,9 @@ def why_not(size: int) -> str:
 setattr(why_not, "_dynamo_marked_constant", True)  # noqa: B010 (not declared)
 
 
-@functools.cache
-def _library(size: int) -> ctypes.CDLL | UserError:
+def _library(size: int) -> ctypes.CDLL | str:
     """What computes heads of this size, made where it is first asked for, or why there is none."""
-    try:
-        processor.require_avx512()
-        return native.load(SOURCE, HEAD_SIZE=size)
-    except UserError as error:
-        return error
+    return native.library(SOURCE, HEAD_SIZE=size)
 
 
 def _fit(
@@ -240,7 +233,7 @@ def _run(
         None if mask is None else mask.data_ptr(),
     )  # fmt: skip
     library = _library(size)
-    if isinstance(library, UserError):  # `serves` would have said so
+    if isinstance(library, str):  # `serves` would have said so
         raise RuntimeError(f"heads of {size} numbers: {library}")
     library.attention(ctypes.byref(problem), ctypes.c_int32(back))
 

@@ -3,7 +3,6 @@
 import torch
 
 from fluxsmith import processor
-from fluxsmith.errors import UserError
 from fluxsmith.model import onednn, passes
 
 
@@ -11,7 +10,7 @@ def computing(device: torch.device) -> str:
     """The libraries that do what matters, as in "oneDNN and C++"."""
     if device.type != "cpu":
         return "torch"
-    own = "" if isinstance(passes.library(), UserError) else " and C++"
+    own = "" if isinstance(passes.library(), str) else " and C++"
     return onednn.library() + own
 
 
@@ -19,6 +18,4 @@ def slower_because() -> str:
     """Why C++ of our own, which this processor could run, isn't there; nothing where it is, or
     where there is nothing to be done about it."""
     found = passes.library()
-    if isinstance(found, UserError) and processor.has_avx512():
-        return str(found)
-    return ""
+    return found if isinstance(found, str) and processor.has_avx512() else ""

@@ -5,15 +5,13 @@ that transposes or a product that is slower without. Compiled blocks have what t
 """
 
 import ctypes
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from fluxsmith import native, processor
-from fluxsmith.errors import UserError
+from fluxsmith import native
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 WIDTH = 16  # numbers that are taken at a time
@@ -53,14 +51,9 @@ def serve(x: Tensor, sizes: Sequence[int]) -> bool:
     )
 
 
-@functools.cache
-def library() -> ctypes.CDLL | UserError:
+def library() -> ctypes.CDLL | str:
     """The compiled C++, or why there is none."""
-    try:
-        processor.require_avx512()
-        return native.load(SOURCE)
-    except UserError as error:
-        return error
+    return native.library(SOURCE)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -102,6 +95,6 @@ def backward(
 
 def _library() -> ctypes.CDLL:
     found = library()
-    if isinstance(found, UserError):  # `serve` would have said so
-        raise RuntimeError(str(found))
+    if isinstance(found, str):  # `serve` would have said so
+        raise RuntimeError(found)
     return found

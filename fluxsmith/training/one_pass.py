@@ -5,7 +5,6 @@ results are those of `torch.optim.AdamW`, so that either can go on from where th
 """
 
 import ctypes
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fluxsmith import native, processor
+from fluxsmith import native
 from fluxsmith.errors import UserError
 
 SOURCE = Path(__file__).with_suffix(".cpp")
@@ -46,16 +45,12 @@ class _Settings(ctypes.Structure):
     )
 
 
-@functools.cache
-def library() -> ctypes.CDLL | UserError:
+def library() -> ctypes.CDLL | str:
     """The compiled C++, or why there is none."""
-    try:
-        processor.require_avx512()  # where the others of our libraries are
-        loaded = native.load(SOURCE)
-    except UserError as error:
-        return error
-    loaded.norm.restype = ctypes.c_double
-    return loaded
+    found = native.library(SOURCE)
+    if isinstance(found, ctypes.CDLL):
+        found.norm.restype = ctypes.c_double
+    return found
 
 
 class OnePass:
@@ -64,8 +59,8 @@ class OnePass:
     def __init__(self, optimiser: torch.optim.AdamW, averages: Mapping[nn.Parameter, Tensor]):
         """Raises a UserError that says so where these are not for it."""
         found = library()
-        if isinstance(found, UserError):
-            raise found
+        if isinstance(found, str):
+            raise UserError(found)
         if not _as_built(optimiser):
             raise UserError("the optimiser does more than AdamW")
         self._library = found

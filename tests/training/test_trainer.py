@@ -1,13 +1,14 @@
 """The loop: gradients, records, resuming, retention. Every comparison of weights is to the bit."""
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import same
 
-from fluxsmith import Pipeline
+from fluxsmith import Pipeline, native
 from fluxsmith import checkpoint as checkpoints
 from fluxsmith.errors import UserError
 from fluxsmith.flow.path import interpolate
@@ -28,6 +29,22 @@ def trained(toy, *overrides, **options):
 
 def without_speed(records):
     return [{k: v for k, v in r.items() if k != "images_per_second"} for r in records]
+
+
+@pytest.mark.parametrize("compiler", ["g++", "/no/such"])
+def test_gradients_go_with_their_step(toy, monkeypatch, compiler):
+    """With our C++ and without: a step that is remembered would fill the memory."""
+    monkeypatch.setenv("CXX", compiler)
+    native.library.cache_clear()
+    trainer = build_trainer(toy(), torch.device("cpu"))
+    seen = []
+    for p in trainer.pipeline.parameters():
+        p.register_post_accumulate_grad_hook(lambda p: seen.append(weakref.ref(p.grad)))
+    for _ in range(3):
+        trainer.train_step()
+    native.library.cache_clear()
+    assert len(seen) == 3 * len(list(trainer.pipeline.parameters()))
+    assert not any(gradient() is not None for gradient in seen)
 
 
 def test_a_batch_cut_into_pieces_has_the_gradients_of_the_whole(toy):
