@@ -4,6 +4,7 @@ import weakref
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import needs_compiler
 
 from fluxsmith import native
@@ -41,6 +42,39 @@ def test_a_library_is_made_once_for_each_source_and_macro(source: Path, folder: 
 def test_a_failure_is_told_in_a_line_and_leaves_nothing(source: Path, folder: Path) -> None:
     source.write_text("no C++\n")
     with pytest.raises(UserError, match=r"g\+\+ failed: .*answer\.cpp:1") as failure:
+        native.load(source)
+    assert "\n" not in str(failure.value)
+    assert not list(folder.iterdir())
+
+
+@needs_compiler
+@pytest.mark.skipif(not native.openmp(), reason="torch's OpenMP has a name of its own")
+def test_its_threads_are_torchs(source: Path) -> None:
+    """Two libraries of threads in a process fight over the cores."""
+    there = native.openmp()
+    source.write_text(
+        "#include <omp.h>\n"
+        'extern "C" int answer() {\n'
+        "    int sum = 0;\n"
+        "#pragma omp parallel for reduction(+ : sum) num_threads(2)\n"
+        "    for (int n = 0; n < 4; n++) sum += n;\n"
+        "    return sum;\n"
+        "}\n"
+    )
+    assert native.load(source).answer() == 6
+    assert native.openmp() == there
+    assert there[0].startswith(str(Path(torch.__file__).parent))
+
+
+@needs_compiler
+@pytest.mark.skipif(not native.openmp(), reason="torch's OpenMP has a name of its own")
+def test_threads_that_are_not_torchs_are_refused(source: Path, folder: Path) -> None:
+    source.write_text(  # as Clang's code calls its own
+        'extern "C" void __kmpc_of_another();\nextern "C" void answer() { __kmpc_of_another(); }\n'
+    )
+    with pytest.raises(
+        UserError, match=r"not those of torch, .*omp.*; set CXX to g\+\+"
+    ) as failure:
         native.load(source)
     assert "\n" not in str(failure.value)
     assert not list(folder.iterdir())
