@@ -2,47 +2,63 @@
 
     python benchmarks/gpu.py --out results      # or --part lesson, steps, wide or sampling alone
 
+What fails is said and left out, and the rest goes on.
+
 - `lesson`: `configs/image/mnist/flux.yaml`, 30,000 steps at batch 64, in bfloat16 and float32 for
-  three seeds each: wall time and final validation loss (`--steps`, `--seeds`, `--precisions`;
-  `--set train.compile=true` compiles it).
+  three seeds each: wall time with start and end, speed in the middle, and final validation loss
+  (`--steps`, `--seeds`, `--precisions`; `--set train.compile=true` compiles it). Each run takes
+  minutes, and its row is written when it ends.
 - `steps`: a training step of that config in both precisions: plain, compiled by block
-  (`train.compile=true`), and the whole network in CUDA graphs, in turns.
+  (`train.compile=true`), the whole network compiled, and that in CUDA graphs, in turns of twenty
+  steps, so that the host may run ahead as it does in training.
 - `wide`: a training step at FLUX.1's width, 2 dual and 4 single blocks, 4096 image and 512 text
   tokens: ours and diffusers' network, eager and compiled by block, in turns, with the same
   optimiser and average; the share of the GPU's own measured bfloat16 matrix-product rate.
-- `sampling`: 20 Euler steps of the lesson's network with random weights: one 32x32 picture, as
-  `fluxsmith sample` draws it and with the network in CUDA graphs; 4,096 pictures in one go.
+- `sampling`: 20 Euler steps of the lesson's network with random weights, in bfloat16: one 32x32
+  picture, as written and with the network in CUDA graphs; 4,096 pictures in one go, from noise
+  drawn on the CPU to pictures that lie there.
 
 `--device cpu --small` tries the script itself where there is no GPU.
 """
 
 import argparse
+import gc
 import json
+import platform
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fluxsmith import Pipeline, compiling
-from fluxsmith.benchmark.machine import matrix_product_rate
+from fluxsmith import Pipeline, compiling, processor
+from fluxsmith.benchmark.machine import matrix_products, product_flops
 from fluxsmith.benchmark.ours import Ours
 from fluxsmith.benchmark.theirs import transformer
 from fluxsmith.benchmark.timing import Spread, take_turns
 from fluxsmith.config import read_config
+from fluxsmith.device import peak_memory
 from fluxsmith.model.cost import training_flops
 from fluxsmith.model.flux import PRESETS, Flux, FluxParams
 from fluxsmith.model.tokens import image_ids, text_ids
+from fluxsmith.training.metrics import read_metrics
 
 CONFIG = Path(__file__).parents[1] / "configs/image/mnist/flux.yaml"
 WIDE = replace(PRESETS["flux1-schnell"], depth=2, depth_single_blocks=4)
 SMALL = replace(WIDE, hidden_size=64, num_heads=2, axes_dim=(8, 12, 12), context_in_dim=64)
+AT_ONCE = 20  # training steps between two looks at the clock
+MODES = {"compiled whole": None, "in CUDA graphs": "reduce-overhead"}
+FAILED: list[str] = []  # by name
 SMALL_LESSON = ["model.hidden_size=48", "model.num_heads=1", "model.axes_dim=[16,16,16]"]
 
 
@@ -54,7 +70,8 @@ def lesson(args: argparse.Namespace) -> list[dict[str, Any]]:
             settings = [
                 f"train.precision={precision}", f"train.steps={args.steps}", f"seed={seed}",
                 f"device={args.device}", f"output_dir={run}", "train.sample_every=0",
-                *args.set,
+                "evaluate.every=0", "train.checkpoint_every=0", *args.set,
+                *(SMALL_LESSON if args.small else []),
             ]  # fmt: skip
             began = time.perf_counter()
             fluxsmith("train", CONFIG, *settings, "--overwrite")
@@ -63,8 +80,11 @@ def lesson(args: argparse.Namespace) -> list[dict[str, Any]]:
             fluxsmith("evaluate", run, "--metrics", "validation_loss", "--json", scores)
             found = json.loads(scores.read_text())["results"]["validation_loss"]["grids"]
             losses = {f"loss, {grid}": values["mean"] for grid, values in found.items()}
-            rows.append({"precision": precision, "seed": seed, "seconds": seconds, **losses})
+            speeds = [record["images_per_second"] for record in read_metrics(run / "metrics.jsonl")]
+            took = {"seconds": seconds, "images/s": statistics.median(speeds)}
+            rows.append({"precision": precision, "seed": seed, **took, **losses})
             print(rows[-1], flush=True)
+            write(args, "lesson", rows)
     return rows
 
 
@@ -75,39 +95,75 @@ def fluxsmith(*arguments: object) -> None:
 def steps(args: argparse.Namespace) -> list[dict[str, Any]]:
     calls: dict[str, Callable[[], None]] = {}
     for precision in args.precisions:
-        for way in ("plain", "compiled", "CUDA graphs"):
-            settings = [f"train.precision={precision}", f"train.compile={way == 'compiled'}"]
+        for way in ("plain", "compiled by block", "compiled whole", "in CUDA graphs"):
+            settings = [f"train.precision={precision}", f"train.compile={way.endswith('block')}"]
             config = read_config(CONFIG, [*settings, *(SMALL_LESSON if args.small else [])])
             ours = Ours(config, args.device)
-            if way == "CUDA graphs":
-                in_cuda_graphs(ours.pipeline)
-            calls[f"{precision}, {way}"] = ours.train_step
+            if way in MODES:
+                compile_whole(ours.pipeline, ours.train_step, MODES[way])
+            calls[f"{precision}, {way}"] = many(ours.train_step)
     batch = read_config(CONFIG).train.batch_size
     return [
         {
-            "what": name, **asdict(spread), "images/s": batch / spread.median,
-            f"minutes for {args.steps:,} steps": args.steps * spread.median / 60,
+            "what": name, **asdict(one), "images/s": batch / one.median,
+            f"minutes for {args.steps:,} steps": args.steps * one.median / 60,
         }
         for name, spread in spreads(calls, args).items()
+        for one in [a_share(spread, AT_ONCE)]
     ]  # fmt: skip
 
 
-def in_cuda_graphs(pipeline: Pipeline) -> None:
-    if pipeline.device.type == "cuda":
-        pipeline.network.compile(mode="reduce-overhead", dynamic=False)
+def many(step: Callable[[], object]) -> Callable[[], None]:
+    def steps() -> None:
+        for _ in range(AT_ONCE):
+            step()
+
+    return steps
+
+
+def a_share(spread: Spread, parts: int) -> Spread:
+    return Spread(spread.median / parts, spread.low / parts, spread.high / parts, spread.count)
+
+
+def compile_whole(pipeline: Pipeline, work: Callable[[], object], mode: str | None) -> None:
+    """Compiles the network as one when it is next called; without a GPU there are no graphs."""
+    with compiling.uncompiled():  # the rotation's table is made outside of what is compiled
+        work()
+    pipeline.network.compile(mode=mode if pipeline.device.type == "cuda" else None, dynamic=False)
 
 
 def spreads(calls: Mapping[str, Callable[[], Any]], args: argparse.Namespace) -> dict[str, Spread]:
-    taken = take_turns(calls, args.device, args.rounds)
+    """Of those that work. Graphs are recorded in a second call, so two go before the turns' own."""
+    working = {}
+    for name, call in calls.items():
+        with told(name) as failed:
+            call()
+            call()
+        if not failed:
+            working[name] = call
+    taken = take_turns(working, args.device, args.rounds)
     return {name: Spread.of(seconds) for name, seconds in taken.items()}
+
+
+@contextmanager
+def told(what: str) -> Iterator[list[str]]:
+    """What goes wrong inside is printed, and named in the list, and doesn't end the script."""
+    failed: list[str] = []
+    try:
+        yield failed
+    except Exception:  # a compiler's, a library's that is missing, no memory
+        traceback.print_exc()
+        print(f"{what} FAILED, and is left out", flush=True)
+        failed.append(what)
+        FAILED.append(what)
 
 
 def wide(args: argparse.Namespace) -> list[dict[str, Any]]:
     params = SMALL if args.small else WIDE
     rows, columns, txt = (4, 4, 8) if args.small else (64, 64, 512)
-    peak = matrix_product_rate(args.device, torch.bfloat16)
-    least = args.batch * training_flops(params, txt, rows * columns) / peak
-    calls: dict[str, Callable[[], None]] = {}
+    operations = args.batch * training_flops(params, txt, rows * columns)
+    product = many(matrix_products(args.device, torch.bfloat16)["torch"])  # takes turns too
+    calls: dict[str, Callable[[], object]] = {"the product": product}
     for name, network, call in (
         ("ours", Flux, call_ours),
         ("diffusers", transformer, call_diffusers),
@@ -120,12 +176,14 @@ def wide(args: argparse.Namespace) -> list[dict[str, Any]]:
         # With the same weights and moments: those of four would not leave room for activations.
         calls |= {f"{name}, eager": as_written(step), f"{name}, compiled": step}
     taken = spreads(calls, args)
-    ours = taken["ours, compiled"].median
+    peak = product_flops(args.device) * AT_ONCE / taken.pop("the product").median
+    ours = taken["ours, compiled"].median if "ours, compiled" in taken else float("nan")
     return [
         {
-            "what": name, **asdict(spread), "share of the peak": least / spread.median,
+            "what": name, **asdict(spread), "share of the peak": operations / peak / spread.median,
             "ours, compiled, is faster by": spread.median / ours,
             "peak TFLOP/s": peak / 1e12, "batch": args.batch,
+            "peak GiB of all": (peak_memory(args.device) or 0) / 2**30,
         }
         for name, spread in taken.items()
     ]  # fmt: skip
@@ -212,7 +270,7 @@ def sampling(args: argparse.Namespace) -> list[dict[str, Any]]:
     )
     pipeline = Pipeline.build(config, args.device).eval()
     graphs = Pipeline.build(config, args.device).eval()
-    in_cuda_graphs(graphs)
+    compile_whole(graphs, drawing(graphs, ["three"], 1.0), "reduce-overhead")
     many = 64 if args.small else 4096
     rows = []
     for guidance in (1.0, 2.0):
@@ -254,12 +312,35 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for part in args.part or PARTS:
-        rows = PARTS[part](args)
-        (args.out / f"{part}.json").write_text(json.dumps(rows, indent=2) + "\n")
-        print(f"\n{part}")
-        for row in rows:
-            shown = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values())
-            print("  ".join(f"{key} {value}" for key, value in zip(row, shown, strict=True)))
+        with told(part):
+            rows = PARTS[part](args)
+            write(args, part, rows)
+            print(f"\n{part}")
+            for row in rows:
+                shown = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values())
+                print("  ".join(f"{key} {value}" for key, value in zip(row, shown, strict=True)))
+        gc.collect()
+        torch._dynamo.reset()
+        if args.device.type == "cuda":
+            torch.cuda.empty_cache()
+    if FAILED:
+        sys.exit(f"failed: {', '.join(FAILED)}")
+
+
+def write(args: argparse.Namespace, part: str, rows: list[dict[str, Any]]) -> None:
+    """The rows so far, and what they were measured on."""
+    about = {
+        "device": torch.cuda.get_device_name(args.device)
+        if args.device.type == "cuda"
+        else processor.name(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        # Inductor goes on without graphs where it can't have them.
+        "cudagraph_skips": torch._dynamo.utils.counters["inductor"]["cudagraph_skips"],
+    }
+    text = json.dumps({"about": about, "rows": rows}, indent=2)
+    (args.out / f"{part}.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

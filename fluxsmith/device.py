@@ -93,7 +93,9 @@ def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
 def for_each(value: float | torch.Tensor, n: int, device: torch.device) -> torch.Tensor:
     """One number for each of n rows, or (n,) of them: (n,) float32 on the device. The host doesn't
     wait for what the device is doing."""
-    if isinstance(value, torch.Tensor) and (value.ndim or value.device == device):
+    if isinstance(value, torch.Tensor) and (
+        value.ndim or value.requires_grad or value.device.type == device.type
+    ):
         return to_device(value, device).float().expand(n)
     return torch.full((n,), float(value), device=device, dtype=torch.float32)
 

@@ -32,14 +32,6 @@ def matrix_products(device: torch.device, dtype: torch.dtype) -> dict[str, Calla
     return calls
 
 
-def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of torch's product, the median of a few."""
-    product = matrix_products(device, dtype)["torch"]
-    product()
-    taken = statistics.median(seconds(product, device) for _ in range(ROUNDS))
-    return product_flops(device) / taken
-
-
 def memory_bandwidth(device: torch.device) -> float:
     """Bytes/s, read and written, of copying what no cache holds."""
     count = 1 << (30 if device.type == "cuda" else 26)

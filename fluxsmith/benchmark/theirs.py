@@ -71,7 +71,7 @@ class Diffusers:
         eps = torch.randn(x0.shape, generator=self.generator, device=self.device)
         weight = t[:, None, None, None]
         x_t = (1 - weight) * x0 + weight * eps
-        v = self.velocity(x_t, t, self.text, self.pooled)
+        v = self.velocity(x_t, t, self.text, self.pooled, self.config.train.precision)
         F.mse_loss(v, eps - x0).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.grad_clip)
         self.optimiser.step()
@@ -87,18 +87,21 @@ class Diffusers:
         x = torch.randn(n, *self.shape, device=self.device)
         text, pooled = self.text[:1].expand(n, -1, -1), self.pooled[:1].expand(n, -1)
         ts = torch.linspace(1, 0, steps + 1).tolist()
+        precision = self.config.sample.precision
         for t, after in itertools.pairwise(ts):
-            v = self.velocity(x, x.new_full((n,), t), text, pooled)
+            v = self.velocity(x, x.new_full((n,), t), text, pooled, precision)
             if guidance != 1:
-                unconditional = self.velocity(x, x.new_full((n,), t), text, pooled)
+                unconditional = self.velocity(x, x.new_full((n,), t), text, pooled, precision)
                 v = unconditional + guidance * (v - unconditional)
             x = x + (after - t) * v
         return x.clamp(-1, 1).cpu()
 
-    def velocity(self, x: Tensor, t: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
+    def velocity(
+        self, x: Tensor, t: Tensor, text: Tensor, pooled: Tensor, precision: str
+    ) -> Tensor:
         _, _, height, width = x.shape
         patch = self.config.model.patch_size
-        with autocast(self.device, self.config.train.precision):
+        with autocast(self.device, precision):
             tokens = self.model(
                 hidden_states=patchify(x, patch),
                 encoder_hidden_states=text,
