@@ -32,6 +32,7 @@ LAYERS = {
     "data": 0,
     "render": 0,
     "compiling": 1,
+    "graphs": 1,
     "config": 1,
     "checkpoint": 1,
     "pipeline": 2,

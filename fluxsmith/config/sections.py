@@ -414,6 +414,8 @@ class TrainConfig(Section):
     """Steps in a row with a loss or gradient that is not finite, all skipped, before a run ends."""
     compile: Literal["auto"] | bool = "auto"
     """Compile the network's blocks (torch.compile); auto: where the run is long enough to gain."""
+    cuda_graphs: bool = False
+    """Capture steps as CUDA graphs: for networks whose kernels are quicker than their launch."""
     deterministic: bool = False
     """Equal to the bit on a GPU too, where equal runs otherwise differ a little; slower there."""
 

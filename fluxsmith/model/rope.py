@@ -63,6 +63,10 @@ class RotaryCache:
         """Without the tables: weak references can't be pickled, and tables are soon made anew."""
         return {**self.__dict__, "_tables": {}}
 
+    def tables(self) -> list[RotaryTable]:
+        """All that are remembered now."""
+        return [table for _, table in self._tables.values()]
+
     def __call__(self, *ids: Tensor) -> RotaryTable:
         """The table of the concatenation of `ids` along the sequence."""
         if any(x.is_inference() for x in ids):  # these carry no version to recognise them by

@@ -46,7 +46,7 @@ from fluxsmith.pipeline.parts import (
     flux_params,
 )
 from fluxsmith.randomness import address_seed, image_noise
-from fluxsmith.text.encoder import NULL_PROMPT, TextEmbedding, TextEncoder
+from fluxsmith.text.encoder import NULL_PROMPT, TextEmbedding, TextEncoder, TextInput
 from fluxsmith.text.frozen import FrozenText
 
 # Called with (step, t, images): step 0 is the noise, and the images are decoded, unclamped.
@@ -212,8 +212,12 @@ class Pipeline(nn.Module):
 
     def encode_text(self, prompts: Sequence[str]) -> TextEmbedding:
         """The prompts as the network takes them, one row each."""
+        return self.embed_text(self.text.read(prompts))
+
+    def embed_text(self, read: TextInput) -> TextEmbedding:
+        """The same from what the text encoder's `read` gives: the part that the device does."""
         with autocast(self.device, self.precision):
-            return self.text(prompts).to(self.device)
+            return self.text.embed(read).to(self.device)
 
     def velocity(
         self, x: Tensor, t: Tensor, cond: TextEmbedding, guidance: float | Tensor = 1.0

@@ -7,6 +7,7 @@ no padding at all.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -29,6 +30,16 @@ def build(
 ) -> "ByteEncoder":
     """A new encoder on the CPU, whose weights are the same whatever `device` it moves to."""
     return ByteEncoder(width, hidden_size, depth, max_tokens)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Prompts cut up: byte codes (n, t, PIECE_BYTES) of different ones, the mask (n, t) of real
+    pieces where some are not, and for each prompt its row (b,)."""
+
+    codes: Tensor
+    mask: Tensor | None
+    rows: Tensor
 
 
 class ByteEncoder(nn.Module):
@@ -93,11 +104,16 @@ class ByteEncoder(nn.Module):
 
     def forward(self, prompts: Sequence[str]) -> TextEmbedding:
         """Encodes each distinct prompt once; as many tokens as the longest one needs."""
+        return self.embed(self.read(prompts))
+
+    def read(self, prompts: Sequence[str], room: int = 0) -> Pieces:
+        """Each distinct prompt once, and the last one again up to `room` rows."""
         if not prompts:
             raise ValueError("there is no prompt to encode")
         self.check(prompts)
         strings, rows = distinct(prompts)
         cut = [pieces(string) for string in strings]
+        cut += cut[-1:] * (room - len(cut))
         lengths = [len(words) for words in cut]
         codes = torch.full((len(cut), max(lengths), PIECE_BYTES), NO_BYTE)
         for row, words in enumerate(cut):
@@ -106,13 +122,14 @@ class ByteEncoder(nn.Module):
         mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
         device = self.offsets.device
         padded = min(lengths) < max(lengths)
-        embedding = self.encode(
-            to_device(codes, device), to_device(mask, device) if padded else None
+        return Pieces(
+            codes=to_device(codes, device),
+            mask=to_device(mask, device) if padded else None,
+            rows=to_device(rows, device),
         )
-        return embedding[to_device(rows, device)]
 
-    def encode(self, codes: Tensor, mask: Tensor | None) -> TextEmbedding:
-        """From byte codes (n, t, PIECE_BYTES) and the mask of real pieces (n, t)."""
+    def embed(self, read: Pieces) -> TextEmbedding:
+        codes, mask = read.codes, read.mask
         x = self.bytes_in(codes + self.offsets)  # (n, t, PIECE_BYTES, d)
         x = (x * (codes != NO_BYTE)[..., None]).sum(dim=2)  # (n, t, d)
         x = x + self.piece_mlp(x) + self.position.weight[: x.shape[1]]
@@ -126,7 +143,8 @@ class ByteEncoder(nn.Module):
         else:
             real = mask[..., None].to(x.dtype)
             pooled = (x * real).sum(dim=1) / real.sum(dim=1).sqrt()
-        return TextEmbedding(self.tokens_out(x), self.pooled_out(F.silu(pooled)), mask)
+        embedding = TextEmbedding(self.tokens_out(x), self.pooled_out(F.silu(pooled)), mask)
+        return embedding[read.rows]
 
 
 @lru_cache(maxsize=65536)

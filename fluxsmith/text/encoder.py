@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +73,9 @@ class TextEmbedding:
         return self.tokens.new_ones(self.tokens.shape[:2], dtype=torch.bool)
 
 
+TextInput = Any  # a dataclass of tensors
+
+
 class TextEncoder(Protocol):
     """`token_width` and `pooled_width` become the network's context_in_dim and vec_in_dim."""
 
@@ -88,7 +91,21 @@ class TextEncoder(Protocol):
         """The tokens that each prompt makes, whether or not the encoder takes so many."""
         ...
 
-    def __call__(self, prompts: Sequence[str]) -> TextEmbedding: ...
+    def __call__(self, prompts: Sequence[str]) -> TextEmbedding:
+        """`embed` of what `read` gives."""
+        ...
+
+    def read(self, prompts: Sequence[str], room: int = 0) -> TextInput:
+        """The host's part of encoding: what `embed` computes from, on the device.
+
+        Where its shapes depend on how many prompts differ, they are those of `room` different ones
+        or more, so that other prompts of the same lengths give the same shapes.
+        """
+        ...
+
+    def embed(self, read: TextInput) -> TextEmbedding:
+        """The device's part: differentiable where the encoder is learned."""
+        ...
 
 
 def check_unicode(prompts: Sequence[str]) -> None:

@@ -82,6 +82,12 @@ class FrozenText:
             self._ensure_loaded()
 
     def __call__(self, prompts: Sequence[str]) -> TextEmbedding:
+        return self.embed(self.read(prompts))
+
+    def embed(self, read: TextEmbedding) -> TextEmbedding:
+        return read
+
+    def read(self, prompts: Sequence[str], room: int = 0) -> TextEmbedding:
         """The prompts' embeddings on the network's device, padded as `padding` says."""
         if not prompts:
             raise ValueError("there is no prompt to encode")

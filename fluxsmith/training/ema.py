@@ -23,25 +23,24 @@ class EMA:
             for name, p in module.named_parameters()
         }
 
-    def decay_of(self, n: int) -> float:
-        """The decay of update n."""
-        return min(self.decay, (1 + n) / (10 + n))
+    def share(self, n: int) -> float:
+        """1 - decay of update n: how much of the weights goes into their average."""
+        return 1 - min(self.decay, (1 + n) / (10 + n))
 
     @torch.no_grad()
-    def update(self, module: nn.Module, n: int, good: Tensor | None = None) -> None:
-        """ema += (1 - decay) (weights - ema), for every tensor in one call.
+    def update(self, module: nn.Module, share: float | Tensor, good: Tensor | None = None) -> None:
+        """ema += share (weights - ema), for every tensor in one call.
 
         `good`, () bool on the device, says whether to: where it is false, nothing changes.
         """
-        decay = self.decay_of(n)
         current = [p.detach().float() for p in module.parameters()]
         average = list(self.weights.values())
         if good is None:
-            torch._foreach_lerp_(average, current, 1 - decay)
+            torch._foreach_lerp_(average, current, float(share))
             return
         for i in range(0, len(average), TOGETHER):
             change = torch._foreach_sub(current[i : i + TOGETHER], average[i : i + TOGETHER])
-            torch._foreach_mul_(change, good * (1 - decay))
+            torch._foreach_mul_(change, good * share)
             torch._foreach_add_(average[i : i + TOGETHER], change)
 
     @torch.no_grad()

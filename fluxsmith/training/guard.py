@@ -22,7 +22,7 @@ class Guard:
     def judge(self, losses: Losses, norm: Tensor) -> Tensor:
         """Whether the step is finite: () bool, on the device."""
         good = norm.isfinite() & losses.values.isfinite().all()
-        self._in_a_row = torch.where(good, 0, self._in_a_row + 1)
+        self._in_a_row.add_(1).mul_(~good)  # in place, as a CUDA graph would
         return good
 
     def exhausted(self, step: int) -> bool:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fluxsmith.errors import UserError
@@ -36,9 +35,9 @@ class Window:
     def add(self, losses: Losses, norm: Tensor, good: Tensor) -> None:
         """A step's losses, its gradient's norm, and whether it was finite: () bool."""
         quartile = (losses.t * QUARTILES).long().clamp(0, QUARTILES - 1)  # (b,)
-        member = F.one_hot(quartile, QUARTILES).to(losses.values.dtype)  # (b, 4)
+        member = quartile[:, None] == torch.arange(QUARTILES, device=quartile.device)  # (b, 4)
         # where, since the product of 0 and a NaN is a NaN
-        self._sums += torch.where(good, losses.values, 0) @ member
+        self._sums += torch.where(good, losses.values, 0) @ member.to(losses.values.dtype)
         self._counts += member.sum(0) * good
         self._norms[0] += torch.where(good, norm, 0)
         self._norms[1] += good

@@ -1,5 +1,6 @@
 """What training minimises: a batch's random part is drawn first, so that a batch cut into pieces
-meets the same noise and timesteps as one that is not."""
+meets the same noise and timesteps as one that is not. Then comes what the host has to do, and last
+what the device does alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from fluxsmith.data.loader import Batch
 from fluxsmith.flow.path import flow_matching_loss
 from fluxsmith.flow.timesteps import Density, sample
 from fluxsmith.pipeline import Pipeline
+from fluxsmith.text.encoder import TextInput
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,16 @@ class Example:
         size = len(self.batch) // parts
         pieces = zip(self.batch.split(parts), self.t.split(size), self.eps.split(size), strict=True)
         return [Example(*piece) for piece in pieces]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """An example as the losses are computed from it: tensors on the device."""
+
+    x0: Tensor  # (b, c, h, w)
+    eps: Tensor
+    t: Tensor  # (b,)
+    text: TextInput
 
 
 @dataclass(frozen=True)
@@ -50,8 +62,15 @@ class Objective(Protocol):
         """Draws what is random, for the whole batch."""
         ...
 
-    def __call__(self, example: Example) -> Losses:
-        """The losses, differentiable; draws nothing."""
+    def prepare(self, example: Example, alike: bool = False) -> Inputs:
+        """What needs the host: images encoded, text read. Draws nothing, and has no gradient.
+
+        With `alike`, examples of as many images and as long texts give tensors of equal shapes.
+        """
+        ...
+
+    def losses(self, inputs: Inputs) -> Losses:
+        """The losses, differentiable, without a look at any number on the device."""
         ...
 
 
@@ -69,11 +88,17 @@ class FlowMatching:
         eps = torch.randn(shape, generator=generator, device=generator.device)
         return Example(batch, t, eps)
 
-    def __call__(self, example: Example) -> Losses:
-        cond = self.pipeline.encode_text(example.batch.captions)
-        x0 = self.pipeline.autoencoder.encode(example.batch.images)
+    def prepare(self, example: Example, alike: bool = False) -> Inputs:
+        batch = example.batch
+        x0 = self.pipeline.autoencoder.encode(batch.images)
+        text = self.pipeline.text.read(batch.captions, room=len(batch) if alike else 0)
+        return Inputs(x0, example.eps, example.t, text)
+
+    def losses(self, inputs: Inputs) -> Losses:
+        cond = self.pipeline.embed_text(inputs.text)
 
         def velocity(x_t: Tensor, t: Tensor) -> Tensor:
             return self.pipeline.velocity(x_t, t, cond)
 
-        return Losses(flow_matching_loss(velocity, x0, example.eps, example.t), example.t)
+        loss = flow_matching_loss(velocity, inputs.x0, inputs.eps, inputs.t)
+        return Losses(loss, inputs.t)

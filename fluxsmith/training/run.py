@@ -106,6 +106,10 @@ def build_trainer(
 ) -> Trainer:
     """The trainer of a config at step 0, with its data loaded and its weights new, or those of
     train.init_from; `fresh` is false where a checkpoint brings them anyway."""
+    if config.train.cuda_graphs and device.type != "cuda":
+        raise UserError(
+            f"train.cuda_graphs=true: needs a CUDA GPU, and this run is on {device}; leave it out"
+        )
     _check_size(config, device)
     loader = build_loader(config.data.settings(), config.train.batch_size, config.seed, device)
     pipeline = Pipeline.build(config, device)
@@ -181,5 +185,7 @@ def _announce(console: TrainingConsole, config: RunConfig, trainer: Trainer, sta
     console.say(f"writing to {trainer.folder}, {start}")
     if trainer.pipeline.device.type == "cpu" and (reason := slower_because()):
         console.say(f"C++         not possible here, so training is slower: {reason}")
+    if config.train.cuda_graphs:
+        console.say("CUDA graphs steps are captured as they first come (train.cuda_graphs)")
     for warning in start.warnings():
         console.say(warning)

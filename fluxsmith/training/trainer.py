@@ -18,19 +18,22 @@ from fluxsmith.data.images import to_uint8
 from fluxsmith.data.loader import Loader
 from fluxsmith.errors import UserError
 from fluxsmith.files import write_text
+from fluxsmith.graphs import Capture, CudaCapture, Graphed
 from fluxsmith.model import libraries
 from fluxsmith.pipeline import Pipeline, check_autoencoder
 from fluxsmith.randomness import generator
 from fluxsmith.training.console import TrainingConsole
+from fluxsmith.training.descent import Descent, Step
 from fluxsmith.training.ema import EMA
+from fluxsmith.training.graphed import graphed
 from fluxsmith.training.guard import Guard
 from fluxsmith.training.interrupt import Interrupt
 from fluxsmith.training.metrics import Recorder, Window
-from fluxsmith.training.objective import Example, Losses, Objective
+from fluxsmith.training.objective import Example, Inputs, Losses, Objective
 from fluxsmith.training.optimiser import build_optimiser, learning_rate, load_optimiser
 from fluxsmith.training.saving import Saver, copied
 from fluxsmith.training.text import keep_text
-from fluxsmith.training.update import Update
+from fluxsmith.training.update import Pace, Update
 from fluxsmith.version import __version__
 
 Evaluate = Callable[[Pipeline], dict[str, float]]  # the model's scores, by name
@@ -61,7 +64,11 @@ class Trainer:
         fused = pipeline.device.type == "cuda" and self.optimiser.defaults["fused"]
         self.guard = Guard(config.train.max_bad_steps, pipeline.device, waits=not fused)
         largest = config.train.grad_clip or float("inf")
-        self.update = Update(pipeline, self.optimiser, self.ema, largest, waits=not fused)
+        update = Update(pipeline, self.optimiser, self.ema, largest, waits=not fused)
+        self.descent = Descent(objective, self.guard, self.window, update)
+        self._graphed: Graphed[Step, None] | None = None
+        if config.train.cuda_graphs:
+            self.capture_steps(CudaCapture(pipeline.device))
         self.origin: dict[str, Any] = {}  # what this run was forked from
         captions = loader.captions()
         self.captions = spread(captions, min(len(captions), CAPTIONS_KEPT))
@@ -129,33 +136,33 @@ class Trainer:
 
     def train_step(self) -> float:
         """One optimiser step; returns the learning rate that it took."""
-        train = self.config.train
-        rate = learning_rate(self.step, train)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        parts = []
+        rate = learning_rate(self.step, self.config.train)
         noise = generator(self.config.seed, "train", self.step, 0, device=self.pipeline.device)
         self._example = self.objective.draw(self.loader.batch(self.step), noise)
-        for piece in self._example.split(train.accumulate):
-            losses = self.objective(piece)
-            (losses.values.mean() / train.accumulate).backward()
-            parts.append(losses.detached())
-        whole = Losses.joined(parts)
-        norm = self.update.gradient_norm()
-        good = self.guard.judge(whole, norm)
-        self.window.add(whole, norm, good)
-        self.update(self.step, norm, good)
-        self.optimiser.zero_grad(set_to_none=True)
+        pace = Pace(rate, self.ema.share(self.step))
+        descend = self._graphed or self.descent
+        descend(Step(self._pieces(self._example), pace))
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate  # a capture has left its own
         self.step += 1
         return rate
+
+    def capture_steps(self, capture: Capture) -> None:
+        """From now on, steps are captured as CUDA graphs and replayed."""
+        self._graphed = graphed(self.descent, self.pipeline, capture)
+
+    def _pieces(self, example: Example) -> list[Inputs]:
+        pieces = example.split(self.config.train.accumulate)
+        alike = self._graphed is not None
+        return [self.objective.prepare(piece, alike) for piece in pieces]
 
     def explain_bad_step(self) -> str:
         """What was not finite in the last step, which left the weights alone, so that it can be
         looked at again."""
         assert self._example is not None
-        parts = self._example.split(self.config.train.accumulate)
         with torch.no_grad():
-            losses = Losses.joined([self.objective(part) for part in parts])
+            parts = [self.objective.losses(piece) for piece in self._pieces(self._example)]
+        losses = Losses.joined(parts)
         bad = losses.t[~losses.values.isfinite()]
         t = losses.t if not len(bad) else bad
         times = f"t = {float(t.min()):.4f}" + (f" to {float(t.max()):.4f}" if len(t) > 1 else "")
@@ -235,6 +242,8 @@ class Trainer:
         self.pipeline.load_weights(state["ema"], origin)  # checks that they fit
         self.ema.load(state["ema"])
         self.pipeline.load_weights(state["model"], origin)
+        if self._graphed is not None:
+            self._graphed.forget()  # the optimiser's state is to be another
         try:
             # copied, since AdamW would otherwise go on writing into the mapped file's pages
             load_optimiser(self.optimiser, copied(state["optimizer"]))

@@ -1,11 +1,27 @@
 """From a gradient to new weights and their average: norm, clipping, AdamW, average."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from fluxsmith.errors import UserError
 from fluxsmith.training.ema import EMA
 from fluxsmith.training.one_pass import OnePass
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How far an update goes: numbers, or () on the device."""
+
+    rate: float | Tensor  # AdamW's learning rate
+    share: float | Tensor  # of the new weights in their average
+
+    @property
+    def captured(self) -> bool:
+        """Whether the step is being captured as a CUDA graph."""
+        on_gpu = isinstance(self.rate, Tensor) and self.rate.is_cuda
+        return on_gpu and torch.cuda.is_current_stream_capturing()
 
 
 class Update:
@@ -31,27 +47,30 @@ class Update:
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         return nn.utils.get_total_norm(gradients)
 
-    def __call__(self, n: int, norm: Tensor, good: Tensor) -> None:
-        """Update n, from 0, unless the step is not finite: then nothing changes.
+    def __call__(self, pace: Pace, norm: Tensor, good: Tensor) -> None:
+        """Takes the step, unless it is not finite: then nothing changes.
 
         `norm` is what `gradient_norm` said of the gradients that there are.
         """
         one_pass, self._one_pass = self._one_pass, None
+        for group in self.optimiser.param_groups:
+            group["lr"] = pace.rate
+            group["capturable"] = pace.captured  # torch asks for it then, and only then
         if not self.waits:
             nn.utils.clip_grads_with_norm_(self.module.parameters(), self.largest, norm)
             # Where this is 1, the fused AdamW leaves weights and moments as they are.
             setattr(self.optimiser, "found_inf", (~good).float())  # noqa: B010 (not declared)
             self.optimiser.step()
-            self.ema.update(self.module, n, good)
+            self.ema.update(self.module, pace.share, good)
         elif good:
             scale = min(1.0, self.largest / (float(norm) + 1e-6))
             if one_pass is not None:
-                one_pass.step(scale, 1 - self.ema.decay_of(n))
+                one_pass.step(scale, float(pace.share))
                 return
             if scale < 1:
                 nn.utils.clip_grads_with_norm_(self.module.parameters(), self.largest, norm)
             self.optimiser.step()
-            self.ema.update(self.module, n)
+            self.ema.update(self.module, pace.share)
 
     def _prepared(self) -> OnePass | None:
         # One pass is over what is trained; averages of the rest would stand still.

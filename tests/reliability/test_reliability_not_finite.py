@@ -8,6 +8,7 @@ from helpers import same
 
 from fluxsmith import checkpoint as checkpoints
 from fluxsmith.errors import UserError
+from fluxsmith.training import update
 from fluxsmith.training.console import TrainingConsole
 from fluxsmith.training.ema import EMA
 from fluxsmith.training.interrupt import Interrupt
@@ -55,7 +56,7 @@ def moving(trainer):
 def test_a_bad_step_changes_nothing_and_the_next_goes_on(toy, value, waits):
     """Whether the verdict is read, as on a CPU, or masks the update on the device."""
     trainer = poisoned(toy, images_of(toy, 1)[:1], value=value)
-    trainer.guard.waits = waits
+    trainer.guard.waits = trainer.descent.update.waits = waits
     trainer.train_step()
     before = moving(trainer)
     trainer.train_step()
@@ -65,12 +66,18 @@ def test_a_bad_step_changes_nothing_and_the_next_goes_on(toy, value, waits):
     assert trainer.step == 3
 
 
-def test_the_masked_update_is_the_update(toy):
-    """To the last bit in the weights, to rounding in the average."""
+def test_the_masked_update_is_the_update(toy, monkeypatch):
+    """To the last bit in the weights, where torch's passes make both, and to rounding in the
+    average."""
+
+    def refused(*_):
+        raise UserError("by torch")
+
+    monkeypatch.setattr(update, "OnePass", refused)
     found = []
     for waits in (True, False):
         trainer = build_trainer(toy(), torch.device("cpu"))
-        trainer.guard.waits = waits
+        trainer.guard.waits = trainer.descent.update.waits = waits
         for _ in range(4):
             trainer.train_step()
         found.append(moving(trainer))
@@ -87,9 +94,9 @@ def test_a_masked_average_takes_as_many_tensors_as_there_are():
         for p in module.parameters():
             p.fill_(7.0)
     before = copied(average.weights)
-    average.update(module, 10, torch.tensor(False))
+    average.update(module, 0.5, torch.tensor(False))
     assert same(average.weights, before)
-    average.update(module, 10, torch.tensor(True))
+    average.update(module, 0.5, torch.tensor(True))
     for name, tensor in average.weights.items():
         torch.testing.assert_close(tensor, (before[name] + 7) / 2)
 
@@ -167,13 +174,14 @@ def test_a_gradient_that_is_not_finite_though_the_loss_is(toy):
 
     class Steep:
         draw = staticmethod(objective.draw)
+        prepare = staticmethod(objective.prepare)
 
-        def __call__(self, example):
-            losses = objective(example)
+        def losses(self, inputs):
+            losses = objective.losses(inputs)
             zero = trainer.pipeline.network.img_in.weight.mul(0).sum()
             return type(losses)(losses.values + zero.sqrt(), losses.t)
 
-    trainer.objective = Steep()
+    trainer.objective = trainer.descent.objective = Steep()
     before = moving(trainer)
     trainer.train_step()
     assert same(moving(trainer), before)

@@ -43,7 +43,7 @@ def trainer_of(config):
 def loss_and_gradients(trainer):
     draw = torch.Generator().manual_seed(1)
     example = trainer.objective.draw(trainer.loader.batch(0), draw)
-    losses = trainer.objective(example).values
+    losses = trainer.objective.losses(trainer.objective.prepare(example)).values
     losses.mean().backward()
     return losses.detach(), {n: p.grad for n, p in trainer.pipeline.named_parameters()}
 

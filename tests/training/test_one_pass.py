@@ -12,7 +12,7 @@ from fluxsmith.errors import UserError
 from fluxsmith.training import one_pass, update
 from fluxsmith.training.ema import EMA
 from fluxsmith.training.one_pass import OnePass
-from fluxsmith.training.update import Update
+from fluxsmith.training.update import Pace, Update
 
 LARGEST = 0.5  # of a gradient's norm
 
@@ -42,8 +42,11 @@ class Problem:
             p.grad = (10.0 ** -(n % 4) * torch.randn(p.shape, generator=draw)).to(p.dtype)
         norm = self.update.gradient_norm()
         self.in_one_pass = self.update._one_pass is not None
-        self.update(n, norm, norm.isfinite())
+        self.update(self.pace(n), norm, norm.isfinite())
         return norm
+
+    def pace(self, n: int) -> Pace:
+        return Pace(rate=0.01, share=self.ema.share(n))
 
     def state(self) -> list[Tensor]:
         moments = [value for state in self.optimiser.state.values() for value in state.values()]
@@ -133,7 +136,7 @@ def test_a_gradient_that_is_not_finite_has_such_a_norm_and_moves_nothing(number:
     problem.module[0].grad[299, 300] = number
     norm = problem.update.gradient_norm()
     assert not norm.isfinite()
-    problem.update(1, norm, norm.isfinite())
+    problem.update(problem.pace(1), norm, norm.isfinite())
     assert all(map(torch.equal, before, problem.state()))
 
 
@@ -175,7 +178,7 @@ def test_what_it_can_not_have_is_for_torch(what: str) -> None:
     norm = problem.update.gradient_norm()
     assert norm.isfinite()
     before = problem.module[0].detach().clone()
-    problem.update(1, norm, norm.isfinite())
+    problem.update(problem.pace(1), norm, norm.isfinite())
     assert not torch.equal(problem.module[0], before)
     assert bool(heard) is what.startswith(("a hook", "a step"))
 

@@ -53,13 +53,13 @@ def test_average_of_a_constant_is_the_constant_and_of_a_step_is_geometric():
         for p in module.parameters():
             p.fill_(1.0)
     ema = EMA(module, decay=0.5)
-    ema.update(module, 100)
+    ema.update(module, ema.share(100))
     assert torch.equal(ema.weights["weight"], torch.ones(2, 2))
     with torch.no_grad():
         for p in module.parameters():
             p.fill_(2.0)
     for n in range(3):
-        ema.update(module, 100 + n)
+        ema.update(module, ema.share(100 + n))
     torch.testing.assert_close(ema.weights["weight"], torch.full((2, 2), 2 - 0.5**3))
 
 
@@ -70,7 +70,7 @@ def test_decay_warms_up():
     nn.init.ones_(module.weight)
     expected = 0.0
     for n in range(4):
-        ema.update(module, n)
+        ema.update(module, ema.share(n))
         expected += (1 - (1 + n) / (10 + n)) * (1 - expected)
     assert ema.weights["weight"].item() == pytest.approx(expected)
     assert expected > 0.99

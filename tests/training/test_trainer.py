@@ -69,7 +69,7 @@ def test_the_objective_is_the_error_of_the_velocity_at_x_t(toy, pipeline):
     trainer = build_trainer(toy(), torch.device("cpu"))
     objective = FlowMatching(pipeline, Uniform(), stratified=False)
     example = objective.draw(trainer.loader.batch(0), generator("x"))
-    losses = objective(example)
+    losses = objective.losses(objective.prepare(example))
     x0, eps = example.batch.images, example.eps
     for i in range(len(x0)):
         x_t = interpolate(x0[i : i + 1], eps[i : i + 1], example.t[i])
