@@ -41,7 +41,8 @@ class Request:
     device: str = "auto"
     config: Path | None = None
     where: Sequence[str] = ()  # KEY=VALUE: where files lie on this machine
-    compiles: bool = False  # only said in the command; the pipeline does it
+    compiles: bool = False  # only said in the command, as is the next; the pipeline does it
+    graphs: bool = False
 
     def command(self) -> str:
         """The command that draws this again."""
@@ -53,7 +54,7 @@ class Request:
         words += ["--steps", str(self.steps), "--guidance", repr(self.guidance)]
         words += ["--solver", self.solver, "--seed", str(self.seed), "--weights", self.weights]
         words += ["--filmstrip"] * self.filmstrip + ["--gif"] * self.gif
-        words += ["--compile"] * self.compiles
+        words += ["--compile"] * self.compiles + ["--cuda-graphs"] * self.graphs
         for option, value in self.options.items():
             words += [option, value]
         if self.device != "auto":

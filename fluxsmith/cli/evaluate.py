@@ -7,6 +7,7 @@ import typer
 from fluxsmith.cli.options import (
     Checkpoint,
     Compile,
+    CudaGraphs,
     Device,
     Guidance,
     JsonFile,
@@ -17,6 +18,7 @@ from fluxsmith.cli.options import (
     Weights,
     Where,
     compile_drawing,
+    graph_drawing,
     this_command,
 )
 
@@ -35,6 +37,7 @@ def evaluate(
     json_file: JsonFile = None,
     report: Report = None,
     compile_: Compile = False,
+    cuda_graphs: CudaGraphs = False,
     device: Device = "auto",
     where: Where = None,
 ) -> None:
@@ -57,6 +60,8 @@ def evaluate(
     )
     if compile_:
         compile_drawing(pipeline)
+    if cuda_graphs:
+        graph_drawing(pipeline)
     run(
         pipeline,
         settings,

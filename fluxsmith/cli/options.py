@@ -31,6 +31,10 @@ Where = Annotated[
 Compile = Annotated[
     bool, typer.Option("--compile", help="Compile the network first: for thousands of pictures.")
 ]
+CudaGraphs = Annotated[
+    bool,
+    typer.Option("--cuda-graphs", help="Capture the network as CUDA graphs: for small ones."),
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures here.")]
 Report = Annotated[Path | None, typer.Option(help="Write a page that shows it all here.")]
 
@@ -43,13 +47,32 @@ def this_command() -> str:
 def compile_drawing(pipeline: "Pipeline") -> None:
     """Has the pipeline draw with compiled blocks, or says why it can't."""
     from fluxsmith.compiling import prepare_compiling
+
+    _check_resident(pipeline, "--compile")
+    if reason := prepare_compiling(pipeline.device):
+        typer.echo(f"compile     not possible here, so drawing is slower: {reason}")
+        return
+    pipeline.compiles = True
+
+
+def graph_drawing(pipeline: "Pipeline") -> None:
+    """Has the pipeline draw by CUDA graphs; a UserError where there can be none."""
+    from fluxsmith.errors import UserError
+    from fluxsmith.graphs import CudaCapture
+    from fluxsmith.pipeline.graphed import GraphedVelocity
+
+    if pipeline.device.type != "cuda":
+        raise UserError(
+            f"--cuda-graphs needs a CUDA GPU, and this is {pipeline.device}; leave it out"
+        )
+    _check_resident(pipeline, "--cuda-graphs")
+    pipeline.graphed = GraphedVelocity(pipeline, CudaCapture(pipeline.device))
+
+
+def _check_resident(pipeline: "Pipeline", option: str) -> None:
     from fluxsmith.errors import UserError
 
     network = pipeline.network
     blocks = (*network.double_blocks, *network.single_blocks)
     if any(block._forward_pre_hooks for block in blocks):
-        raise UserError("--compile needs blocks that stay on the device; add --offload none")
-    if reason := prepare_compiling(pipeline.device):
-        typer.echo(f"compile     not possible here, so drawing is slower: {reason}")
-        return
-    pipeline.compiles = True
+        raise UserError(f"{option} needs blocks that stay on the device; add --offload none")

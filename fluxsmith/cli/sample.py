@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from fluxsmith.cli.options import Compile, Device, Guidance, Seed, Solver, compile_drawing
+from fluxsmith.cli.options import (
+    Compile,
+    CudaGraphs,
+    Device,
+    Guidance,
+    Seed,
+    Solver,
+    compile_drawing,
+    graph_drawing,
+)
 from fluxsmith.errors import UserError
 
 # Options that say where a part of the model lies, and the keys of the config they stand for.
@@ -55,6 +64,7 @@ def sample(
         str, typer.Option(help="auto, none, or blocks: they visit the device one by one.")
     ] = "auto",
     compile_: Compile = False,
+    cuda_graphs: CudaGraphs = False,
     device: Device = "auto",
     where: Annotated[
         list[str] | None,
@@ -121,6 +131,7 @@ def sample(
             config=config,
             where=tuple(where or ()),
             compiles=compile_,
+            graphs=cuda_graphs,
         )
 
     pipeline, path = open_pipeline(
@@ -134,6 +145,8 @@ def sample(
     )
     if compile_:
         compile_drawing(pipeline)
+    if cuda_graphs:
+        graph_drawing(pipeline)
     drawn = draw(pipeline, requested(pipeline, path), out or default_folder(pipeline, path))
     typer.echo(f"grid        {drawn.grid}")
     typer.echo(f"prompts     {drawn.prompts}")

@@ -39,6 +39,7 @@ from fluxsmith.flow.solvers import OnStep as SolverStep
 from fluxsmith.model.flux import Flux
 from fluxsmith.model.layouts import keeping_layouts
 from fluxsmith.model.tokens import image_ids, patchify, text_ids, token_grid, unpatchify
+from fluxsmith.pipeline.graphed import GraphedVelocity
 from fluxsmith.pipeline.parts import (
     build_autoencoder,
     build_text_encoder,
@@ -86,6 +87,7 @@ class Pipeline(nn.Module):
         # Whether `generate` compiles the network for its full batches; set after
         # `prepare_compiling`, which says whether that is possible.
         self.compiles = False
+        self.graphed: GraphedVelocity | None = None  # what `generate` draws by, if anything
         # Of the checkpoint this came from; a new model has none.
         self.step = 0
         self.captions: list[str] = []
@@ -249,11 +251,12 @@ class Pipeline(nn.Module):
     def guided_velocity(self, cond: TextEmbedding, guidance: float) -> Velocity:
         """The velocity that a solver follows for these prompts at this guidance scale."""
         sample = self.config.sample
+        velocity = self.graphed or self.velocity
         if sample.guidance_method == "embedded":
-            return embedded(lambda x, t, scale: self.velocity(x, t, cond, scale), guidance)
+            return embedded(lambda x, t, scale: velocity(x, t, cond, scale), guidance)
 
         def conditional(x: Tensor, t: Tensor) -> Tensor:
-            return self.velocity(x, t, cond)
+            return velocity(x, t, cond)
 
         if guidance == 1:
             return conditional
@@ -263,7 +266,7 @@ class Pipeline(nn.Module):
         most = TOGETHER_PADDED if padded else TOGETHER
 
         def unconditional(x: Tensor, t: Tensor) -> Tensor:
-            return self.velocity(x, t, null)
+            return velocity(x, t, null)
 
         @cache  # for every step, once one asks for it
         def joined() -> TextEmbedding:
@@ -274,7 +277,7 @@ class Pipeline(nn.Module):
             if b * (self.image_tokens((c, height, width)) + text) > most:
                 return conditional(x, t), unconditional(x, t)
             times = t.repeat(2) if t.ndim else t
-            v_c, v_u = self.velocity(torch.cat((x, x)), times, joined()).chunk(2)
+            v_c, v_u = velocity(torch.cat((x, x)), times, joined()).chunk(2)
             return v_c, v_u
 
         guided = classifier_free(conditional, unconditional, guidance, both)

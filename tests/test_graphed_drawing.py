@@ -1,0 +1,116 @@
+"""Pictures drawn by CUDA graphs are the pictures: on the CPU by a stand-in."""
+
+import pytest
+import torch
+from captured_operations import ByOperations
+from helpers import randomise
+
+from fluxsmith import Pipeline
+from fluxsmith.cli import main
+from fluxsmith.drawing import Request
+from fluxsmith.graphs import CudaCapture
+from fluxsmith.pipeline.graphed import GraphedVelocity
+from fluxsmith.training.run import train
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+PROMPTS = ["3", "four", "a long one", "7 and more than that", "3"]
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
+def built(config, device: torch.device) -> Pipeline:
+    return randomise(Pipeline.build(config)).to(device).eval()
+
+
+def graphed(pipeline: Pipeline) -> ByOperations | CudaCapture:
+    on_gpu = pipeline.device.type == "cuda"
+    capture = CudaCapture(pipeline.device) if on_gpu else ByOperations()
+    pipeline.graphed = GraphedVelocity(pipeline, capture)
+    return capture
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("sample.solver=heun", "sample.guidance_interval=[0.3, 0.8]"),
+        ("model.guidance_embed=true", "sample.guidance_method=embedded"),
+        ("sample.precision=bfloat16",),
+    ],
+    ids=" ".join,
+)
+def test_pictures_are_those_of_the_plain_path(toy, device, overrides, guidance):
+    """With prompts of several lengths, masked beside each other, and a last batch that is smaller;
+    a second time by the graphs that there are."""
+    config = toy("sample.precision=float32", *overrides)
+    pipeline = built(config, device)
+    plain = pipeline.generate(PROMPTS, guidance=guidance, batch_size=2)
+    again = pipeline.generate(PROMPTS[::-1], guidance=guidance, batch_size=2)
+    capture = graphed(pipeline)
+    within = {"atol": 1e-5 if config.sample.precision == "float32" else 0.02, "rtol": 0}
+    drawn = pipeline.generate(PROMPTS, guidance=guidance, batch_size=2)
+    torch.testing.assert_close(drawn, plain, **within)
+    captured = len(capture.captured) if isinstance(capture, ByOperations) else 0
+    drawn = pipeline.generate(PROMPTS[::-1], guidance=guidance, batch_size=2)
+    torch.testing.assert_close(drawn, again, **within)
+    if isinstance(capture, ByOperations):
+        assert 0 < captured < capture.replays
+
+
+def test_a_step_is_a_replay(toy, device):
+    """What a solver asks for again and again is captured once."""
+    pipeline = built(toy("device=cpu"), device)
+    capture = graphed(pipeline)
+    pipeline.generate(["3"], steps=7, guidance=1.0)
+    if isinstance(capture, ByOperations):
+        assert (len(capture.captured), capture.replays) == (1, 7)
+
+
+def test_a_precision_has_graphs_of_its_own(toy, device):
+    pipeline = built(toy(), device)
+    cond = pipeline.encode_text(["3"])
+    x = torch.randn(1, *pipeline.latent_shape, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for _ in range(2):  # the second time by graphs
+        for precision in ("float32", "bfloat16", "float32"):
+            with torch.no_grad(), pipeline.drawing(precision):
+                v = pipeline.guided_velocity(cond, 1.0)(x.to(device), torch.tensor(0.5))
+            found.setdefault(precision, []).append(v)
+        graphed(pipeline)
+    for ones in found.values():
+        for one in ones:
+            torch.testing.assert_close(one, ones[0], rtol=0, atol=1e-5)
+    assert (found["float32"][0] - found["bfloat16"][0]).abs().max() > 1e-4
+
+
+def test_a_gradient_goes_through_the_plain_path(toy, device):
+    pipeline = built(toy(), device)
+    x = torch.zeros(1, *pipeline.latent_shape, device=device, requires_grad=True)
+    slopes = []
+    for _ in range(2):
+        velocity = pipeline.guided_velocity(pipeline.encode_text(["3"]), 1.0)
+        (slope,) = torch.autograd.grad(velocity(x, torch.tensor(0.5)).sum(), x)
+        slopes.append(slope)
+        graphed(pipeline)
+    torch.testing.assert_close(*slopes)
+    assert slopes[0].abs().max() > 0
+
+
+def test_without_a_gpu_they_are_refused(toy, toy_file, tmp_path, capsys):
+    assert train(toy("train.steps=1")) == 0
+    capsys.readouterr()
+    for command in (["sample"], ["evaluate"]):
+        with pytest.raises(SystemExit) as stopped:
+            main([*command, str(tmp_path / "run"), "--cuda-graphs", "--device", "cpu"])
+        assert stopped.value.code == 2
+        said = capsys.readouterr().err
+        assert said == "error: --cuda-graphs needs a CUDA GPU, and this is cpu; leave it out\n"
+
+
+def test_the_command_that_a_picture_names_has_them(tmp_path):
+    assert "--cuda-graphs" in Request(tmp_path, graphs=True).command()
+    assert "--cuda-graphs" not in Request(tmp_path).command()
