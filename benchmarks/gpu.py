@@ -6,17 +6,18 @@ What fails is said and left out, and the rest goes on.
 
 - `lesson`: `configs/image/mnist/flux.yaml`, 30,000 steps at batch 64, in bfloat16 and float32 for
   three seeds each: wall time with start and end, speed in the middle, and final validation loss
-  (`--steps`, `--seeds`, `--precisions`; `--set train.compile=true` compiles it). Each run takes
-  minutes, and its row is written when it ends.
+  (`--steps`, `--seeds`, `--precisions`), compiled by block and captured as CUDA graphs unless
+  `--set` says otherwise. Each run takes minutes, and its row is written when it ends.
 - `steps`: a training step of that config in both precisions: plain, compiled by block
-  (`train.compile=true`), the whole network compiled, and that in CUDA graphs, in turns of twenty
-  steps, so that the host may run ahead as it does in training.
+  (`train.compile`), as a CUDA graph (`train.cuda_graphs`), both, and for comparison the whole
+  network compiled, with torch's own graphs; in turns of twenty steps, so that the host may run
+  ahead as it does in training.
 - `wide`: a training step at FLUX.1's width, 2 dual and 4 single blocks, 4096 image and 512 text
   tokens: ours and diffusers' network, eager and compiled by block, in turns, with the same
   optimiser and average; the share of the GPU's own measured bfloat16 matrix-product rate.
 - `sampling`: 20 Euler steps of the lesson's network with random weights, in bfloat16: one 32x32
-  picture, as written and with the network in CUDA graphs; 4,096 pictures in one go, from noise
-  drawn on the CPU to pictures that lie there.
+  picture, plain, with `--cuda-graphs`, and with `--compile` too; 4,096 pictures in one go, from
+  noise drawn on the CPU to pictures that lie there.
 
 `--device cpu --small` tries the script itself where there is no GPU.
 """
@@ -24,6 +25,7 @@ What fails is said and left out, and the rest goes on.
 import argparse
 import gc
 import json
+import logging
 import platform
 import statistics
 import subprocess
@@ -48,16 +50,25 @@ from fluxsmith.benchmark.theirs import transformer
 from fluxsmith.benchmark.timing import Spread, take_turns
 from fluxsmith.config import read_config
 from fluxsmith.device import peak_memory
+from fluxsmith.graphs import CudaCapture
 from fluxsmith.model.cost import training_flops
 from fluxsmith.model.flux import PRESETS, Flux, FluxParams
 from fluxsmith.model.tokens import image_ids, text_ids
+from fluxsmith.pipeline.graphed import GraphedVelocity
 from fluxsmith.training.metrics import read_metrics
 
 CONFIG = Path(__file__).parents[1] / "configs/image/mnist/flux.yaml"
 WIDE = replace(PRESETS["flux1-schnell"], depth=2, depth_single_blocks=4)
 SMALL = replace(WIDE, hidden_size=64, num_heads=2, axes_dim=(8, 12, 12), context_in_dim=64)
 AT_ONCE = 20  # training steps between two looks at the clock
-MODES = {"compiled whole": None, "in CUDA graphs": "reduce-overhead"}
+WHOLE = "compiled whole, torch's graphs"
+STEPS = {  # what each way sets
+    "plain": ("train.compile=false", "train.cuda_graphs=false"),
+    "compiled by block": ("train.compile=true", "train.cuda_graphs=false"),
+    "CUDA graphs": ("train.compile=false", "train.cuda_graphs=true"),
+    "compiled by block, CUDA graphs": ("train.compile=true", "train.cuda_graphs=true"),
+    WHOLE: ("train.compile=false", "train.cuda_graphs=false"),
+}
 FAILED: list[str] = []  # by name
 SMALL_LESSON = ["model.hidden_size=48", "model.num_heads=1", "model.axes_dim=[16,16,16]"]
 
@@ -70,7 +81,8 @@ def lesson(args: argparse.Namespace) -> list[dict[str, Any]]:
             settings = [
                 f"train.precision={precision}", f"train.steps={args.steps}", f"seed={seed}",
                 f"device={args.device}", f"output_dir={run}", "train.sample_every=0",
-                "evaluate.every=0", "train.checkpoint_every=0", *args.set,
+                "evaluate.every=0", "train.checkpoint_every=0", "train.compile=true",
+                f"train.cuda_graphs={args.device.type == 'cuda'}".lower(), *args.set,
                 *(SMALL_LESSON if args.small else []),
             ]  # fmt: skip
             began = time.perf_counter()
@@ -95,12 +107,13 @@ def fluxsmith(*arguments: object) -> None:
 def steps(args: argparse.Namespace) -> list[dict[str, Any]]:
     calls: dict[str, Callable[[], None]] = {}
     for precision in args.precisions:
-        for way in ("plain", "compiled by block", "compiled whole", "in CUDA graphs"):
-            settings = [f"train.precision={precision}", f"train.compile={way.endswith('block')}"]
-            config = read_config(CONFIG, [*settings, *(SMALL_LESSON if args.small else [])])
-            ours = Ours(config, args.device)
-            if way in MODES:
-                compile_whole(ours.pipeline, ours.train_step, MODES[way])
+        for way, settings in STEPS.items():
+            if "train.cuda_graphs=true" in settings and args.device.type != "cuda":
+                continue
+            more = [f"train.precision={precision}", *(SMALL_LESSON if args.small else [])]
+            ours = Ours(read_config(CONFIG, [*settings, *more]), args.device)
+            if way == WHOLE:
+                compile_whole(ours.pipeline, ours.train_step)
             calls[f"{precision}, {way}"] = many(ours.train_step)
     batch = read_config(CONFIG).train.batch_size
     return [
@@ -125,15 +138,16 @@ def a_share(spread: Spread, parts: int) -> Spread:
     return Spread(spread.median / parts, spread.low / parts, spread.high / parts, spread.count)
 
 
-def compile_whole(pipeline: Pipeline, work: Callable[[], object], mode: str | None) -> None:
+def compile_whole(pipeline: Pipeline, work: Callable[[], object]) -> None:
     """Compiles the network as one when it is next called; without a GPU there are no graphs."""
     with compiling.uncompiled():  # the rotation's table is made outside of what is compiled
         work()
-    pipeline.network.compile(mode=mode if pipeline.device.type == "cuda" else None, dynamic=False)
+    mode = "reduce-overhead" if pipeline.device.type == "cuda" else None
+    pipeline.network.compile(mode=mode, dynamic=False)
 
 
 def spreads(calls: Mapping[str, Callable[[], Any]], args: argparse.Namespace) -> dict[str, Spread]:
-    """Of those that work. Graphs are recorded in a second call, so two go before the turns' own."""
+    """Of those that work. torch captures in a second call, so two go before the turns' own."""
     working = {}
     for name, call in calls.items():
         with told(name) as failed:
@@ -156,6 +170,11 @@ def told(what: str) -> Iterator[list[str]]:
         print(f"{what} FAILED, and is left out", flush=True)
         failed.append(what)
         FAILED.append(what)
+
+
+def not_without(record: logging.LogRecord) -> bool:
+    """Of graphs that can't be had: going on without them would be timed as if with them."""
+    raise RuntimeError(record.getMessage())
 
 
 def wide(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -268,9 +287,11 @@ def sampling(args: argparse.Namespace) -> list[dict[str, Any]]:
     config = read_config(
         CONFIG, [f"sample.precision={precision}", *(SMALL_LESSON if args.small else [])]
     )
-    pipeline = Pipeline.build(config, args.device).eval()
-    graphs = Pipeline.build(config, args.device).eval()
-    compile_whole(graphs, drawing(graphs, ["three"], 1.0), "reduce-overhead")
+    pipeline, graphs, both = (Pipeline.build(config, args.device).eval() for _ in range(3))
+    both.compiles = not compiling.prepare_compiling(args.device)
+    if args.device.type == "cuda":
+        for one in (graphs, both):
+            one.graphed = GraphedVelocity(one, CudaCapture(args.device))
     many = 64 if args.small else 4096
     rows = []
     for guidance in (1.0, 2.0):
@@ -278,6 +299,7 @@ def sampling(args: argparse.Namespace) -> list[dict[str, Any]]:
         for name, model, count in (
             ("one picture", pipeline, 1),
             ("one picture, CUDA graphs", graphs, 1),
+            ("one picture, compiled, CUDA graphs", both, 1),
             (f"{many} pictures", pipeline, many),
         ):
             calls[name] = drawing(model, ["three"] * count, guidance)
@@ -311,6 +333,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", default=[], help="KEY=VALUE of `lesson`'s config")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("fluxsmith.graphs").addFilter(not_without)
     for part in args.part or PARTS:
         with told(part):
             rows = PARTS[part](args)

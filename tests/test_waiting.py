@@ -10,6 +10,7 @@ import torch
 from fluxsmith.device import for_each
 from fluxsmith.flow.schedule import uniform_grid
 from fluxsmith.flow.solvers import euler
+from fluxsmith.training.compiling import compile_for_training
 from fluxsmith.training.run import build_trainer
 
 pytestmark = [
@@ -34,10 +35,22 @@ def test_waiting_would_be_noticed():
         float(x.sum())
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_training_step_never_waits(toy, precision):
-    trainer = build_trainer(toy(), torch.device("cuda"))
-    trainer.pipeline.precision = precision
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("train.precision=bfloat16",),
+        ("train.cuda_graphs=true",),
+        ("train.accumulate=2", "data.flip=true"),
+        ("data.source=colored-digits", "train.batch_size=64"),  # captions of several lengths
+        ("train.compile=true", "train.cuda_graphs=true"),
+    ],
+    ids=" ".join,
+)
+def test_a_training_step_never_waits(toy, overrides):
+    trainer = build_trainer(toy("train.precision=float32", *overrides), torch.device("cuda"))
+    compile_for_training(trainer.pipeline, trainer.captions)
+    trainer.pipeline.precision = trainer.config.train.precision
     trainer.pipeline.train()
     trainer.train_step()  # makes the tables that every step uses
     with never_waiting():
