@@ -18,6 +18,7 @@ from fluxsmith.training.board import Board
 from fluxsmith.training.objective import Losses
 
 QUARTILES = 4
+PARTS = [QUARTILES, QUARTILES, 2, 1]  # losses and their number by quartile; norms and theirs; bad
 MOST = 1e300  # larger than any figure of a run
 
 
@@ -26,10 +27,10 @@ class Window:
     number of steps skipped because they were not finite, which count in none of the others."""
 
     def __init__(self, device: torch.device | str) -> None:
-        self._sums = torch.zeros(QUARTILES, device=device, dtype=torch.float32)
-        self._counts = torch.zeros(QUARTILES, device=device, dtype=torch.float32)
-        self._norms = torch.zeros(2, device=device, dtype=torch.float32)  # sum, number
-        self._skipped = torch.zeros((), device=device, dtype=torch.float32)
+        # One tensor, so that a GPU is asked once for all of it.
+        self._all = torch.zeros(sum(PARTS), device=device, dtype=torch.float32)
+        self._sums, self._counts, self._norms, skipped = self._all.split(PARTS)
+        self._skipped = skipped[0]
 
     @torch.no_grad()
     def add(self, losses: Losses, norm: Tensor, good: Tensor) -> None:
@@ -45,11 +46,10 @@ class Window:
 
     def means(self) -> dict[str, float]:
         """The means, after which the window is empty again. Waits for the device."""
-        sums, counts, norms = self._sums.tolist(), self._counts.tolist(), self._norms.tolist()
-        skipped = int(self._skipped)
-        for tensor in (self._sums, self._counts, self._norms, self._skipped):
-            tensor.zero_()
-        record: dict[str, float] = {"skipped_steps": skipped} if skipped else {}
+        found = self._all.cpu().split(PARTS)
+        sums, counts, norms, (skipped,) = (part.tolist() for part in found)
+        self._all.zero_()
+        record: dict[str, float] = {"skipped_steps": int(skipped)} if skipped else {}
         if not norms[1]:
             return record
         record |= {"loss": sum(sums) / sum(counts), "grad_norm": norms[0] / norms[1]}

@@ -74,7 +74,7 @@ class Saver:
             )
             self._writing.start()
         else:
-            self._attempt(on_host(state))
+            self._attempt(state)
             self.check()
         self.waited += time.perf_counter() - began
 
@@ -97,7 +97,7 @@ class Saver:
             self._writing.join()
         if self._saved != path:
             self._error = None  # this attempt says all that there is to say
-            self._attempt(on_host(state))
+            self._attempt(state)
             self._report(stop=True)
         return path
 
@@ -135,7 +135,7 @@ class Saver:
 
     def _attempt(self, state: Mapping[str, Any]) -> None:
         try:
-            self._write(state)
+            self._write(on_host(state))
         except Exception as error:  # it belongs to the training thread, which asks for it
             self._error = error
 
@@ -157,24 +157,21 @@ class Saver:
 
 def copied(state: Any) -> Any:
     """A copy of nested plain data in this machine's memory."""
-    return _copied(state, lambda tensor: tensor.clone())
-
-
-def on_host(state: Any) -> Any:
-    """The same, where what is in this machine's memory already stays as it is."""
-    return _copied(state, lambda tensor: tensor)
-
-
-def _copied(state: Any, on_cpu: Callable[[Tensor], Tensor]) -> Any:
-    copy = _each(state, lambda t: on_cpu(t) if t.device.type == "cpu" else _fetched(t))
+    copy = _each(state, _copied)
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return copy
 
 
-def _fetched(tensor: Tensor) -> Tensor:
+def on_host(state: Any) -> Any:
+    """The same, where what is in this machine's memory already stays as it is. Slower from a GPU,
+    and takes no memory that can't be paged."""
+    return _each(state, Tensor.cpu)
+
+
+def _copied(tensor: Tensor) -> Tensor:
     if not tensor.is_cuda:
-        return tensor.cpu()
+        return tensor.to("cpu", copy=True)
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return pinned.copy_(tensor, non_blocking=True)  # they all come side by side
 
