@@ -7,12 +7,12 @@ copied into places of its own, and whatever else it reads has to stay where it i
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fluxsmith.device import memory_wanted
 
@@ -86,17 +86,17 @@ class Graphed(Generic[Inputs, Output]):
         self,
         work: Callable[[Inputs], Output],
         warm_up: Callable[[Inputs], object],
-        reads: Callable[[], Sequence[Tensor]],
+        places: Callable[[], list[int]],
         capture: Capture,
         device: torch.device,
     ) -> None:
         """`warm_up` does the work for inputs that don't matter, and leaves no trace; what it
-        returns lives as long as the graph. All graphs are captured anew where one of `reads`, such
-        as the weights, is no longer where it was.
+        returns lives as long as the graph. All graphs are captured anew where `places`, such as
+        those of the weights, are no longer what they were.
         """
         self.work = work
         self._warm_up = warm_up
-        self._reads = reads
+        self._find_places = places
         self._capture = capture
         self._device = device
         self._possible = True
@@ -122,7 +122,7 @@ class Graphed(Generic[Inputs, Output]):
     def _graph(self, inputs: Inputs) -> _Graph[Inputs, Output] | None:
         if not self._possible:
             return None
-        places = [tensor.data_ptr() for tensor in self._reads()]
+        places = self._find_places()
         if places != self._places:
             self.forget()
             self._places = places
@@ -153,6 +153,21 @@ class Graphed(Generic[Inputs, Output]):
         if isinstance(x, Tensor):
             return x.clone(memory_format=torch.contiguous_format)
         return torch.full((), x, device=self._device, dtype=torch.float32)
+
+
+def places_of(module: nn.Module) -> Callable[[], list[int]]:
+    """Says where a module's parameters are, without a walk through it each time."""
+    slots = [
+        (inner._parameters, name)
+        for inner in module.modules()
+        for name, p in inner._parameters.items()
+        if p is not None
+    ]
+
+    def places() -> list[int]:
+        return [p.data_ptr() for d, name in slots if (p := d[name]) is not None]
+
+    return places
 
 
 def _reason(error: BaseException) -> str:

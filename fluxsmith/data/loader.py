@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,8 +94,8 @@ class Epochs:
                 f"needs the same data"
             )
 
-    def _draw_order(self, epoch: int) -> Tensor:
-        return torch.randperm(self.n, generator=generator(self.seed, "order", epoch))
+    def _draw_order(self, epoch: int) -> np.ndarray:
+        return torch.randperm(self.n, generator=generator(self.seed, "order", epoch)).numpy()
 
     def _draw_captions(self, epoch: int) -> CaptionDraw:
         return CaptionDraw(self.n, self.seed, epoch, self.caption_dropout)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fluxsmith.device import for_each
-from fluxsmith.graphs import Capture, Graphed
+from fluxsmith.graphs import Capture, Graphed, places_of
 from fluxsmith.text.encoder import TextEmbedding
 
 if TYPE_CHECKING:
@@ -56,7 +56,5 @@ class GraphedVelocity:
             velocity(point)
             return pipeline.network.rotary.tables()  # which it may forget
 
-        def reads() -> list[Tensor]:
-            return list(pipeline.network.parameters())
-
-        return Graphed(velocity, warm_up, reads, self._capture, pipeline.device)
+        places = places_of(pipeline.network)
+        return Graphed(velocity, warm_up, places, self._capture, pipeline.device)

@@ -115,10 +115,10 @@ class ByteEncoder(nn.Module):
         cut = [pieces(string) for string in strings]
         cut += cut[-1:] * (room - len(cut))
         lengths = [len(words) for words in cut]
-        codes = torch.full((len(cut), max(lengths), PIECE_BYTES), NO_BYTE)
-        for row, words in enumerate(cut):
-            for column, word in enumerate(words):
-                codes[row, column, : len(word)] = torch.tensor(list(word), dtype=torch.long)
+        blank = [_filled_up(b"")]
+        codes = torch.tensor(
+            [[*map(_filled_up, words), *blank * (max(lengths) - len(words))] for words in cut]
+        )
         mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
         device = self.offsets.device
         padded = min(lengths) < max(lengths)
@@ -145,6 +145,11 @@ class ByteEncoder(nn.Module):
             pooled = (x * real).sum(dim=1) / real.sum(dim=1).sqrt()
         embedding = TextEmbedding(self.tokens_out(x), self.pooled_out(F.silu(pooled)), mask)
         return embedding[read.rows]
+
+
+@lru_cache(maxsize=65536)
+def _filled_up(piece: bytes) -> tuple[int, ...]:
+    return (*piece, *[NO_BYTE] * (PIECE_BYTES - len(piece)))
 
 
 @lru_cache(maxsize=65536)

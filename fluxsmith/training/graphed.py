@@ -5,9 +5,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from fluxsmith.graphs import Capture, Graphed
+from fluxsmith.graphs import Capture, Graphed, places_of
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.training.descent import Descent, Step
 
@@ -23,10 +22,7 @@ def graphed(descent: Descent, pipeline: Pipeline, capture: Capture) -> Graphed[S
             descent(replace(step, pieces=pieces))
         return pipeline.network.rotary.tables()  # which it may forget
 
-    def reads() -> list[Tensor]:
-        return list(pipeline.parameters())
-
-    return Graphed(descent, warm_up, reads, capture, pipeline.device)
+    return Graphed(descent, warm_up, places_of(pipeline), capture, pipeline.device)
 
 
 @contextmanager
