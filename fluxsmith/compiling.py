@@ -39,6 +39,12 @@ def compile_blocks(network: Flux) -> None:
         block.compile(dynamic=False)
 
 
+def is_compiled(network: Flux) -> bool:
+    """Whether the blocks compile themselves now."""
+    blocks = (*network.double_blocks, *network.single_blocks)
+    return any(block._compiled_call_impl is not None for block in blocks)
+
+
 @contextmanager
 def compiled(network: Flux) -> Iterator[None]:
     """Inside, the blocks compile themselves for every shape that they meet; then as before."""

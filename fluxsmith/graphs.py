@@ -7,7 +7,7 @@ copied into places of its own, and whatever else it reads has to stay where it i
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -15,17 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from fluxsmith.device import memory_wanted
+from fluxsmith.errors import UserError
 
 Inputs = TypeVar("Inputs")
 Output = TypeVar("Output")
 
 log = logging.getLogger(__name__)
 
-MOST = 16  # graphs at a time; inputs of more shapes are worked on without
+MOST = 16  # graphs of some work; inputs of more shapes go without
 WARM_UPS = 2  # runs before the capture: the first makes tables and workspaces, and compiles
 
 
 class Capture(Protocol):
+    device: torch.device
+
     def warming_up(self) -> AbstractContextManager[None]:
         """What comes before the capture of some work, to prepare it, is done inside."""
         ...
@@ -40,6 +43,7 @@ class CudaCapture:
     replay (torch's notes on CUDA semantics, "Sharing memory across captures")."""
 
     def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -49,15 +53,17 @@ class CudaCapture:
         # a weight, and libraries keep a workspace for each stream.
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            yield
-        current.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            current.wait_stream(self._stream)
 
     def __call__(self, work: Callable[[], object]) -> Callable[[], object]:
         graph = torch.cuda.CUDAGraph()
         with (
             # torch leaves the stream of the capture in place where one fails.
-            torch.cuda.stream(torch.cuda.current_stream(self._stream.device)),
+            torch.cuda.stream(torch.cuda.current_stream(self.device)),
             # A thread that saves a checkpoint meanwhile may do what can't be captured.
             torch.cuda.graph(
                 graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
@@ -76,37 +82,48 @@ class _Graph(Generic[Inputs, Output]):
 
 
 class Graphed(Generic[Inputs, Output]):
-    """Work of inputs on a GPU, by CUDA graphs where these can be had.
+    """Work of inputs on a GPU, by CUDA graphs.
 
     Inputs are dataclasses or lists of tensors, numbers and None, one in the other; the work meets
     numbers as float32 tensors () on the device. The output may be used until the next call.
+
+    Work that can't be captured is a UserError: torch may then be unable to capture anything more,
+    or to free memory, so that this process had better end.
     """
 
     def __init__(
         self,
         work: Callable[[Inputs], Output],
         warm_up: Callable[[Inputs], object],
-        places: Callable[[], list[int]],
+        module: nn.Module,
+        mode: Callable[[], Hashable],
         capture: Capture,
-        device: torch.device,
+        option: str,
     ) -> None:
         """`warm_up` does the work for inputs that don't matter, and leaves no trace; what it
-        returns lives as long as the graph. All graphs are captured anew where `places`, such as
-        those of the weights, are no longer what they were.
+        returns lives as long as the graph. `mode` is what the work depends on beside its inputs:
+        each has graphs of its own. All are captured anew where a weight of the module has moved.
+        `option` is what a user leaves out to do without.
         """
         self.work = work
         self._warm_up = warm_up
-        self._find_places = places
+        self._module = module
+        self._mode = mode
         self._capture = capture
-        self._device = device
-        self._possible = True
+        self._option = option
+        self._slots: list[tuple[dict[str, Any], str]] = []
         self._places: list[int] = []
+        self._full = False  # whether that was said
         self._graphs: dict[Any, _Graph[Inputs, Output]] = {}
+
+    def __len__(self) -> int:
+        """The graphs there are."""
+        return len(self._graphs)
 
     def __call__(self, inputs: Inputs) -> Output:
         graph = self._graph(inputs)
         if graph is None:
-            return self.work(inputs)
+            return self.work(_map(self._number, inputs))
         for own, given in zip(_leaves(graph.inputs), _leaves(inputs), strict=True):
             if isinstance(given, Tensor):
                 own.copy_(given)
@@ -120,25 +137,43 @@ class Graphed(Generic[Inputs, Output]):
         self._graphs.clear()
 
     def _graph(self, inputs: Inputs) -> _Graph[Inputs, Output] | None:
-        if not self._possible:
-            return None
         places = self._find_places()
         if places != self._places:
             self.forget()
             self._places = places
-        shapes = _shapes(inputs)
-        if shapes not in self._graphs:
+        key = (self._mode(), _shapes(inputs))
+        if key not in self._graphs:
             if len(self._graphs) == MOST:
+                if not self._full:
+                    log.warning("CUDA graphs for %d shapes are kept; others go without", MOST)
+                self._full = True
                 return None
-            try:
-                self._graphs[shapes] = self._captured(inputs)
-            except RuntimeError as error:
-                if memory_wanted(error) is not None:
-                    raise
-                self._possible = False
-                log.warning("no CUDA graphs here, so it is slower: %s", _reason(error))
-                return None
-        return self._graphs[shapes]
+            gradients = torch.is_grad_enabled()
+            # What is made in inference mode can't be written to outside of it.
+            with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+                try:
+                    self._graphs[key] = self._captured(inputs)
+                except RuntimeError as error:
+                    raise self._explained(error) from None
+        return self._graphs[key]
+
+    def _find_places(self) -> list[int]:
+        """Where the module's weights and buffers are, without a walk through it each time."""
+        if not self._slots:
+            for inner in self._module.modules():
+                for owned in (inner._parameters, inner._buffers):
+                    self._slots += [(owned, name) for name, x in owned.items() if x is not None]
+        return [owned[name].data_ptr() for owned, name in self._slots]
+
+    def _explained(self, error: RuntimeError) -> RuntimeError | UserError:
+        """What went wrong first: the end of a capture that failed fails too."""
+        first: BaseException = error
+        while isinstance(first.__context__, RuntimeError):
+            first = first.__context__
+        if isinstance(first, RuntimeError) and memory_wanted(first) is not None:
+            return first
+        lines = str(first).strip().splitlines() or [type(first).__name__]
+        return UserError(f"{self._option}: not possible here ({lines[0]}); leave it out")
 
     def _captured(self, inputs: Inputs) -> _Graph[Inputs, Output]:
         own = _map(self._own, inputs)
@@ -150,32 +185,13 @@ class Graphed(Generic[Inputs, Output]):
         return _Graph(own, outputs[-1], replay, kept)
 
     def _own(self, x: Tensor | float) -> Tensor:
+        own = self._number(x)
+        return own.clone(memory_format=torch.contiguous_format) if own is x else own
+
+    def _number(self, x: Tensor | float) -> Tensor:
         if isinstance(x, Tensor):
-            return x.clone(memory_format=torch.contiguous_format)
-        return torch.full((), x, device=self._device, dtype=torch.float32)
-
-
-def places_of(module: nn.Module) -> Callable[[], list[int]]:
-    """Says where a module's parameters are, without a walk through it each time."""
-    slots = [
-        (inner._parameters, name)
-        for inner in module.modules()
-        for name, p in inner._parameters.items()
-        if p is not None
-    ]
-
-    def places() -> list[int]:
-        return [p.data_ptr() for d, name in slots if (p := d[name]) is not None]
-
-    return places
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong first: the end of a capture that failed fails too."""
-    while isinstance(error.__context__, RuntimeError):
-        error = error.__context__
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+            return x
+        return torch.full((), x, device=self._capture.device, dtype=torch.float32)
 
 
 def _map(function: Callable[[Tensor | float], Any], value: Any) -> Any:

@@ -21,6 +21,8 @@ LOOKS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "_unique2", "m
 class ByOperations:
     """A capture, as `fluxsmith.graphs` wants it."""
 
+    device = torch.device("cpu")
+
     def __init__(self) -> None:
         self.captured: list[int] = []  # operations, by capture
         self.replays = 0

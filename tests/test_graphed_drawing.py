@@ -59,6 +59,7 @@ def test_pictures_are_those_of_the_plain_path(toy, device, overrides, guidance):
     torch.testing.assert_close(drawn, again, **within)
     if isinstance(capture, ByOperations):
         assert 0 < captured < capture.replays
+    assert len(pipeline.graphed._graphed) > 0
 
 
 def test_a_step_is_a_replay(toy, device):
@@ -114,3 +115,11 @@ def test_without_a_gpu_they_are_refused(toy, toy_file, tmp_path, capsys):
 def test_the_command_that_a_picture_names_has_them(tmp_path):
     assert "--cuda-graphs" in Request(tmp_path, graphs=True).command()
     assert "--cuda-graphs" not in Request(tmp_path).command()
+
+
+def test_a_guidance_that_the_network_has_no_use_for_is_refused(toy, device):
+    pipeline = built(toy(), device)
+    graphed(pipeline)
+    cond, x = pipeline.encode_text(["3"]), torch.zeros(1, *pipeline.latent_shape, device=device)
+    with torch.no_grad(), pytest.raises(ValueError, match="without a guidance input"):
+        pipeline.graphed(x, torch.tensor(0.5), cond, 3.0)

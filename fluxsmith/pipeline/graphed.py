@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fluxsmith.compiling import is_compiled
 from fluxsmith.device import for_each
-from fluxsmith.graphs import Capture, Graphed, places_of
+from fluxsmith.graphs import Capture, Graphed
 from fluxsmith.text.encoder import TextEmbedding
 
 if TYPE_CHECKING:
@@ -29,23 +30,19 @@ class GraphedVelocity:
 
     def __init__(self, pipeline: "Pipeline", capture: Capture) -> None:
         self._pipeline = pipeline
-        self._capture = capture
-        self._graphs: dict[str, Graphed[Point, Tensor]] = {}  # by precision
+        self._graphed = self._build(capture)
 
     def __call__(
         self, x: Tensor, t: Tensor, cond: TextEmbedding, guidance: float | Tensor = 1.0
     ) -> Tensor:
-        if torch.is_grad_enabled():
-            return self._pipeline.velocity(x, t, cond, guidance)
         embeds = self._pipeline.config.model.guidance_embed
+        if torch.is_grad_enabled() or not (embeds or guidance == 1.0):  # which it refuses
+            return self._pipeline.velocity(x, t, cond, guidance)
         scales = for_each(guidance, len(x), x.device) if embeds else None
         point = Point(x, for_each(t, len(x), x.device), cond, scales)
-        precision = self._pipeline.precision
-        if precision not in self._graphs:
-            self._graphs[precision] = self._graphed()
-        return self._graphs[precision](point).clone()  # the next one overwrites it
+        return self._graphed(point).clone()  # the next one overwrites it
 
-    def _graphed(self) -> Graphed[Point, Tensor]:
+    def _build(self, capture: Capture) -> Graphed[Point, Tensor]:
         pipeline = self._pipeline
 
         def velocity(point: Point) -> Tensor:
@@ -56,5 +53,7 @@ class GraphedVelocity:
             velocity(point)
             return pipeline.network.rotary.tables()  # which it may forget
 
-        places = places_of(pipeline.network)
-        return Graphed(velocity, warm_up, places, self._capture, pipeline.device)
+        def mode() -> tuple[str, bool, bool]:
+            return pipeline.precision, pipeline.training, is_compiled(pipeline.network)
+
+        return Graphed(velocity, warm_up, pipeline.network, mode, capture, "--cuda-graphs")

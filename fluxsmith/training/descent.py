@@ -1,5 +1,6 @@
 """One step down: from a batch's inputs to new weights and their average."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fluxsmith.training.guard import Guard
@@ -10,18 +11,22 @@ from fluxsmith.training.update import Pace, Update
 
 @dataclass(frozen=True)
 class Step:
-    """All that a step needs: the pieces of its batch, of one size, and how far it goes."""
+    """All that a step needs: the pieces of its batch, of one size, and how far it goes. Only one
+    piece after the other has to be in memory."""
 
-    pieces: list[Inputs]
+    pieces: Iterable[Inputs]
     pace: Pace
 
 
 class Descent:
-    """Losses, gradient, norm, verdict, update. On a GPU the host waits for nothing in it, and meets
-    no number that differs from step to step, so that it can be captured."""
+    """Losses, gradient, norm, verdict, update. Where the update is masked, as on a GPU, the host
+    waits for nothing in it and looks at no number, so that it can be captured."""
 
-    def __init__(self, objective: Objective, guard: Guard, window: Window, update: Update) -> None:
+    def __init__(
+        self, objective: Objective, accumulate: int, guard: Guard, window: Window, update: Update
+    ) -> None:
         self.objective = objective
+        self.accumulate = accumulate  # the number of a step's pieces
         self.guard = guard
         self.window = window
         self.update = update
@@ -36,10 +41,10 @@ class Descent:
         finally:
             self.update.optimiser.zero_grad(set_to_none=True)
 
-    def _gradients(self, pieces: list[Inputs]) -> Losses:
+    def _gradients(self, pieces: Iterable[Inputs]) -> Losses:
         parts = []
         for piece in pieces:
             losses = self.objective.losses(piece)
-            (losses.values.mean() / len(pieces)).backward()
+            (losses.values.mean() / self.accumulate).backward()
             parts.append(losses.detached())
         return Losses.joined(parts)

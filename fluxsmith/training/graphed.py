@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import torch
 
-from fluxsmith.graphs import Capture, Graphed, places_of
+from fluxsmith.graphs import Capture, Graphed
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.training.descent import Descent, Step
 
 
 def graphed(descent: Descent, pipeline: Pipeline, capture: Capture) -> Graphed[Step, None]:
-    """The same steps, by graphs: weights and the optimiser's state have to stay where they are."""
+    """The same steps, by graphs. They have to be forgotten where the optimiser's state or the
+    average moves."""
 
     def warm_up(step: Step) -> object:
         """A step at times that are no numbers is not finite, so it leaves weights, moments and
@@ -22,12 +23,15 @@ def graphed(descent: Descent, pipeline: Pipeline, capture: Capture) -> Graphed[S
             descent(replace(step, pieces=pieces))
         return pipeline.network.rotary.tables()  # which it may forget
 
-    return Graphed(descent, warm_up, places_of(pipeline), capture, pipeline.device)
+    def mode() -> tuple[str, bool]:
+        return pipeline.precision, pipeline.training
+
+    return Graphed(descent, warm_up, pipeline, mode, capture, "train.cuda_graphs=true")
 
 
 @contextmanager
 def _uncounted(descent: Descent) -> Iterator[None]:
-    counts = [*descent.window.state_dict().values(), *descent.guard.state_dict().values()]
+    counts = [descent.window.counts, descent.guard.count]
     before = [count.clone() for count in counts]
     try:
         yield

@@ -16,23 +16,23 @@ class Guard:
     def __init__(self, limit: int, device: torch.device, waits: bool) -> None:
         self.limit = limit
         self.waits = waits  # whether each verdict is read before the update
-        self._in_a_row = torch.zeros((), dtype=torch.int64, device=device)
+        self.count = torch.zeros((), dtype=torch.int64, device=device)
 
     @torch.no_grad()
     def judge(self, losses: Losses, norm: Tensor) -> Tensor:
         """Whether the step is finite: () bool, on the device."""
         good = norm.isfinite() & losses.values.isfinite().all()
-        self._in_a_row.add_(1).mul_(~good)  # in place, as a CUDA graph would
+        self.count.add_(1).mul_(~good)  # in place, where a CUDA graph looks
         return good
 
     def exhausted(self, step: int) -> bool:
         """Whether the last `limit` steps were bad; on a GPU asked only every `limit` steps."""
         if not self.waits and step % self.limit:
             return False
-        return int(self._in_a_row) >= self.limit
+        return int(self.count) >= self.limit
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"in_a_row": self._in_a_row}
+        return {"in_a_row": self.count}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._in_a_row.copy_(state.get("in_a_row", torch.zeros(())))
+        self.count.copy_(state.get("in_a_row", torch.zeros(())))

@@ -28,8 +28,8 @@ class Window:
 
     def __init__(self, device: torch.device | str) -> None:
         # One tensor, so that a GPU is asked once for all of it.
-        self._all = torch.zeros(sum(PARTS), device=device, dtype=torch.float32)
-        self._sums, self._counts, self._norms, skipped = self._all.split(PARTS)
+        self.counts = torch.zeros(sum(PARTS), device=device, dtype=torch.float32)
+        self._sums, self._counts, self._norms, skipped = self.counts.split(PARTS)
         self._skipped = skipped[0]
 
     @torch.no_grad()
@@ -46,9 +46,9 @@ class Window:
 
     def means(self) -> dict[str, float]:
         """The means, after which the window is empty again. Waits for the device."""
-        found = self._all.cpu().split(PARTS)
+        found = self.counts.cpu().split(PARTS)
         sums, counts, norms, (skipped,) = (part.tolist() for part in found)
-        self._all.zero_()
+        self.counts.zero_()
         record: dict[str, float] = {"skipped_steps": int(skipped)} if skipped else {}
         if not norms[1]:
             return record
@@ -59,12 +59,14 @@ class Window:
         return record
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {
+        parts = {
             "sums": self._sums,
             "counts": self._counts,
             "norms": self._norms,
             "skipped": self._skipped,
         }
+        # Views of one tensor would be saved as such, where a copy of the state is not.
+        return {name: part.clone() for name, part in parts.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self._sums.copy_(state["sums"])

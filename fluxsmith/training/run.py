@@ -169,8 +169,10 @@ def _less_memory(config: RunConfig) -> str:
     smaller = "a smaller train.batch_size, model or data.image_size"
     if more is None:
         return f"set {smaller}"
+    graphs = "leave out train.cuda_graphs, " if config.train.cuda_graphs else ""
     return (
-        f"set train.accumulate={more} (the same gradients, a smaller piece at a time) or {smaller}"
+        f"{graphs}set train.accumulate={more} (the same gradients, a smaller piece at a time) or "
+        f"{smaller}"
     )
 
 

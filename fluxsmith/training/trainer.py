@@ -4,7 +4,7 @@ the weights, which is what makes a resumed run the run.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,8 @@ class Trainer:
         self.guard = Guard(config.train.max_bad_steps, pipeline.device, waits=not fused)
         largest = config.train.grad_clip or float("inf")
         update = Update(pipeline, self.optimiser, self.ema, largest, waits=not fused)
-        self.descent = Descent(objective, self.guard, self.window, update)
+        accumulate = config.train.accumulate
+        self.descent = Descent(objective, accumulate, self.guard, self.window, update)
         self._graphed: Graphed[Step, None] | None = None
         if config.train.cuda_graphs:
             self.capture_steps(CudaCapture(pipeline.device))
@@ -139,11 +140,13 @@ class Trainer:
         rate = learning_rate(self.step, self.config.train)
         noise = generator(self.config.seed, "train", self.step, 0, device=self.pipeline.device)
         self._example = self.objective.draw(self.loader.batch(self.step), noise)
-        pace = Pace(rate, self.ema.share(self.step))
-        descend = self._graphed or self.descent
-        descend(Step(self._pieces(self._example), pace))
+        pieces, pace = self._pieces(self._example), Pace(rate, self.ema.share(self.step))
         for group in self.optimiser.param_groups:
-            group["lr"] = rate  # a capture has left its own
+            group["lr"] = rate
+        if self._graphed is not None:
+            self._graphed(Step(list(pieces), pace))
+        else:
+            self.descent(Step(pieces, pace))
         self.step += 1
         return rate
 
@@ -151,10 +154,10 @@ class Trainer:
         """From now on, steps are captured as CUDA graphs and replayed."""
         self._graphed = graphed(self.descent, self.pipeline, capture)
 
-    def _pieces(self, example: Example) -> list[Inputs]:
+    def _pieces(self, example: Example) -> Iterator[Inputs]:
         pieces = example.split(self.config.train.accumulate)
         alike = self._graphed is not None
-        return [self.objective.prepare(piece, alike) for piece in pieces]
+        return (self.objective.prepare(piece, alike) for piece in pieces)
 
     def explain_bad_step(self) -> str:
         """What was not finite in the last step, which left the weights alone, so that it can be

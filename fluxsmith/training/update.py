@@ -1,5 +1,7 @@
 """From a gradient to new weights and their average: norm, clipping, AdamW, average."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -53,24 +55,40 @@ class Update:
         `norm` is what `gradient_norm` said of the gradients that there are.
         """
         one_pass, self._one_pass = self._one_pass, None
-        for group in self.optimiser.param_groups:
-            group["lr"] = pace.rate
-            group["capturable"] = pace.captured  # torch asks for it then, and only then
         if not self.waits:
             nn.utils.clip_grads_with_norm_(self.module.parameters(), self.largest, norm)
             # Where this is 1, the fused AdamW leaves weights and moments as they are.
             setattr(self.optimiser, "found_inf", (~good).float())  # noqa: B010 (not declared)
-            self.optimiser.step()
+            with self._at(pace):
+                self.optimiser.step()
             self.ema.update(self.module, pace.share, good)
         elif good:
             scale = min(1.0, self.largest / (float(norm) + 1e-6))
             if one_pass is not None:
-                one_pass.step(scale, float(pace.share))
+                with self._at(pace):
+                    one_pass.step(scale, float(pace.share))
                 return
             if scale < 1:
                 nn.utils.clip_grads_with_norm_(self.module.parameters(), self.largest, norm)
-            self.optimiser.step()
+            with self._at(pace):
+                self.optimiser.step()
             self.ema.update(self.module, pace.share)
+
+    @contextmanager
+    def _at(self, pace: Pace) -> Iterator[None]:
+        """Inside, the optimiser goes at this pace. A rate on the device is gone afterwards: it
+        belongs to a graph, and into no checkpoint."""
+        groups = self.optimiser.param_groups
+        before = [(group["lr"], group["capturable"]) for group in groups]
+        for group in groups:
+            group["lr"] = pace.rate
+            group["capturable"] = pace.captured  # torch refuses a capture otherwise
+        try:
+            yield
+        finally:
+            if isinstance(pace.rate, Tensor):
+                for group, (rate, capturable) in zip(groups, before, strict=True):
+                    group |= {"lr": rate, "capturable": capturable}
 
     def _prepared(self) -> OnePass | None:
         # One pass is over what is trained; averages of the rest would stand still.

@@ -7,8 +7,10 @@ import torch
 from captured_operations import ByOperations
 from helpers import randomise, same
 
+from fluxsmith import graphs
 from fluxsmith.cli import main
 from fluxsmith.training.descent import Step
+from fluxsmith.training.deterministic import repeatable
 from fluxsmith.training.run import build_trainer
 from fluxsmith.training.saving import copied
 from fluxsmith.training.trainer import Trainer
@@ -17,6 +19,13 @@ from fluxsmith.training.update import Pace
 CUDA = torch.device("cuda")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 LONG = ("data.source=colored-digits",)  # captions of three to five tokens
+
+
+@pytest.fixture(autouse=True)
+def kernels_that_repeat():
+    """What `fluxsmith train` does for train.deterministic."""
+    with repeatable(True):
+        yield
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])])
@@ -39,10 +48,8 @@ def on_the_same_terms(trainer: Trainer) -> Trainer:
     prepare, descent = trainer.objective.prepare, trainer.descent
 
     def descend(step: Step) -> None:
-        rate, share = torch.tensor(
-            [step.pace.rate, step.pace.share], device=step.pieces[0].t.device
-        )
-        descent(replace(step, pace=Pace(rate, share)))
+        numbers = torch.tensor([step.pace.rate, step.pace.share])
+        descent(replace(step, pace=Pace(*numbers.to(trainer.pipeline.device))))
 
     trainer.objective.prepare = lambda example, alike: prepare(example, alike=True)
     trainer.descent = descend
@@ -53,6 +60,7 @@ def graphed(config, device) -> Trainer:
     trainer = plain(config, device)
     if device.type == "cpu":
         trainer.capture_steps(ByOperations())
+    assert trainer._graphed is not None
     return trainer
 
 
@@ -103,11 +111,12 @@ def velocity(trainer: Trainer) -> torch.Tensor:
 def test_a_run_of_replayed_steps_is_the_run(toy, device, overrides):
     """Through warm-up and tail of the learning rate and the average's warm-up: what a graph would
     hold on to would show."""
-    config, other = configs(toy, device, "train.steps=8", "train.deterministic=true", *overrides)
+    config, other = configs(toy, device, "train.steps=8", *overrides)
     one, two = on_the_same_terms(plain(config, device)), graphed(other, device)
     for _ in range(8):
         assert one.train_step() == two.train_step()
     assert_same_run(one, two)
+    assert len(two._graphed) > 0
 
 
 def test_inputs_alike_are_the_inputs(toy, device):
@@ -130,7 +139,7 @@ def test_inputs_alike_are_the_inputs(toy, device):
 
 def test_a_step_is_captured_once_for_each_length_of_text(toy):
     trainer = graphed(toy(*LONG, "train.steps=100"), torch.device("cpu"))
-    capture = trainer._graphed._capture
+    trainer.capture_steps(capture := ByOperations())
     for _ in range(12):
         trainer.train_step()
     assert 1 <= len(capture.captured) < 6
@@ -165,7 +174,7 @@ def test_a_bad_step_changes_nothing_and_the_next_goes_on(toy, device):
 
 def test_a_resumed_run_is_the_run_to_the_bit(toy, device):
     """The graphs of a trainer that takes over another state read that state."""
-    _, config = configs(toy, device, "train.deterministic=true")
+    _, config = configs(toy, device)
     whole, before = graphed(config, device), graphed(config, device)
     for _ in range(3):
         before.train_step()
@@ -181,9 +190,34 @@ def test_a_resumed_run_is_the_run_to_the_bit(toy, device):
         assert same(everything(whole), everything(resumed))
 
 
+def test_so_is_one_with_more_shapes_than_graphs(toy, device, monkeypatch):
+    """Which shapes have graphs depends on what came first, and to a resumed run others do."""
+    monkeypatch.setattr(graphs, "MOST", 1)
+    _, config = configs(toy, device, *LONG, "train.steps=12", "train.batch_size=2")
+    whole, resumed = graphed(config, device), graphed(config, device)
+    for _ in range(12):
+        whole.train_step()
+        if whole.step == 5:
+            state = copied(whole.state_dict())
+    resumed.load_state_dict(state, "state")
+    while resumed.step < 12:
+        resumed.train_step()
+    assert same(everything(whole), everything(resumed))
+    assert len(whole._graphed) == len(resumed._graphed) == 1
+
+
+def test_no_state_shows_that_there_were_graphs(toy, device):
+    """A rate and a flag of a capture's belong into no checkpoint."""
+    for config, graphs_too in zip(configs(toy, device), (False, True), strict=True):
+        trainer = graphed(config, device) if graphs_too else plain(config, device)
+        rates = [trainer.train_step() for _ in range(2)]
+        for group in trainer.state_dict()["optimizer"]["param_groups"]:
+            assert (group["lr"], group["capturable"]) == (rates[-1], False)
+
+
 def test_pictures_between_steps_change_nothing(toy, device):
     """The average stands in for the weights meanwhile, and goes back to its place."""
-    _, config = configs(toy, device, "train.deterministic=true")
+    _, config = configs(toy, device)
     one, two = graphed(config, device), graphed(config, device)
     for _ in range(4):
         one.train_step()
@@ -217,3 +251,4 @@ def test_compiled_blocks_are_captured_too(toy):
         for _ in range(6):
             trainer.train_step()
     assert_same_run(one, two)
+    assert len(two._graphed) == 1

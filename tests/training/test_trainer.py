@@ -17,6 +17,7 @@ from fluxsmith.randomness import generator
 from fluxsmith.training.metrics import QUARTILES, Window, read_metrics
 from fluxsmith.training.objective import FlowMatching, Losses
 from fluxsmith.training.run import build_trainer, train
+from fluxsmith.training.saving import copied, on_host
 
 
 def trained(toy, *overrides, **options):
@@ -45,6 +46,29 @@ def test_gradients_go_with_their_step(toy, monkeypatch, compiler):
     native.library.cache_clear()
     assert len(seen) == 3 * len(list(trainer.pipeline.parameters()))
     assert not any(gradient() is not None for gradient in seen)
+
+
+def test_a_checkpoint_has_the_same_bytes_however_it_is_written(toy, tmp_path):
+    """From a copy, while training goes on, or from the state itself."""
+    trainer = build_trainer(toy(), torch.device("cpu"))
+    trainer.train_step()
+    files = {"copy": copied, "itself": on_host}
+    for name, taken in files.items():
+        checkpoints.save(tmp_path / name, taken(trainer.state_dict()))
+    copy, itself = ((tmp_path / name).read_bytes() for name in files)
+    assert copy == itself
+
+
+def test_a_piece_is_prepared_when_the_one_before_is_done(toy, monkeypatch):
+    """Or latents and text of all of them would lie in memory at once."""
+    trainer = build_trainer(toy("train.accumulate=4"), torch.device("cpu"))
+    order = []
+    for name in ("prepare", "losses"):
+        method = getattr(trainer.objective, name)
+        noting = lambda *given, method=method, name=name: order.append(name) or method(*given)  # noqa: E731
+        monkeypatch.setattr(trainer.objective, name, noting)
+    trainer.train_step()
+    assert order == ["prepare", "losses"] * 4
 
 
 def test_a_batch_cut_into_pieces_has_the_gradients_of_the_whole(toy):
