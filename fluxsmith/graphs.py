@@ -116,7 +116,8 @@ class Graphed(Generic[Inputs, Output]):
         self._full = False  # whether that was said
         self._graphs: dict[Any, _Graph[Inputs, Output]] = {}
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
         """The graphs there are."""
         return len(self._graphs)
 
@@ -186,7 +187,7 @@ class Graphed(Generic[Inputs, Output]):
 
     def _own(self, x: Tensor | float) -> Tensor:
         own = self._number(x)
-        return own.clone(memory_format=torch.contiguous_format) if own is x else own
+        return own.detach().clone(memory_format=torch.contiguous_format)
 
     def _number(self, x: Tensor | float) -> Tensor:
         if isinstance(x, Tensor):

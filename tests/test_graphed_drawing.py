@@ -59,7 +59,7 @@ def test_pictures_are_those_of_the_plain_path(toy, device, overrides, guidance):
     torch.testing.assert_close(drawn, again, **within)
     if isinstance(capture, ByOperations):
         assert 0 < captured < capture.replays
-    assert len(pipeline.graphed._graphed) > 0
+    assert pipeline.graphed._graphed.count > 0
 
 
 def test_a_step_is_a_replay(toy, device):
@@ -92,11 +92,13 @@ def test_a_gradient_goes_through_the_plain_path(toy, device):
     pipeline = built(toy(), device)
     x = torch.zeros(1, *pipeline.latent_shape, device=device, requires_grad=True)
     slopes = []
-    for _ in range(2):
+    for by_graphs in (False, True):
+        if by_graphs:
+            graphed(pipeline)
         velocity = pipeline.guided_velocity(pipeline.encode_text(["3"]), 1.0)
         (slope,) = torch.autograd.grad(velocity(x, torch.tensor(0.5)).sum(), x)
         slopes.append(slope)
-        graphed(pipeline)
+    assert pipeline.graphed._graphed.count == 0
     torch.testing.assert_close(*slopes)
     assert slopes[0].abs().max() > 0
 
