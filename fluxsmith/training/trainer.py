@@ -93,7 +93,7 @@ class Trainer:
             position = self.loader.position(self.step)
             try:
                 rate = self.train_step()
-            except UserError as error:  # the data gave out; the weights are those of the last step
+            except UserError as error:  # no data, no graph; the weights are those of the last step
                 if self.step > start:
                     self._flush(recorder)
                     saved = saver.save_last(self.state_dict() | {"data": position})

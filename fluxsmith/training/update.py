@@ -55,29 +55,27 @@ class Update:
         `norm` is what `gradient_norm` said of the gradients that there are.
         """
         one_pass, self._one_pass = self._one_pass, None
-        if not self.waits:
-            nn.utils.clip_grads_with_norm_(self.module.parameters(), self.largest, norm)
-            # Where this is 1, the fused AdamW leaves weights and moments as they are.
-            setattr(self.optimiser, "found_inf", (~good).float())  # noqa: B010 (not declared)
-            with self._at(pace):
-                self.optimiser.step()
-            self.ema.update(self.module, pace.share, good)
-        elif good:
-            scale = min(1.0, self.largest / (float(norm) + 1e-6))
-            if one_pass is not None:
-                with self._at(pace):
-                    one_pass.step(scale, float(pace.share))
-                return
-            if scale < 1:
+        with self._at(pace):
+            if not self.waits:
                 nn.utils.clip_grads_with_norm_(self.module.parameters(), self.largest, norm)
-            with self._at(pace):
+                # Where this is 1, the fused AdamW leaves weights and moments as they are.
+                setattr(self.optimiser, "found_inf", (~good).float())  # noqa: B010 (not declared)
                 self.optimiser.step()
-            self.ema.update(self.module, pace.share)
+                self.ema.update(self.module, pace.share, good)
+            elif good:
+                scale = min(1.0, self.largest / (float(norm) + 1e-6))
+                if one_pass is not None:
+                    one_pass.step(scale, float(pace.share))
+                    return
+                if scale < 1:
+                    nn.utils.clip_grads_with_norm_(self.module.parameters(), self.largest, norm)
+                self.optimiser.step()
+                self.ema.update(self.module, pace.share)
 
     @contextmanager
     def _at(self, pace: Pace) -> Iterator[None]:
-        """Inside, the optimiser goes at this pace. A rate on the device is gone afterwards: it
-        belongs to a graph, and into no checkpoint."""
+        """Inside, the optimiser goes at this pace. Then as before: a rate on the device belongs to
+        a graph, and into no checkpoint."""
         groups = self.optimiser.param_groups
         before = [(group["lr"], group["capturable"]) for group in groups]
         for group in groups:
@@ -86,9 +84,8 @@ class Update:
         try:
             yield
         finally:
-            if isinstance(pace.rate, Tensor):
-                for group, (rate, capturable) in zip(groups, before, strict=True):
-                    group |= {"lr": rate, "capturable": capturable}
+            for group, (rate, capturable) in zip(groups, before, strict=True):
+                group |= {"lr": rate, "capturable": capturable}
 
     def _prepared(self) -> OnePass | None:
         # One pass is over what is trained; averages of the rest would stand still.
