@@ -248,6 +248,8 @@ def test_bfloat16_autocast_stays_close_to_float32(toy, pipeline):
 @pytest.mark.parametrize(
     ("settings", "names"),
     [
+        ({"batch_size": -1}, "batch_size=-1: must be at least 1"),
+        ({"batch_size": 0}, "batch_size=0"),
         ({"steps": 0}, "steps=0"),
         ({"guidance": float("nan")}, "guidance=nan"),
         ({"solver": "rk45"}, "euler, heun, midpoint"),

@@ -312,6 +312,8 @@ class Pipeline(nn.Module):
         solver = settings.solver if solver is None else solver
         size = (self.config.data.image_size,) * 2 if size is None else size
         self.check_drawable(prompts, steps, guidance, solver, size, edit)
+        if batch_size is not None and batch_size < 1:
+            raise UserError(f"batch_size={batch_size}: must be at least 1")
 
         shape = self.latent_shape_of(*size)
         ts = SCHEDULES[settings.schedule](steps, self.image_tokens(shape))
