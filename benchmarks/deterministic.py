@@ -22,8 +22,6 @@ def seconds_a_step(config_file: str, overrides: list[str], wanted: bool, steps: 
     config = read_config(config_file, overrides)
     with repeatable(wanted):
         trainer = build_trainer(config, pick_device(config.device))
-        trainer.pipeline.train()
-        trainer.pipeline.precision = config.train.precision
         times = []
         for _ in range(steps):
             began = time.perf_counter()

@@ -28,7 +28,6 @@ def main(config_file: str, *overrides: str) -> None:
     if scores is None:
         sys.exit(f"{config_file} never evaluates: evaluate.every={config.evaluate.every}")
     trainer = build_trainer(config, pick_device(config.device))
-    trainer.pipeline.train()
     trainer.train_step()
 
     steps, evaluations = [], []

@@ -286,7 +286,7 @@ def sampling(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.device.type == "cuda":
         for one in (graphs, both):
             one.graphed = GraphedVelocity(one, CudaCapture(args.device))
-    many = 64 if args.small else 4096
+    most = 64 if args.small else 4096
     rows = []
     for guidance in (1.0, 2.0):
         calls: dict[str, Callable[[], Tensor]] = {}
@@ -294,7 +294,7 @@ def sampling(args: argparse.Namespace) -> list[dict[str, Any]]:
             ("one picture", pipeline, 1),
             ("one picture, CUDA graphs", graphs, 1),
             ("one picture, compiled, CUDA graphs", both, 1),
-            (f"{many} pictures", pipeline, many),
+            (f"{most} pictures", pipeline, most),
         ):
             calls[name] = drawing(model, ["three"] * count, guidance)
         rows += [

@@ -33,7 +33,6 @@ def measure(config: RunConfig, saves: int, steps: int) -> dict[str, float]:
     """Medians over the saves, in seconds."""
     trainer = build_trainer(config, pick_device(config.device))
     trainer.folder.mkdir(parents=True, exist_ok=True)
-    trainer.pipeline.train()
     seconds_of(trainer, 2)
     step = seconds_of(trainer, steps)
     waits, slowdowns = [], []

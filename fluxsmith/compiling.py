@@ -35,20 +35,19 @@ def prepare_compiling(device: torch.device) -> str:
 
 def compile_blocks(network: Flux) -> None:
     """From now on the network's blocks compile themselves for every shape that they meet."""
-    for block in (*network.double_blocks, *network.single_blocks):
+    for block in network.blocks:
         block.compile(dynamic=False)
 
 
 def is_compiled(network: Flux) -> bool:
     """Whether the blocks compile themselves now."""
-    blocks = (*network.double_blocks, *network.single_blocks)
-    return any(block._compiled_call_impl is not None for block in blocks)
+    return any(block._compiled_call_impl is not None for block in network.blocks)
 
 
 @contextmanager
 def compiled(network: Flux) -> Iterator[None]:
     """Inside, the blocks compile themselves for every shape that they meet; then as before."""
-    blocks = (*network.double_blocks, *network.single_blocks)
+    blocks = network.blocks
     before = [block._compiled_call_impl for block in blocks]
     if None in before:
         compile_blocks(network)

@@ -19,6 +19,7 @@ from fluxsmith.errors import UserError
 
 Inputs = TypeVar("Inputs")
 Output = TypeVar("Output")
+Leaf = Tensor | float | None  # of inputs
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class CudaCapture:
     def warming_up(self) -> Iterator[None]:
         # On the stream of the capture: autograd adds gradients up on the stream where it first met
         # a weight, and libraries keep a workspace for each stream.
-        current = torch.cuda.current_stream(self._stream.device)
+        current = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(current)
         try:
             with torch.cuda.stream(self._stream):
@@ -74,8 +75,8 @@ class CudaCapture:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Graph(Generic[Inputs, Output]):
-    inputs: Inputs
+class _Graph(Generic[Output]):
+    inputs: list[Tensor | None]
     output: Output
     replay: Callable[[], object]
     kept: object  # what it reads beside
@@ -114,7 +115,7 @@ class Graphed(Generic[Inputs, Output]):
         self._slots: list[tuple[dict[str, Any], str]] = []
         self._places: list[int] = []
         self._full = False  # whether that was said
-        self._graphs: dict[Any, _Graph[Inputs, Output]] = {}
+        self._graphs: dict[Hashable, _Graph[Output]] = {}
 
     @property
     def count(self) -> int:
@@ -122,10 +123,13 @@ class Graphed(Generic[Inputs, Output]):
         return len(self._graphs)
 
     def __call__(self, inputs: Inputs) -> Output:
-        graph = self._graph(inputs)
+        leaves = _leaves(inputs)
+        graph = self._graph(inputs, leaves)
         if graph is None:
             return self.work(_map(self._number, inputs))
-        for own, given in zip(_leaves(graph.inputs), _leaves(inputs), strict=True):
+        for own, given in zip(graph.inputs, leaves, strict=True):
+            if own is None:
+                continue
             if isinstance(given, Tensor):
                 own.copy_(given)
             else:
@@ -137,12 +141,12 @@ class Graphed(Generic[Inputs, Output]):
         """Drops all graphs: something that they read has moved or is about to."""
         self._graphs.clear()
 
-    def _graph(self, inputs: Inputs) -> _Graph[Inputs, Output] | None:
+    def _graph(self, inputs: Inputs, leaves: list[Any]) -> _Graph[Output] | None:
         places = self._find_places()
         if places != self._places:
             self.forget()
             self._places = places
-        key = (self._mode(), _shapes(inputs))
+        key = (self._mode(), *map(_kind, leaves))
         if key not in self._graphs:
             if len(self._graphs) == MOST:
                 if not self._full:
@@ -176,29 +180,30 @@ class Graphed(Generic[Inputs, Output]):
         lines = str(first).strip().splitlines() or [type(first).__name__]
         return UserError(f"{self._option}: not possible here ({lines[0]}); leave it out")
 
-    def _captured(self, inputs: Inputs) -> _Graph[Inputs, Output]:
+    def _captured(self, inputs: Inputs) -> _Graph[Output]:
         own = _map(self._own, inputs)
         with self._capture.warming_up():
             for _ in range(WARM_UPS):
                 kept = self._warm_up(own)
         outputs: list[Output] = []
         replay = self._capture(lambda: outputs.append(self.work(own)))
-        return _Graph(own, outputs[-1], replay, kept)
+        return _Graph(_leaves(own), outputs[-1], replay, kept)
 
-    def _own(self, x: Tensor | float) -> Tensor:
+    def _own(self, x: Leaf) -> Tensor | None:
         own = self._number(x)
+        if own is None:
+            return None
         return own.detach().clone(memory_format=torch.contiguous_format)
 
-    def _number(self, x: Tensor | float) -> Tensor:
-        if isinstance(x, Tensor):
+    def _number(self, x: Leaf) -> Tensor | None:
+        """A number as the work meets it."""
+        if x is None or isinstance(x, Tensor):
             return x
         return torch.full((), x, device=self._capture.device, dtype=torch.float32)
 
 
-def _map(function: Callable[[Tensor | float], Any], value: Any) -> Any:
-    """The same dataclasses and lists with other things in the place of tensors and numbers."""
-    if value is None:
-        return None
+def _map(function: Callable[[Leaf], Any], value: Any) -> Any:
+    """The same dataclasses and lists with other leaves."""
     if isinstance(value, list):
         return [_map(function, one) for one in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -209,18 +214,12 @@ def _map(function: Callable[[Tensor | float], Any], value: Any) -> Any:
 
 
 def _leaves(value: Any) -> list[Any]:
-    """The tensors and numbers in it, in order."""
+    """In order."""
     found: list[Any] = []
     _map(found.append, value)
     return found
 
 
-def _shapes(value: Any) -> Any:
-    """Equal for inputs that can take each other's place."""
-    if value is None:
-        return None
-    if isinstance(value, list):
-        return tuple(_shapes(one) for one in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return tuple(_shapes(getattr(value, field.name)) for field in dataclasses.fields(value))
-    return (value.shape, value.dtype) if isinstance(value, Tensor) else float
+def _kind(x: Leaf) -> tuple[object, ...]:
+    """Equal for leaves that can take each other's place."""
+    return (x.shape, x.dtype) if isinstance(x, Tensor) else (x is None,)

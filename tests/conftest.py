@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import randomise
+from helpers import needs_gpu, randomise
 
 from fluxsmith.config import RunConfig, read_config
 from fluxsmith.pipeline import Pipeline
@@ -33,6 +33,11 @@ sample: {steps: 3, num_samples: 4}
 def caches() -> Iterator[None]:
     yield
     shutil.rmtree(os.environ["FLUXSMITH_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
 
 
 @pytest.fixture

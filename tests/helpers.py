@@ -10,6 +10,7 @@ from fluxsmith import processor
 
 # Not that a library is there: one that can't be compiled is a fault.
 needs_avx512 = pytest.mark.skipif(not processor.has_avx512(), reason="the processor has no AVX-512")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="there is no g++")
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import needs_gpu
 
 from fluxsmith.device import autocast, for_each, memory_wanted, pick_device
 from fluxsmith.errors import UserError
 
 CPU = torch.device("cpu")
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA GPU")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
 def product(device: torch.device, precision: str) -> torch.Tensor:

@@ -12,13 +12,7 @@ from fluxsmith.graphs import CudaCapture
 from fluxsmith.pipeline.graphed import GraphedVelocity
 from fluxsmith.training.run import train
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 PROMPTS = ["3", "four", "a long one", "7 and more than that", "3"]
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    return torch.device(request.param)
 
 
 def built(config, device: torch.device) -> Pipeline:

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from fluxsmith.errors import UserError
 from fluxsmith.graphs import MOST, CudaCapture, Graphed
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-
 
 @dataclass(frozen=True)
 class Given:
@@ -35,11 +33,6 @@ def graphed(work: Work, capture: Any, warm_up: Work | None = None, **more: Any) 
     """Of work that needs no weights."""
     given = {"module": nn.Identity(), "mode": lambda: None, "option": "graphs", **more}
     return Graphed(work, warm_up or work, capture=capture, **given)
-
-
-@pytest.fixture(params=["operations", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    return torch.device("cuda" if request.param == "cuda" else "cpu")
 
 
 @pytest.fixture

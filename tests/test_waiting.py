@@ -50,8 +50,6 @@ def test_waiting_would_be_noticed():
 def test_a_training_step_never_waits(toy, overrides):
     trainer = build_trainer(toy("train.precision=float32", *overrides), torch.device("cuda"))
     compile_for_training(trainer.pipeline, trainer.captions)
-    trainer.pipeline.precision = trainer.config.train.precision
-    trainer.pipeline.train()
     trainer.train_step()  # makes the tables that every step uses
     with never_waiting():
         trainer.train_step()

@@ -24,8 +24,6 @@ class Ours:
             print(line, file=sys.stderr)
         wanted = config.train.compile is True
         self.pipeline.compiles = wanted and not prepare_compiling(device)  # as with --compile
-        self.pipeline.train()
-        self.pipeline.precision = config.train.precision
 
     def train_step(self) -> None:
         """Data, text, forward, backward, clip, optimiser, average."""

@@ -72,7 +72,5 @@ def graph_drawing(pipeline: "Pipeline") -> None:
 def _check_resident(pipeline: "Pipeline", option: str) -> None:
     from fluxsmith.errors import UserError
 
-    network = pipeline.network
-    blocks = (*network.double_blocks, *network.single_blocks)
-    if any(block._forward_pre_hooks for block in blocks):
+    if any(block._forward_pre_hooks for block in pipeline.network.blocks):
         raise UserError(f"{option} needs blocks that stay on the device; add --offload none")

@@ -120,6 +120,11 @@ class Flux(nn.Module):
         self.streamed = False  # whether blocks' weights come only for the time they compute
         initialise(self)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """All of them, in order."""
+        return [*self.double_blocks, *self.single_blocks]
+
     def forward(
         self,
         img: Tensor,

@@ -20,7 +20,7 @@ def stream_blocks(network: Flux, device: torch.device, dtype: torch.dtype) -> No
     for name, part in network.named_children():
         if name not in ("double_blocks", "single_blocks"):
             part.to(device, dtype)
-    for block in (*network.double_blocks, *network.single_blocks):
+    for block in network.blocks:
         _Visit(block, device, dtype)
 
 

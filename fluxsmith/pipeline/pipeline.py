@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from fluxsmith.flow.solvers import OnStep as SolverStep
 from fluxsmith.model.flux import Flux
 from fluxsmith.model.layouts import keeping_layouts
 from fluxsmith.model.tokens import image_ids, patchify, text_ids, token_grid, unpatchify
+from fluxsmith.pipeline.edit import Edit, check_edit
 from fluxsmith.pipeline.graphed import GraphedVelocity
 from fluxsmith.pipeline.parts import (
     build_autoencoder,
@@ -60,16 +60,6 @@ TOKENS_AT_ONCE = 4096  # image tokens of the pictures that `generate` draws toge
 # and text; with more the caches miss what calls and weights would save. The second number is for
 # captions longer than the empty prompt, which is padded to their length then.
 TOGETHER, TOGETHER_PADDED = 2048, 320
-
-
-@dataclass(frozen=True)
-class Edit:
-    """A picture to begin with: it is noised as far as `strength` says and drawn anew from there,
-    where `mask` is 1 if there is one."""
-
-    image: Tensor  # (c, H, W) in [-1, 1]
-    strength: float = 0.6  # above 0; 1 leaves nothing of the picture
-    mask: Tensor | None = None  # (1, H, W): 1 is drawn anew, 0 kept
 
 
 class Pipeline(nn.Module):
@@ -214,7 +204,8 @@ class Pipeline(nn.Module):
 
     def encode_text(self, prompts: Sequence[str]) -> TextEmbedding:
         """The prompts as the network takes them, one row each."""
-        return self.embed_text(self.text.read(prompts))
+        with autocast(self.device, self.precision):
+            return self.text(prompts).to(self.device)
 
     def embed_text(self, read: TextInput) -> TextEmbedding:
         """The same from what the text encoder's `read` gives: the part that the device does."""
@@ -442,15 +433,3 @@ class Pipeline(nn.Module):
 
 
 Bring = Callable[[Pipeline, torch.device], None]
-
-
-def check_edit(edit: Edit, size: tuple[int, int] | None) -> None:
-    """Raises a UserError for an edit that can't be made."""
-    if not 0 < edit.strength <= 1:
-        raise UserError(f"strength={edit.strength}: must lie above 0 and at most at 1")
-    for name, tensor in (("image", edit.image), ("mask", edit.mask)):
-        if tensor is not None and size is not None and tuple(tensor.shape[1:]) != size:
-            raise UserError(
-                f"the {name} has {tensor.shape[1]}x{tensor.shape[2]} pixels and the picture "
-                f"{size[0]}x{size[1]}; make them equal"
-            )

@@ -31,7 +31,7 @@ def graphed(descent: Descent, pipeline: Pipeline, capture: Capture) -> Graphed[S
 
 @contextmanager
 def _uncounted(descent: Descent) -> Iterator[None]:
-    counts = [descent.window.counts, descent.guard.count]
+    counts = [descent.window.totals, descent.guard.in_a_row]
     before = [count.clone() for count in counts]
     try:
         yield

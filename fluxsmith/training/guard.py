@@ -13,26 +13,26 @@ from fluxsmith.training.objective import Losses
 class Guard:
     """Judges steps and counts the bad ones in a row."""
 
-    def __init__(self, limit: int, device: torch.device, waits: bool) -> None:
+    def __init__(self, limit: int, device: torch.device) -> None:
         self.limit = limit
-        self.waits = waits  # whether each verdict is read before the update
-        self.count = torch.zeros((), dtype=torch.int64, device=device)
+        self.in_a_row = torch.zeros((), dtype=torch.int64, device=device)
 
     @torch.no_grad()
     def judge(self, losses: Losses, norm: Tensor) -> Tensor:
         """Whether the step is finite: () bool, on the device."""
         good = norm.isfinite() & losses.values.isfinite().all()
-        self.count.add_(1).mul_(~good)  # in place, where a CUDA graph looks
+        self.in_a_row.add_(1).mul_(~good)  # in place, where a CUDA graph looks
         return good
 
-    def exhausted(self, step: int) -> bool:
-        """Whether the last `limit` steps were bad; on a GPU asked only every `limit` steps."""
-        if not self.waits and step % self.limit:
+    def exhausted(self, step: int, waits: bool) -> bool:
+        """Whether the last `limit` steps were bad; asked only every `limit` steps where nobody
+        waits for a step's verdict."""
+        if not waits and step % self.limit:
             return False
-        return int(self.count) >= self.limit
+        return int(self.in_a_row) >= self.limit
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"in_a_row": self.count}
+        return {"in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.count.copy_(state.get("in_a_row", torch.zeros(())))
+        self.in_a_row.copy_(state.get("in_a_row", torch.zeros(())))

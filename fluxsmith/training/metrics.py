@@ -28,8 +28,8 @@ class Window:
 
     def __init__(self, device: torch.device | str) -> None:
         # One tensor, so that a GPU is asked once for all of it.
-        self.counts = torch.zeros(sum(PARTS), device=device, dtype=torch.float32)
-        self._sums, self._counts, self._norms, skipped = self.counts.split(PARTS)
+        self.totals = torch.zeros(sum(PARTS), device=device, dtype=torch.float32)
+        self._sums, self._counts, self._norms, skipped = self.totals.split(PARTS)
         self._skipped = skipped[0]
 
     @torch.no_grad()
@@ -46,9 +46,9 @@ class Window:
 
     def means(self) -> dict[str, float]:
         """The means, after which the window is empty again. Waits for the device."""
-        found = self.counts.cpu().split(PARTS)
+        found = self.totals.cpu().split(PARTS)
         sums, counts, norms, (skipped,) = (part.tolist() for part in found)
-        self.counts.zero_()
+        self.totals.zero_()
         record: dict[str, float] = {"skipped_steps": int(skipped)} if skipped else {}
         if not norms[1]:
             return record

@@ -166,14 +166,12 @@ def _less_memory(config: RunConfig) -> str:
     """How to train the same with less memory, else what else to change."""
     size, now = config.train.batch_size, config.train.accumulate
     more = next((n for n in range(now + 1, size + 1) if size % n == 0), None)
-    smaller = "a smaller train.batch_size, model or data.image_size"
-    if more is None:
-        return f"set {smaller}"
-    graphs = "leave out train.cuda_graphs, " if config.train.cuda_graphs else ""
-    return (
-        f"{graphs}set train.accumulate={more} (the same gradients, a smaller piece at a time) or "
-        f"{smaller}"
-    )
+    ways = ["a smaller train.batch_size, model or data.image_size"]
+    if more is not None:
+        ways.insert(0, f"train.accumulate={more} (the same gradients, a smaller piece at a time)")
+    if config.train.cuda_graphs:
+        ways.insert(0, "train.cuda_graphs=false")
+    return f"set {' or '.join(ways)}"
 
 
 def _announce(console: TrainingConsole, config: RunConfig, trainer: Trainer, start: Start) -> None:

@@ -53,7 +53,8 @@ class Trainer:
         evaluate: Evaluate | None = None,
     ) -> None:
         self.config = config
-        self.pipeline = pipeline
+        self.pipeline = pipeline.train()
+        self.pipeline.precision = config.train.precision
         self.loader = loader
         self.objective = objective
         self.evaluate = evaluate
@@ -62,11 +63,11 @@ class Trainer:
         self.ema = EMA(pipeline, config.train.ema_decay)
         self.window = Window(pipeline.device)
         fused = pipeline.device.type == "cuda" and self.optimiser.defaults["fused"]
-        self.guard = Guard(config.train.max_bad_steps, pipeline.device, waits=not fused)
+        self.guard = Guard(config.train.max_bad_steps, pipeline.device)
         largest = config.train.grad_clip or float("inf")
-        update = Update(pipeline, self.optimiser, self.ema, largest, waits=not fused)
+        self.update = Update(pipeline, self.optimiser, self.ema, largest, waits=not fused)
         accumulate = config.train.accumulate
-        self.descent = Descent(objective, accumulate, self.guard, self.window, update)
+        self.descent = Descent(objective, accumulate, self.guard, self.window, self.update)
         self._graphed: Graphed[Step, None] | None = None
         if config.train.cuda_graphs:
             self.capture_steps(CudaCapture(pipeline.device))
@@ -87,8 +88,6 @@ class Trainer:
         train = self.config.train
         start = self.step
         clock, clock_step = time.perf_counter(), self.step
-        self.pipeline.train()
-        self.pipeline.precision = train.precision
         while self.step < train.steps and not interrupt:
             position = self.loader.position(self.step)
             try:
@@ -100,7 +99,7 @@ class Trainer:
                     raise UserError(f"{error}; what was trained is in {saved}") from None
                 raise
             console.advance(self.step)
-            if self.guard.exhausted(self.step):
+            if self.guard.exhausted(self.step, self.update.waits):
                 saver.finish()
                 why = self.explain_bad_step()
                 raise UserError(f"{why}; the last good checkpoint is {saver.last_good()}")

@@ -160,12 +160,11 @@ def test_a_crop_is_cut_where_it_is_told_to(place, left):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_any_mode_comes_in_the_channels_asked_for(channels):
-    modes = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"]
-    if int(PIL.__version__.partition(".")[0]) >= 13:  # 12.3 can't read the one that it writes
-        modes.append("YCbCr")
-    for mode in modes:
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"):
         kind = "TIFF" if mode in ("CMYK", "YCbCr") else "PNG"
         data = encoded(Image.new(mode, (5, 7)), kind)
+        if mode == "YCbCr" and PIL.__version__.startswith("12.3."):
+            continue  # this Pillow can't read the one that it writes
         assert decode(data, 4, channels, "pad", 0.5).shape == (channels, 4, 4), mode
 
 

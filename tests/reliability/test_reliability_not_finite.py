@@ -56,7 +56,7 @@ def moving(trainer):
 def test_a_bad_step_changes_nothing_and_the_next_goes_on(toy, value, waits):
     """Whether the verdict is read, as on a CPU, or masks the update on the device."""
     trainer = poisoned(toy, images_of(toy, 1)[:1], value=value)
-    trainer.guard.waits = trainer.descent.update.waits = waits
+    trainer.update.waits = waits
     trainer.train_step()
     before = moving(trainer)
     trainer.train_step()
@@ -77,7 +77,7 @@ def test_the_masked_update_is_the_update(toy, monkeypatch):
     found = []
     for waits in (True, False):
         trainer = build_trainer(toy(), torch.device("cpu"))
-        trainer.guard.waits = trainer.descent.update.waits = waits
+        trainer.update.waits = waits
         for _ in range(4):
             trainer.train_step()
         found.append(moving(trainer))
@@ -148,9 +148,9 @@ def test_the_count_in_a_row_survives_a_resume(toy):
     trainer.train_step()
     again = poisoned(toy, slice(None), "train.max_bad_steps=3")
     again.load_state_dict(trainer.state_dict(), "x.pt")
-    assert not again.guard.exhausted(again.step)
+    assert not again.guard.exhausted(again.step, waits=True)
     again.train_step()
-    assert again.guard.exhausted(again.step)
+    assert again.guard.exhausted(again.step, waits=True)
 
 
 def test_weights_that_are_not_finite_are_not_saved(toy):

@@ -5,19 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 from captured_operations import ByOperations
-from helpers import randomise, same
+from helpers import needs_gpu, randomise, same
 
 from fluxsmith import graphs
 from fluxsmith.cli import main
 from fluxsmith.training.descent import Step
 from fluxsmith.training.deterministic import repeatable
-from fluxsmith.training.run import build_trainer
+from fluxsmith.training.run import _less_memory, build_trainer
 from fluxsmith.training.saving import copied
 from fluxsmith.training.trainer import Trainer
 from fluxsmith.training.update import Pace
 
 CUDA = torch.device("cuda")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 LONG = ("data.source=colored-digits",)  # captions of three to five tokens
 
 
@@ -28,18 +27,12 @@ def kernels_that_repeat():
         yield
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    return torch.device(request.param)
-
-
 def plain(config, device) -> Trainer:
     """Its update masked, as on a GPU; its weights random, or a new network would predict 0."""
     trainer = build_trainer(config, device)
-    trainer.guard.waits = trainer.descent.update.waits = False
+    trainer.update.waits = False
     randomise(trainer.pipeline)
     trainer.ema.load({name: p.detach() for name, p in trainer.pipeline.named_parameters()})
-    trainer.pipeline.precision = config.train.precision
     return trainer
 
 
@@ -150,9 +143,11 @@ def test_a_step_is_captured_once_for_each_length_of_text(toy):
 def test_a_bad_step_changes_nothing_and_the_next_goes_on(toy, device):
     """Capturing counts as no bad step, and a bad one as one."""
     runs = []
-    for config in configs(toy, device):
-        graphs = bool(runs)
-        trainer = graphed(config, device) if graphs else on_the_same_terms(plain(config, device))
+    for config, with_graphs in zip(configs(toy, device), (False, True), strict=True):
+        make = graphed if with_graphs else plain
+        trainer = make(config, device)
+        if not with_graphs:
+            on_the_same_terms(trainer)
         trainer.train_step()
         trainer.loader.images, images = trainer.loader.images.float(), trainer.loader.images
         trainer.loader.images[:] = float("nan")
@@ -236,6 +231,14 @@ def test_without_a_gpu_they_are_refused(toy_file, capsys):
     assert said == (
         "error: train.cuda_graphs=true: needs a CUDA GPU, and this run is on cpu; leave it out\n"
     )
+
+
+@pytest.mark.parametrize("overrides", [(), ("train.batch_size=1",)], ids=" ".join)
+def test_the_advice_of_a_run_without_memory_names_them(toy, overrides):
+    assert _less_memory(toy("train.cuda_graphs=true", *overrides)).startswith(
+        "set train.cuda_graphs=false or "
+    )
+    assert "cuda_graphs" not in _less_memory(toy(*overrides))
 
 
 @pytest.mark.gpu
