@@ -296,7 +296,8 @@ def sampling(args: argparse.Namespace) -> list[dict[str, Any]]:
             ("one picture, compiled, CUDA graphs", both, 1),
             (f"{most} pictures", pipeline, most),
         ):
-            calls[name] = drawing(model, ["three"] * count, guidance)
+            if model is pipeline or args.device.type == "cuda":
+                calls[name] = drawing(model, ["three"] * count, guidance)
         rows += [
             {"what": name, "guidance": guidance, **asdict(spread)}
             for name, spread in spreads(calls, args).items()
