@@ -8,14 +8,18 @@ DEV := $(VENV)/dev.installed
 PROMPTS := 0 1 2 3 4 5 6 7 8 9 zero one two three four five six seven eight nine
 TINY := output/image/digits/tiny
 
-.PHONY: demo test check lint format clean help
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+.PHONY: demo test test-slow check lint format clean help
 
 help:
-	@echo "make demo    train a tiny model on handwritten digits and draw with it (minutes)"
-	@echo "make test    the whole test suite"
-	@echo "make check   lint, format and types"
-	@echo "make format  rewrite the code in the house format"
-	@echo "make clean   remove the environment; trained models in output/ stay"
+	@echo "make demo       train a tiny model on handwritten digits and draw with it (minutes)"
+	@echo "make test       the tests that take seconds (minutes in all)"
+	@echo "make test-slow  the others: long runs, many kills, much nonsense, full sizes"
+	@echo "make check      lint, format and types"
+	@echo "make format     rewrite the code in the house format"
+	@echo "make clean      remove the environment; trained models in output/ stay"
 
 demo: $(CORE)
 	$(BIN)/fluxsmith train configs/image/digits/tiny.yaml --overwrite
@@ -23,7 +27,10 @@ demo: $(CORE)
 	@echo "loss curve  $(TINY)/loss.png"
 
 test: $(DEV)
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+test-slow: $(DEV)
+	$(PYTEST) -m slow
 
 check: $(DEV)
 	$(BIN)/ruff check .

@@ -9,25 +9,21 @@ import argparse
 import multiprocessing
 import statistics
 import sys
-import time
 
+from fluxsmith.cli.benchmark.timing import seconds
 from fluxsmith.config import read_config
 from fluxsmith.device import pick_device
 from fluxsmith.errors import UserError
-from fluxsmith.training.deterministic import repeatable
+from fluxsmith.training.deterministic import deterministic
 from fluxsmith.training.run import build_trainer
 
 
 def seconds_a_step(config_file: str, overrides: list[str], wanted: bool, steps: int) -> float:
     config = read_config(config_file, overrides)
-    with repeatable(wanted):
-        trainer = build_trainer(config, pick_device(config.device))
-        times = []
-        for _ in range(steps):
-            began = time.perf_counter()
-            trainer.train_step()
-            trainer.window.means()  # waits for the device
-            times.append(time.perf_counter() - began)
+    device = pick_device(config.device)
+    with deterministic(wanted):
+        trainer = build_trainer(config, device)
+        times = [seconds(trainer.train_step, device) for _ in range(steps)]
     return statistics.median(times[steps // 4 :])
 
 

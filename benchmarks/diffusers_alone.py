@@ -21,11 +21,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fluxsmith import Pipeline
-from fluxsmith import checkpoint as checkpoints
 from fluxsmith.data.images import to_uint8
 from fluxsmith.interop.exporting import export
 from fluxsmith.randomness import address_seed
-from fluxsmith.render import to_pil
+from fluxsmith.sampling.generate import Sampler
+from fluxsmith.sampling.render import to_pil
+from fluxsmith.storage import checkpoint as checkpoints
 
 TORCH = torch.__version__.partition("+")[0]
 PACKAGES = (f"torch=={TORCH}", "diffusers", "transformers", "safetensors")
@@ -102,7 +103,7 @@ def main() -> None:
 
     theirs = load_file(folder / "theirs.safetensors")
     images = torch.cat([theirs[str(i)] for i in range(len(prompts))])  # (n, c, h, w)
-    difference = (images - pipeline.generate(prompts, seed=SEED)).abs().max().item()
+    difference = (images - Sampler(pipeline).generate(prompts, seed=SEED)).abs().max().item()
     print(f"largest difference of a pixel, in [-1, 1]: {difference:.2g}")
     files = drawn_by_the_command(checkpoint, prompts, folder / "ours")
     rounded = [to_pil(picture) for picture in to_uint8(images)]

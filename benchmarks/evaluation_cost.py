@@ -15,7 +15,7 @@ import torch
 
 from fluxsmith.config import read_config
 from fluxsmith.device import pick_device
-from fluxsmith.evaluation.during_training import during_training
+from fluxsmith.evaluation.measurement import during_training
 from fluxsmith.training.run import build_trainer
 
 ROUNDS = 5

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import torch
 
-from fluxsmith.device import peak_memory, pick_device
-from fluxsmith.interop.dtypes import DTYPES
-from fluxsmith.interop.fitting import check_fits
-from fluxsmith.interop.placing import place
-from fluxsmith.interop.reading import read_weights
+from fluxsmith.device import DTYPES, peak_memory, pick_device
+from fluxsmith.interop.infer_params import check_fits
+from fluxsmith.interop.read_weights import read_weights
+from fluxsmith.kernels.offload import place
 from fluxsmith.model.flux import PRESETS, Flux
 from fluxsmith.model.tokens import image_ids, text_ids
 from fluxsmith.randomness import generator

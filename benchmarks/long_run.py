@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fluxsmith.training.metrics import read_metrics
+from fluxsmith.training.recorder import read_metrics
 
 CONFIG = """
 data: {source: digits, image_size: 16, resize: stretch}

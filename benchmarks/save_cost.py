@@ -7,26 +7,23 @@ slows the steps, as a share of a run with the config's interval.
 import argparse
 import statistics
 import tempfile
+import threading
 import time
 from pathlib import Path
 
-from fluxsmith import checkpoint as checkpoints
+from fluxsmith.cli.benchmark.timing import seconds
 from fluxsmith.config import RunConfig, read_config
 from fluxsmith.device import pick_device
+from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.training.run import build_trainer
 from fluxsmith.training.saving import Saver
 from fluxsmith.training.trainer import Trainer
 
 
 def seconds_of(trainer: Trainer, steps: int) -> float:
-    """The median time of a step; reading the loss waits for the device."""
-    times = []
-    for _ in range(steps):
-        began = time.perf_counter()
-        trainer.train_step()
-        trainer.window.means()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    """The median time of a step."""
+    device = trainer.pipeline.device
+    return statistics.median(seconds(trainer.train_step, device) for _ in range(steps))
 
 
 def measure(config: RunConfig, saves: int, steps: int) -> dict[str, float]:
@@ -38,11 +35,11 @@ def measure(config: RunConfig, saves: int, steps: int) -> dict[str, float]:
     waits, slowdowns = [], []
     with Saver(trainer.folder, config.train, print) as saver:
         for _ in range(saves):
-            before = saver.waited
+            before = time.perf_counter()
             saver.save(trainer.state_dict())
-            waits.append(saver.waited - before)
             began, made = time.perf_counter(), 0
-            while saver.busy:
+            waits.append(began - before)
+            while any(thread.name == "checkpoint" for thread in threading.enumerate()):
                 seconds_of(trainer, 1)
                 made += 1
             slowdowns.append(time.perf_counter() - began - made * step)

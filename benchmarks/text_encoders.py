@@ -26,8 +26,8 @@ from fluxsmith.data.captions import WORDS
 from fluxsmith.text.encoder import TextEmbedding
 from fluxsmith.text.frozen import FrozenText
 from fluxsmith.text.padding import assemble
+from fluxsmith.training.caption_encoding import prepare_text
 from fluxsmith.training.run import build_trainer
-from fluxsmith.training.text import prepare_text
 from fluxsmith.training.trainer import Trainer
 
 CONFIG = Path(__file__).parents[1] / "configs/image/mnist/flux-clip-t5.yaml"
@@ -41,9 +41,12 @@ class EachStep:
         self.text = text
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[str]) -> TextEmbedding:
-        encoded = self.text.encoders.encode(prompts, self.text.full)
+    def read(self, prompts: Sequence[str], room: int = 0) -> TextEmbedding:
+        encoded = self.text.encode(prompts)
         return assemble(encoded, self.text.padding, self.text.max_tokens)
+
+    def embed(self, read: TextEmbedding) -> TextEmbedding:
+        return read
 
 
 def main() -> None:
@@ -73,7 +76,7 @@ def measure(trainers: dict[str, Trainer], seconds: float) -> None:
     texts = {padding: trainer.pipeline.text for padding, trainer in trainers.items()}
     times: dict[tuple[str, str], list[float]] = {}
     for padding, trainer in trainers.items():  # loads the encoders, and warms up
-        texts[padding].encoders.encode(["3"], full=False)
+        texts[padding].encode(["3"])
         trainer.train_step()
     began = time.perf_counter()
     while time.perf_counter() - began < seconds:

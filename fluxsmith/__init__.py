@@ -1,4 +1,4 @@
-"""Train, sample, measure, distil and ship your own Flux.
+"""Train, sample, measure and ship your own Flux.
 
 The names below load on first use, so that `import fluxsmith` costs nothing.
 """
@@ -9,23 +9,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fluxsmith.config import RunConfig
     from fluxsmith.model.flux import Flux, FluxParams
-    from fluxsmith.pipeline import Pipeline
+    from fluxsmith.sampling.generate import TextToImage as Pipeline
     from fluxsmith.text.encoder import TextEmbedding
 
 __all__ = ["Flux", "FluxParams", "Pipeline", "RunConfig", "TextEmbedding"]
 
 _HOMES = {
-    "Flux": "fluxsmith.model.flux",
-    "FluxParams": "fluxsmith.model.flux",
-    "Pipeline": "fluxsmith.pipeline",
-    "RunConfig": "fluxsmith.config",
-    "TextEmbedding": "fluxsmith.text.encoder",
+    "Flux": ("fluxsmith.model.flux", "Flux"),
+    "FluxParams": ("fluxsmith.model.flux", "FluxParams"),
+    "Pipeline": ("fluxsmith.sampling.generate", "TextToImage"),
+    "RunConfig": ("fluxsmith.config", "RunConfig"),
+    "TextEmbedding": ("fluxsmith.text.encoder", "TextEmbedding"),
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        module, attribute = _HOMES[name]
+        return getattr(import_module(module), attribute)
     raise AttributeError(f"module 'fluxsmith' has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""Which device and arithmetic to run with, and what to say where its memory is too small."""
+"""This machine: its devices and dtypes, how much memory it has, and where caches lie."""
 
 import contextlib
 import os
@@ -11,93 +11,37 @@ import torch
 
 from fluxsmith.errors import UserError
 
-SIGNS_OF_NO_MEMORY = ("t allocate memory", "out of memory", "bad_alloc", "overflowed")
-# All that oneDNN says where it finds no room for its code or scratch space. What it can't do at all
-# it refuses earlier, with more words.
-ONEDNN_WITHOUT_MEMORY = (
-    "could not create a memory object", "could not create a primitive",
-    "could not execute a primitive",
-)  # fmt: skip
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# The last is all that oneDNN says when memory is short; for unsupported operations it says more.
+OUT_OF_MEMORY = re.compile(
+    r"t allocate memory|out of memory|bad_alloc|overflowed|"
+    r"^could not (create|execute) a (memory object|primitive)$"
+)
 
 
 def pick_device(name: str) -> torch.device:
     """`auto` takes CUDA, then MPS, then the CPU; a device that is not there is a UserError."""
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
-    kind = name.partition(":")[0]
-    if not available.get(kind, False):
-        there = ", ".join(kind for kind, there in available.items() if there)
-        raise UserError(f"device={name}: not available here; use auto or one of: {there}")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device={name}: no such device; use auto, cpu, cuda or mps") from None
-    if kind == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device={name}: there are {torch.cuda.device_count()} CUDA devices")
-    return device
+    counts = {"cuda": torch.cuda.device_count(), "mps": torch.mps.device_count(), "cpu": 1}
+    there = [kind for kind, count in counts.items() if count]
+    with contextlib.suppress(RuntimeError):  # torch's, for a name that no device has
+        device = torch.device(there[0] if name == "auto" else name)
+        if (device.index or 0) < counts.get(device.type, 0):
+            return device
+    raise UserError(f"device={name}: not available here; use auto or one of: {', '.join(there)}")
 
 
-def memory_of(device: torch.device) -> int:
-    """The bytes of memory that the device has in all; 0 where nobody says."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    if hasattr(os, "sysconf"):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return 0
+def named_dtype(name: str | None) -> torch.dtype | None:
+    """The dtype that a --dtype option names, None without one; a UserError for an unknown name."""
+    if name is not None and name not in DTYPES:
+        raise UserError(f"--dtype {name}: must be one of {', '.join(DTYPES)}")
+    return None if name is None else DTYPES[name]
 
 
-@contextlib.contextmanager
-def explaining_memory(trying: str, advice: str) -> Iterator[None]:
-    """Running out of memory inside becomes a UserError: what was tried, what it took, what to do
-    about it."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        wanted = memory_wanted(error)
-        if wanted is None:
-            raise
-        raise UserError(f"out of memory with {trying}: {wanted}; {advice}") from None
-
-
-def memory_wanted(error: BaseException) -> str | None:
-    """How much memory an error says was wanted; None where it is another kind of error."""
-    text = str(error)
-    if not (
-        isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        or any(sign in text for sign in SIGNS_OF_NO_MEMORY)
-        or text in ONEDNN_WITHOUT_MEMORY
-    ):
-        return None
-    if overflowing := re.search(r"overflowed with sizes=(\[[^\]]*\])", text):
-        return f"a tensor of {overflowing[1]} is larger than any memory"
-    found = re.search(r"tried to allocate ([\d.]+) ?(\w+)", text, re.IGNORECASE)
-    if not found:
-        return "more was needed than there is"
-    amount = f"{int(found[1]) / 2**30:.2f} GiB" if found[2] == "bytes" else f"{found[1]} {found[2]}"
-    free = re.search(r"of which ([\d.]+ \w+) is free", text)
-    return f"{amount} more were needed" + (f" and {free[1]} are free" if free else "")
-
-
-def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Moves a small tensor without making the host wait for what the device is doing."""
-    if device.type == "cuda" and x.device.type == "cpu":
-        return x.pin_memory().to(device, non_blocking=True)
-    return x.to(device)
-
-
-def for_each(value: float | torch.Tensor, n: int, device: torch.device) -> torch.Tensor:
-    """One number for each of n rows, or (n,) of them: (n,) float32 on the device. The host doesn't
-    wait for what the device is doing."""
-    if isinstance(value, torch.Tensor) and (
-        value.ndim or value.requires_grad or value.device.type == device.type
-    ):
-        return to_device(value, device).float().expand(n)
-    return torch.full((n,), float(value), device=device, dtype=torch.float32)
+def computing_dtype(stored: torch.dtype) -> torch.dtype:
+    """The dtype to compute in with weights stored in this one: the same, but bfloat16 for fp8,
+    which torch can't compute with directly."""
+    return stored if stored.itemsize > 1 else torch.bfloat16
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:
@@ -107,35 +51,84 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return contextlib.nullcontext()
 
 
-def computing_dtype(stored: torch.dtype) -> torch.dtype:
-    """The dtype to compute in with weights that are stored in this one: its own, but bfloat16 for
-    fp8, which nothing computes with as it is."""
-    return stored if stored.itemsize > 1 else torch.bfloat16
+def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Moves a small tensor without making the host wait for the device's queued work."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
+
+def for_each(value: float | torch.Tensor, n: int, device: torch.device) -> torch.Tensor:
+    """One number for each of n rows, or (n,) of them: (n,) float32 on the device, without making
+    the host wait for the device's queued work."""
+    if isinstance(value, torch.Tensor) and (
+        value.ndim or value.requires_grad or value.device.type == device.type
+    ):
+        return to_device(value, device).float().expand(n)
+    return torch.full((n,), float(value), device=device, dtype=torch.float32)
+
+
+def cache_folder() -> Path:
+    """Where downloads and caches live: $FLUXSMITH_CACHE, else ~/.cache/fluxsmith."""
+    if own := os.environ.get("FLUXSMITH_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fluxsmith"
+
+
+def memory_of(device: torch.device) -> int:
+    """The bytes of memory that the device has in all; 0 if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if not hasattr(os, "sysconf"):  # Windows
+        return 0
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on the device; None where that can't be known."""
+    """Bytes that can still be allocated on the device; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if device.type == "cpu" and Path("/proc/meminfo").is_file():
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        sizes = dict(line.split(":", 1) for line in lines if ":" in line)
-        return int(sizes["MemAvailable"].split()[0]) * 1024
-    return None
+    return _from_proc("meminfo", "MemAvailable") if device.type == "cpu" else None
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The most memory that this process has held on the device so far, in bytes: on CUDA what torch
-    allocated, on the CPU what was resident, mapped files included; None where that isn't known."""
+    """The most bytes that this process has held on the device so far: on CUDA what torch allocated,
+    on the CPU what was resident, mapped files included; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # First where Linux keeps it by process: getrusage counts the one that started this one too.
-    with contextlib.suppress(OSError, LookupError):
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-        return int(dict(line.split(":", 1) for line in lines)["VmHWM"].split()[0]) * 1024
-    try:
+    if sys.platform == "darwin":  # on Linux it also counts the process that started this one
         import resource
-    except ImportError:  # Windows
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return _from_proc("self/status", "VmHWM")
+
+
+def _from_proc(file: str, key: str) -> int | None:
+    """The bytes that a line such as `VmHWM: 123 kB` of a file in Linux's /proc gives."""
+    with contextlib.suppress(OSError, LookupError, ValueError):
+        lines = Path("/proc", file).read_text(encoding="ascii", errors="replace").splitlines()
+        return int(dict(line.split(":", 1) for line in lines)[key].split()[0]) * 1024
+    return None
+
+
+@contextlib.contextmanager
+def explaining_memory(trying: str, advice: str) -> Iterator[None]:
+    """Running out of memory inside becomes a UserError: what was tried, what it lacked, advice."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if (wanted := memory_wanted(error)) is None:
+            raise
+        raise UserError(f"out of memory with {trying}: {wanted}; {advice}") from None
+
+
+def memory_wanted(error: BaseException) -> str | None:
+    """How much memory an out-of-memory error asked for; None for any other error."""
+    text = str(error)
+    if not (isinstance(error, MemoryError) or OUT_OF_MEMORY.search(text)):
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    if not (found := re.search(r"tried to allocate ([\d.]+) ?(\w+)", text, re.IGNORECASE)):
+        return "more was needed than there is"
+    amount = f"{int(found[1]) / 2**30:.2f} GiB" if found[2] == "bytes" else f"{found[1]} {found[2]}"
+    free = re.search(r"of which ([\d.]+ \w+) is free", text)
+    return f"{amount} more were needed" + (f" and {free[1]} are free" if free else "")

@@ -23,9 +23,14 @@ def generator(*address: int | str, device: torch.device | str = "cpu") -> torch.
     return torch.Generator(device).manual_seed(address_seed(*address))
 
 
-def image_noise(shape: tuple[int, ...], seed: int, indices: range) -> Tensor:
-    """Standard normal noise (n, *shape), one generator an image, addressed by (seed, index).
+def image_noise(
+    shape: tuple[int, ...], seed: int, indices: range, step: int | None = None
+) -> Tensor:
+    """Standard normal noise (n, *shape), one generator an image, addressed by (seed, index): what a
+    picture starts from, or what step `step` of a stochastic solver adds to it.
 
-    Drawn on the CPU in float32, so that every device starts from the same noise.
+    Drawn on the CPU in float32, so that every device has the same noise.
     """
-    return torch.stack([torch.randn(shape, generator=generator(seed, "image", i)) for i in indices])
+    then = () if step is None else ("step", step)
+    drawn = [torch.randn(shape, generator=generator(seed, "image", i, *then)) for i in indices]
+    return torch.stack(drawn)

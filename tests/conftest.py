@@ -3,36 +3,36 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import needs_gpu, randomise
+from helpers import TOY, needs_gpu, randomise
+from hypothesis import HealthCheck, settings
 
+from fluxsmith import Pipeline
 from fluxsmith.config import RunConfig, read_config
-from fluxsmith.pipeline import Pipeline
 
 # Toy modules gain nothing from a second thread, and test processes would fight over the cores.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# What the tests compile and download stays out of the user's caches.
-os.environ["FLUXSMITH_CACHE"] = tempfile.mkdtemp(prefix="fluxsmith-tests-")
+# No test fails because the machine is slow.
+slow_machine = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("house", deadline=None, suppress_health_check=slow_machine)
+settings.load_profile("house")
 
-TOY = """
-data: {source: digits, image_size: 16, resize: stretch}
-text: {width: 64, hidden_size: 64}
-model: {patch_size: 4, hidden_size: 64, num_heads: 1, depth: 1, depth_single_blocks: 1}
-train: {steps: 6, batch_size: 8, warmup_steps: 2, log_every: 2, learning_rate: 0.01}
-sample: {steps: 3, num_samples: 4}
-"""
+# What the tests compile and download stays out of the user's caches, and is shared by the workers
+# of pytest-xdist, which find the folder in their environment.
+MAKES_CACHE = "PYTEST_XDIST_WORKER" not in os.environ
+if MAKES_CACHE:
+    os.environ["FLUXSMITH_CACHE"] = tempfile.mkdtemp(prefix="fluxsmith-tests-")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def caches() -> Iterator[None]:
-    yield
-    shutil.rmtree(os.environ["FLUXSMITH_CACHE"], ignore_errors=True)
+def pytest_unconfigure() -> None:
+    if MAKES_CACHE:
+        shutil.rmtree(os.environ["FLUXSMITH_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])])

@@ -6,12 +6,32 @@ from typing import Any
 import pytest
 import torch
 
-from fluxsmith import processor
+from fluxsmith.config.data_section import DataConfig
+from fluxsmith.data.records import Split
+from fluxsmith.data.sources import open_source
 
-# Not that a library is there: one that can't be compiled is a fault.
-needs_avx512 = pytest.mark.skipif(not processor.has_avx512(), reason="the processor has no AVX-512")
+# A config small enough that a training step takes milliseconds.
+TOY = """
+data: {source: digits, image_size: 16, resize: stretch}
+text: {width: 64, hidden_size: 64}
+model: {patch_size: 4, hidden_size: 64, num_heads: 1, depth: 1, depth_single_blocks: 1}
+train: {steps: 6, batch_size: 8, warmup_steps: 2, log_every: 2, learning_rate: 0.01}
+sample: {steps: 3, num_samples: 4}
+"""
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="there is no g++")
+
+
+def data_settings(source: str, path: object = None, **keys: Any) -> DataConfig:
+    """The data section of a config, as loaders take it; no captions are dropped by default."""
+    given = {} if path is None else {"path": str(path)}
+    return DataConfig.model_validate({"source": source, "caption_dropout": 0.0, **given, **keys})
+
+
+def open_data(source: str, path: object, split: Split, **keys: Any) -> Any:
+    """What a source gives for these settings."""
+    return open_source(data_settings(source, path, **keys), split)
 
 
 def randomise(module: torch.nn.Module, scale: float = 0.1) -> torch.nn.Module:

@@ -5,29 +5,7 @@ import torch
 
 from fluxsmith.randomness import address_seed, generator, image_noise
 
-ADDRESSES = [
-    (),
-    (0,),
-    (1,),
-    ("1",),
-    (-1,),
-    (1, 2),
-    (2, 1),
-    (12,),
-    ("12",),
-    (1, "2"),
-    ("1", 2),
-    ("noise",),
-    ("noise", 0),
-    ("noise", 0, 0),
-    ("no", "ise"),
-    ("", "noise"),
-    ("noise", ""),
-    (0, "noise", 3),
-    (0, "time", 3),
-    ("Noise",),
-    ("ноise",),
-]
+ADDRESSES = [(), (1,), ("1",), (-1,), (1, 2), (2, 1), (12,), ("noise",), ("no", "ise"), ("ноise",)]
 
 
 def test_a_seed_is_the_same_on_every_platform_and_in_every_version():
@@ -35,13 +13,10 @@ def test_a_seed_is_the_same_on_every_platform_and_in_every_version():
     assert address_seed(0, "noise", 1) == 6_505_392_391_619_014_219
 
 
-def test_different_addresses_have_different_seeds():
-    assert len({address_seed(*address) for address in ADDRESSES}) == len(ADDRESSES)
-
-
-@pytest.mark.parametrize("address", ADDRESSES, ids=str)
-def test_seeds_fit_63_bits(address):
-    assert 0 <= address_seed(*address) < 2**63
+def test_different_addresses_have_different_seeds_of_63_bits():
+    seeds = {address_seed(*address) for address in ADDRESSES}
+    assert len(seeds) == len(ADDRESSES)
+    assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_seeds_use_all_of_their_bits():

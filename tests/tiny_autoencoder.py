@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from fluxsmith.autoencoder.flux_ae import FluxAutoencoder
-from fluxsmith.autoencoder.flux_files import file_metadata
+from fluxsmith.autoencoder.flux_files import Settings, build
 from fluxsmith.autoencoder.network import AutoencoderNetwork, AutoencoderParams
-from fluxsmith.tensorfile import write_tensors
+from fluxsmith.storage.tensor_files import read_with_settings, write_tensors
 
 TINY = AutoencoderParams(ch=32, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=4)  # factor 4
 
@@ -29,18 +28,16 @@ def tiny_autoencoder(params: AutoencoderParams = TINY, **settings: float) -> Flu
     return FluxAutoencoder(tiny_network(params), **settings)
 
 
+def file_metadata(autoencoder: FluxAutoencoder) -> dict[str, str]:
+    """The shift and scale that a single file carries beside its weights."""
+    return {"shift_factor": repr(autoencoder.shift), "scaling_factor": repr(autoencoder.scale)}
+
+
+def read_autoencoder(path: Path) -> FluxAutoencoder:
+    return build(Settings(str(path)), "cpu", read_with_settings)
+
+
 def save_autoencoder(path: Path, params: AutoencoderParams = TINY, seed: int = 0) -> Path:
     """A single file under BFL's names."""
     write_tensors(path, tiny_network(params, seed).state_dict(), {})
-    return path
-
-
-@torch.no_grad()
-def save_standardised(path: Path, images: Tensor) -> Path:
-    """A single file likewise, with the shift and scale that give these images' latents mean 0 and
-    variance 1, as FLUX.1's have: those of random weights are small."""
-    network = tiny_network()
-    latents = network.encoder(images)[:, : TINY.z_channels]
-    own = FluxAutoencoder(network, shift=latents.mean().item(), scale=1 / latents.std().item())
-    write_tensors(path, network.state_dict(), file_metadata(own))
     return path

@@ -4,7 +4,7 @@ import hashlib
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fluxsmith.autoencoder.network import AutoencoderNetwork
 from fluxsmith.autoencoder.tiling import tiled
@@ -23,7 +23,6 @@ class FluxAutoencoder:
     def __init__(
         self,
         network: AutoencoderNetwork,
-        *,
         shift: float = SHIFT,
         scale: float = SCALE,
         tile_size: int = 0,
@@ -38,29 +37,18 @@ class FluxAutoencoder:
         self.tile = max(1, tile_size // self.factor) if tile_size else 0
         self.max_batch = max_batch
 
-    def to(self, device: torch.device | str) -> "FluxAutoencoder":
-        self.network.to(device)
-        return self
-
     @torch.no_grad()
-    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(b, c, H, W) in [-1, 1] -> (b, z, H/f, W/f): the mean of each latent, or with a
-        generator a draw from its normal distribution."""
-        pieces = images.float().split(self.max_batch or len(images))
-        moments = torch.cat([self._moments(piece) for piece in pieces])
-        latents, log_variance = moments.chunk(2, dim=1)
-        if generator is not None:
-            noise = torch.randn(latents.shape, generator=generator, device=generator.device)
-            # The bounds are latent diffusion's, for variances that no float could hold.
-            deviation = torch.exp(log_variance.clamp(-30, 20) / 2)
-            latents = latents + deviation * noise.to(latents.device)
-        return (latents - self.shift) * self.scale
+    def encode(self, images: Tensor) -> Tensor:
+        """(b, c, H, W) in [-1, 1] -> (b, z, H/f, W/f): the mean of each latent."""
+        moments = self._in_pieces(self.network.encoder, images.float(), unit=self.factor, to=1)
+        means, _ = moments.chunk(2, dim=1)
+        return (means - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """(b, z, h, w) -> (b, c, f h, f w) in about [-1, 1]."""
         z = latents.float() / self.scale + self.shift
-        return torch.cat([self._pictures(piece) for piece in z.split(self.max_batch or len(z))])
+        return self._in_pieces(self.network.decoder, z, unit=1, to=self.factor)
 
     @cached_property
     def digest(self) -> str:
@@ -71,12 +59,6 @@ class FluxAutoencoder:
             found.update(tensor.cpu().contiguous().numpy().tobytes())
         return found.hexdigest()[:16]
 
-    def _moments(self, images: Tensor) -> Tensor:
-        encoder = self.network.encoder
-        if not self.tile:
-            return encoder(images)
-        return tiled(encoder, images, self.tile, unit=self.factor, to=1)
-
-    def _pictures(self, z: Tensor) -> Tensor:
-        decoder = self.network.decoder
-        return tiled(decoder, z, self.tile, unit=1, to=self.factor) if self.tile else decoder(z)
+    def _in_pieces(self, code: nn.Module, x: Tensor, unit: int, to: int) -> Tensor:
+        pieces = x.split(self.max_batch or len(x))
+        return torch.cat([tiled(code, piece, self.tile, unit, to) for piece in pieces])

@@ -1,16 +1,23 @@
 """FLUX.1's autoencoder from files, and its names in diffusers: ae.safetensors or a vae/ folder."""
 
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from textwrap import shorten
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from fluxsmith.autoencoder.flux_ae import SCALE, SHIFT, FluxAutoencoder
-from fluxsmith.autoencoder.network import GROUPS, AutoencoderNetwork, empty_network, params_of
+from fluxsmith.autoencoder.network import GROUPS, AutoencoderNetwork, AutoencoderParams
 from fluxsmith.errors import UserError
-from fluxsmith.tensorfile import read_json, read_metadata, read_tensors
+
+# Reads a file or folder: its tensors, and the settings that are stored with them.
+Reader = Callable[[Path], tuple[dict[str, Tensor], Mapping[str, Any]]]
+Count = Annotated[int, Interval(ge=0, le=10**9)]
 
 # Part of BFL's name, and of diffusers'. Levels of the decoder are counted from the other end there.
 _NAMES = (
@@ -28,24 +35,46 @@ _NAMES = (
 )
 
 
-def read_autoencoder(
-    path: str | Path, *, tile_size: int = 0, max_batch: int = 0
+@dataclass(frozen=True)
+class Settings:
+    LOCAL: ClassVar = ("weights", "tile_size", "max_batch")
+
+    weights: Annotated[str, "The file of its weights, ae.safetensors, or a diffusers vae/ folder."]
+    tile_size: Annotated[
+        Count, "Larger pictures are coded in overlapping tiles of so many pixels; 0: never."
+    ] = 0
+    max_batch: Annotated[Count, "Pictures coded at once, to save memory; 0: the whole batch."] = 0
+
+
+def build(
+    settings: Settings, device: torch.device | str, read: Reader, image_channels: int = 3
 ) -> FluxAutoencoder:
-    """From BFL's file, from a diffusers vae/ folder, or from a folder with vae/ in it."""
-    path = Path(path)
+    """From BFL's file, from a diffusers vae/ folder, or from a folder with vae/ in it. Its weights
+    decide the number of image channels."""
+    path = Path(settings.weights)
     if (path / "vae").is_dir():
         path = path / "vae"
-    weights = read_tensors(path)
-    settings = _settings(path)
+    weights, beside = read(path)
+    groups = beside.get("norm_num_groups", GROUPS)
+    if groups != GROUPS:
+        raise UserError(f"{path} has group norms of {groups} groups; FLUX.1's have {GROUPS}")
     if any(".down_blocks." in name for name in weights):
-        weights = from_diffusers(weights, str(path))
-    network = _filled(weights, str(path))
-    return FluxAutoencoder(network, **settings, tile_size=tile_size, max_batch=max_batch)
-
-
-def file_metadata(autoencoder: FluxAutoencoder) -> dict[str, str]:
-    """What a single file must say beside its weights."""
-    return {"shift_factor": repr(autoencoder.shift), "scaling_factor": repr(autoencoder.scale)}
+        weights = from_diffusers(weights)
+    try:
+        with torch.device("meta"):
+            network = AutoencoderNetwork(infer_params(weights))
+        float32 = {name: tensor.to(device, torch.float32) for name, tensor in weights.items()}
+        network.load_state_dict(float32, assign=True)
+        shift, scale = (
+            default if beside.get(key) is None else float(beside[key])
+            for key, default in (("shift_factor", SHIFT), ("scaling_factor", SCALE))
+        )
+    except (LookupError, ArithmeticError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"{path} doesn't hold FLUX.1's autoencoder ({shorten(str(error), 300)}); give its "
+            f"ae.safetensors or vae/ folder"
+        ) from None
+    return FluxAutoencoder(network, shift, scale, settings.tile_size, settings.max_batch)
 
 
 def diffusers_config(autoencoder: FluxAutoencoder) -> dict[str, Any]:
@@ -54,16 +83,13 @@ def diffusers_config(autoencoder: FluxAutoencoder) -> dict[str, Any]:
     levels = len(params.ch_mult)
     return {
         "_class_name": "AutoencoderKL",
-        "act_fn": "silu",
         "block_out_channels": [params.ch * m for m in params.ch_mult],
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "force_upcast": True,
         "in_channels": params.in_channels,
         "out_channels": params.in_channels,
         "latent_channels": params.z_channels,
         "layers_per_block": params.num_res_blocks,
-        "mid_block_add_attention": True,
         "norm_num_groups": GROUPS,
         "sample_size": 1024,
         "scaling_factor": autoencoder.scale,
@@ -83,13 +109,8 @@ def to_diffusers(network: AutoencoderNetwork) -> dict[str, Tensor]:
     return renamed
 
 
-def from_diffusers(weights: dict[str, Tensor], origin: str) -> dict[str, Tensor]:
+def from_diffusers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of diffusers' AutoencoderKL under BFL's names."""
-    if "quant_conv.weight" in weights:
-        raise UserError(
-            f"{origin} is an autoencoder with quant_conv, such as Stable Diffusion's; FLUX.1's has "
-            f"none: give FLUX.1's ae.safetensors or vae/ folder"
-        )
     levels = len({name.split(".")[2] for name in weights if ".down_blocks." in name})
     back = tuple((theirs, ours) for ours, theirs in _NAMES)
     renamed = {}
@@ -114,43 +135,17 @@ def _is_projection(name: str) -> bool:
     return ".attentions." in name and ".to_" in name and name.endswith("weight")
 
 
-def _settings(path: Path) -> dict[str, float]:
-    """Shift and scale: those that stand beside the weights, else FLUX.1's."""
-    if path.is_dir() and (path / "config.json").is_file():
-        found = read_json(path / "config.json")
-        groups = found.get("norm_num_groups", GROUPS)
-        if groups != GROUPS:
-            raise UserError(f"{path} has group norms of {groups} groups; FLUX.1's have {GROUPS}")
-    else:
-        found = dict(read_metadata(path))
-    try:
-        shift, scale = found.get("shift_factor"), found.get("scaling_factor")
-        return {
-            "shift": SHIFT if shift is None else float(shift),
-            "scale": SCALE if scale is None else float(scale),
-        }
-    except (TypeError, ValueError):
-        raise UserError(f"{path}: shift_factor and scaling_factor must be numbers") from None
-
-
-def _filled(weights: dict[str, Tensor], origin: str) -> AutoencoderNetwork:
-    """A network with these weights, in float32; a UserError says what doesn't fit."""
-    try:
-        network = empty_network(params_of(weights))
-    except (KeyError, ValueError) as error:
-        reason = f"it lacks {error.args[0]}" if isinstance(error, KeyError) else error
-        raise UserError(
-            f"{origin} is not FLUX.1's autoencoder ({reason}); give its ae.safetensors or its vae/ "
-            f"folder"
-        ) from None
-    own = network.state_dict()
-    wrong = sorted(own.keys() ^ weights.keys()) or sorted(
-        name for name in own if own[name].shape != weights[name].shape
+def infer_params(weights: dict[str, Tensor]) -> AutoencoderParams:
+    """The sizes of weights under BFL's names; raises various errors for other weights."""
+    first = weights["encoder.conv_in.weight"]  # (ch, in_channels, 3, 3)
+    ch = first.shape[0]
+    levels = {name.split(".")[2] for name in weights if name.startswith("encoder.down.")}
+    blocks = {name.split(".")[4] for name in weights if name.startswith("encoder.down.0.block.")}
+    widths = [weights[f"encoder.down.{i}.block.0.conv1.weight"] for i in range(len(levels))]
+    return AutoencoderParams(
+        in_channels=first.shape[1],
+        ch=ch,
+        ch_mult=tuple(weight.shape[0] // ch for weight in widths),
+        num_res_blocks=len(blocks),
+        z_channels=weights["decoder.conv_in.weight"].shape[1],
     )
-    if wrong:
-        raise UserError(
-            f"{origin} is not FLUX.1's autoencoder: {len(wrong)} tensors don't fit, first "
-            f"{', '.join(wrong[:3])}; give its ae.safetensors or vae/ folder"
-        )
-    network.load_state_dict({name: t.to(torch.float32) for name, t in weights.items()}, assign=True)
-    return network

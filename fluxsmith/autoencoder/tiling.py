@@ -12,26 +12,24 @@ def tiled(code: Callable[[Tensor], Tensor], x: Tensor, tile: int, unit: int, to:
 
     Sizes count cells: a cell is `unit` pixels a side in x and `to` pixels a side in the result, so
     an encoder of factor 8 has unit 8 and to 1, its decoder unit 1 and to 8. Tiles of `tile` cells
-    overlap by a quarter or more; where they do, each one's weight falls linearly towards its edge,
-    so the result has no step anywhere.
+    overlap by a quarter or more. In an overlap each tile's weight falls linearly towards its edge,
+    so that no seam is visible. A tile of 0 is the whole picture.
     """
     rows, columns = x.shape[2] // unit, x.shape[3] // unit
-    if rows <= tile and columns <= tile:
+    if not tile or (rows <= tile and columns <= tile):
         return code(x)
     height, width = min(tile, rows), min(tile, columns)
-    window = _ramp(height * to)[:, None] * _ramp(width * to)[None, :]
-    window = window.to(x.device)
-    total = weight = None
+    window = torch.outer(_ramp(height * to), _ramp(width * to)).to(x.device)
+    total = weight = torch.zeros(())
     for top, left in product(_starts(rows, tile), _starts(columns, tile)):
         part = code(x[..., top * unit : (top + height) * unit, left * unit : (left + width) * unit])
-        if total is None or weight is None:
+        if not total.ndim:  # the first tile tells the number of channels
             total = part.new_zeros(*part.shape[:2], rows * to, columns * to)
             weight = part.new_zeros(rows * to, columns * to)
-        down, across = _span(top, height, to), _span(left, width, to)
+        down = slice(top * to, (top + height) * to)
+        across = slice(left * to, (left + width) * to)
         total[:, :, down, across] += part * window
         weight[down, across] += window
-    assert total is not None
-    assert weight is not None
     return total.div_(weight)
 
 
@@ -42,10 +40,6 @@ def _starts(cells: int, tile: int) -> list[int]:
     step = max(1, tile - tile // 4)
     n = 1 + -((tile - cells) // step)  # tiles needed
     return [round(i * (cells - tile) / (n - 1)) for i in range(n)]
-
-
-def _span(start: int, cells: int, to: int) -> slice:
-    return slice(start * to, (start + cells) * to)
 
 
 def _ramp(n: int) -> Tensor:

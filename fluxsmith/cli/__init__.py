@@ -1,5 +1,4 @@
-"""The command line: one command a file. Commands import what they need when they run, so that
---help is quick."""
+"""The command line: commands import what they need when they run, so that --help is quick."""
 
 from fluxsmith.cli.entry import main
 

@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
-from fluxsmith.cli.options import ConfigFile, JsonFile, Overrides, this_command
+from fluxsmith.cli.options import ConfigFile, JsonFile, Overrides
 from fluxsmith.errors import UserError
+
+OTHERS = "diffusers", "lesson", "plain"
 
 
 def bench(
@@ -23,28 +25,16 @@ def bench(
     profile: Annotated[
         Path | None, typer.Option(help="Write a table and a trace of where the time goes here.")
     ] = None,
-) -> None:
+) -> int:
     """Measure how fast training and sampling are on this machine."""
-    from fluxsmith.benchmark.profile import profile_step
-    from fluxsmith.benchmark.run import OPPONENTS
-    from fluxsmith.benchmark.run import bench as run
+    from fluxsmith.cli.benchmark.benchmark import bench as run
+    from fluxsmith.cli.benchmark.benchmark import profile_step
     from fluxsmith.config import read_config
 
     for name in against or []:
-        if name not in OPPONENTS:
-            raise UserError(f"--against {name}: must be one of {', '.join(OPPONENTS)}")
-    settings = read_config(config, overrides or [])
+        if name not in OTHERS:
+            raise UserError(f"--against {name}: must be one of {', '.join(OTHERS)}")
     if profile is not None:
-        profile_step(settings, profile)
-        return
-    run(
-        settings,
-        config,
-        overrides or [],
-        against or [],
-        rounds=rounds,
-        steps=steps,
-        pictures=pictures,
-        command=this_command(),
-        json_file=json_file,
-    )
+        profile_step(read_config(config, overrides or []), profile)
+        return 0
+    return run((config, overrides or []), against or [], rounds, steps, pictures, json_file)

@@ -2,14 +2,10 @@
 
 import typer
 
-from fluxsmith.cli import config
 from fluxsmith.cli.bench import bench
-from fluxsmith.cli.compare import compare
-from fluxsmith.cli.data import data
-from fluxsmith.cli.encode import encode
-from fluxsmith.cli.evaluate import evaluate
-from fluxsmith.cli.export import export
-from fluxsmith.cli.import_ import import_
+from fluxsmith.cli.config import data, encode, schema, show
+from fluxsmith.cli.evaluate import compare, evaluate
+from fluxsmith.cli.exchange import export, import_
 from fluxsmith.cli.sample import sample
 from fluxsmith.cli.train import train
 
@@ -20,17 +16,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(train)
-app.command()(encode)
-app.command()(sample)
-app.command("import")(import_)
-app.command()(export)
-app.command()(evaluate)
-app.command()(compare)
-app.command()(data)
-app.command()(bench)
+for command in (train, encode, sample, import_, export, evaluate, compare, data, bench):
+    app.command(command.__name__.rstrip("_"))(command)
 
 config_app = typer.Typer(help="Look at configs.", no_args_is_help=True)
-config_app.command()(config.show)
-config_app.command()(config.schema)
+config_app.command()(show)
+config_app.command()(schema)
 app.add_typer(config_app, name="config")

@@ -1,4 +1,7 @@
-"""`fluxsmith config show` and `fluxsmith config schema`."""
+"""`fluxsmith config show` and `schema`, `fluxsmith data` and `fluxsmith encode`."""
+
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -18,3 +21,24 @@ def schema() -> None:
     from fluxsmith.config import json_schema
 
     typer.echo(json_schema(), nl=False)
+
+
+def data(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Write a contact sheet here, a PNG.")] = None,
+) -> None:
+    """Look at a data set as the model will see it."""
+    from fluxsmith.cli.dataset_sheet import dataset_sheet
+    from fluxsmith.config import read_config
+
+    dataset_sheet(read_config(config, overrides or []), out)
+
+
+def encode(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Encode a config's captions once, so that training need not load the text encoders."""
+    from fluxsmith.config import read_config
+    from fluxsmith.training.caption_encoding import encode_captions
+
+    for line in encode_captions(read_config(config, overrides or [])):
+        typer.echo(line)

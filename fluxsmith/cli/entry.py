@@ -9,13 +9,15 @@ from typing import NoReturn
 import typer
 
 from fluxsmith.cli.commands import app
+from fluxsmith.cli.options import TYPED
 from fluxsmith.errors import UserError
-from fluxsmith.threads import fit_threads
+from fluxsmith.kernels.threads import fit_threads
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point: a user's mistake is a line and exit code 2, Ctrl-C is 130."""
     fit_threads()
+    TYPED.set(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what it can't encode
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

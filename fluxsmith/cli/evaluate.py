@@ -1,5 +1,6 @@
-"""`fluxsmith evaluate`."""
+"""`fluxsmith evaluate` and `fluxsmith compare`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,21 +12,21 @@ from fluxsmith.cli.options import (
     Device,
     Guidance,
     JsonFile,
+    Kernels,
     Report,
     Seed,
     Solver,
     Steps,
     Weights,
     Where,
-    compile_drawing,
-    graph_drawing,
+    can_compile,
     this_command,
 )
 
 
 def evaluate(
     checkpoint: Checkpoint,
-    num_samples: Annotated[int, typer.Option(min=2, help="Pictures to draw and judge.")] = 1000,
+    num_samples: Annotated[int, typer.Option(min=2, help="Pictures to draw and measure.")] = 1000,
     steps: Steps = None,
     guidance: Guidance = None,
     solver: Solver = None,
@@ -38,15 +39,17 @@ def evaluate(
     report: Report = None,
     compile_: Compile = False,
     cuda_graphs: CudaGraphs = False,
+    kernels: Kernels = "auto",
     device: Device = "auto",
     where: Where = None,
 ) -> None:
     """Measure a trained model against its data set."""
-    from fluxsmith.checkpoint import newest
     from fluxsmith.evaluation.evaluators import named
-    from fluxsmith.evaluation.run import evaluate as run
-    from fluxsmith.evaluation.settings import Settings
+    from fluxsmith.evaluation.measurement import evaluate as run
+    from fluxsmith.evaluation.samples import Settings
     from fluxsmith.pipeline import Pipeline
+    from fluxsmith.sampling.generate import Sampler
+    from fluxsmith.storage.checkpoint import newest
 
     path = newest(checkpoint)
     pipeline = Pipeline.from_checkpoint(path, device=device, weights=weights, overrides=where or ())
@@ -58,17 +61,47 @@ def evaluate(
         solver=solver,
         seed=seed,
     )
-    if compile_:
-        compile_drawing(pipeline)
-    if cuda_graphs:
-        graph_drawing(pipeline)
-    run(
+    sampler = Sampler(
         pipeline,
+        kernels=kernels,
+        compile=compile_ and can_compile(pipeline),
+        cuda_graphs=cuda_graphs,
+    )
+    run(
+        sampler,
         settings,
         named(metrics),
         checkpoint=path,
         weights=weights,
         command=this_command(),
         json_file=json_file,
+        report=report,
+    )
+
+
+def compare(
+    checkpoints: Annotated[
+        list[Path], typer.Argument(metavar="A B [C ...]", help="Checkpoints or runs' folders.")
+    ],
+    num_samples: Annotated[int, typer.Option(min=2, help="Pictures of each model.")] = 1000,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    weights: Weights = "ema",
+    report: Report = None,
+    device: Device = "auto",
+) -> None:
+    """Compare models on the same prompts and noise, and say which differences are real."""
+    from fluxsmith.evaluation.comparison import compare as run
+
+    run(
+        checkpoints,
+        num_samples=num_samples,
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+        weights=weights,
+        device=device,
+        command=this_command(),
         report=report,
     )

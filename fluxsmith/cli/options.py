@@ -1,9 +1,10 @@
 """Arguments and options that several commands share, each explained once."""
 
 import shlex
-import sys
+from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,13 +21,15 @@ Checkpoint = Annotated[
 ]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale; 1 is off.")]
 Seed = Annotated[int, typer.Option(help="Equal seeds draw equal pictures.")]
-Solver = Annotated[str | None, typer.Option(help="euler, heun or midpoint.")]
+Solver = Annotated[str | None, typer.Option(help="euler, heun, midpoint or adams2.")]
 Steps = Annotated[int | None, typer.Option(help="Solver steps.")]
 Weights = Annotated[str, typer.Option(help="ema or model.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Where = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Where files lie now: text.t5=FOLDER."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Where files lie now: text.t5=FOLDER; any of a config."
+    ),
 ]
 Compile = Annotated[
     bool, typer.Option("--compile", help="Compile the network first: for thousands of pictures.")
@@ -35,42 +38,37 @@ CudaGraphs = Annotated[
     bool,
     typer.Option("--cuda-graphs", help="Capture the network as CUDA graphs: for small ones."),
 ]
+Kernels = Annotated[
+    Literal["auto", "off"],
+    typer.Option(help="Our quicker code where the machine has it; off: plain PyTorch."),
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures here.")]
 Report = Annotated[Path | None, typer.Option(help="Write a page that shows it all here.")]
 
 
+TYPED: ContextVar[Sequence[str]] = ContextVar("typed")  # what follows the program's name
+
+
 def this_command() -> str:
-    """The command line as it was typed, for what reports say of themselves."""
-    return shlex.join(["fluxsmith", *sys.argv[1:]])
+    """The command line as it was typed, to be repeated."""
+    return shlex.join(["fluxsmith", *TYPED.get()])
 
 
-def compile_drawing(pipeline: "Pipeline") -> None:
-    """Has the pipeline draw with compiled blocks, or says why it can't."""
-    from fluxsmith.compiling import prepare_compiling
+def drawing_command(checkpoint: Path, found: Path) -> str:
+    """The same for a drawing, wherever it is written to: with the checkpoint's file in place of its
+    run's folder, and without --out."""
+    typed = list(TYPED.get())
+    if "--out" in typed:
+        at = typed.index("--out")
+        del typed[at : at + 2]
+    kept = [word for word in typed if not word.startswith("--out=")]
+    return shlex.join(["fluxsmith", *(str(found) if w == str(checkpoint) else w for w in kept)])
 
-    _check_resident(pipeline, "--compile")
+
+def can_compile(pipeline: "Pipeline") -> bool:
+    """Whether the network can be compiled for drawing; says why where it can't."""
+    from fluxsmith.kernels.compiling import prepare_compiling
+
     if reason := prepare_compiling(pipeline.device):
         typer.echo(f"compile     not possible here, so drawing is slower: {reason}")
-        return
-    pipeline.compiles = True
-
-
-def graph_drawing(pipeline: "Pipeline") -> None:
-    """Has the pipeline draw by CUDA graphs; a UserError where there can be none."""
-    from fluxsmith.errors import UserError
-    from fluxsmith.graphs import CudaCapture
-    from fluxsmith.pipeline.graphed import GraphedVelocity
-
-    if pipeline.device.type != "cuda":
-        raise UserError(
-            f"--cuda-graphs needs a CUDA GPU, and this is {pipeline.device}; leave it out"
-        )
-    _check_resident(pipeline, "--cuda-graphs")
-    pipeline.graphed = GraphedVelocity(pipeline, CudaCapture(pipeline.device))
-
-
-def _check_resident(pipeline: "Pipeline", option: str) -> None:
-    from fluxsmith.errors import UserError
-
-    if any(block._forward_pre_hooks for block in pipeline.network.blocks):
-        raise UserError(f"{option} needs blocks that stay on the device; add --offload none")
+    return not reason

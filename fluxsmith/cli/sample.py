@@ -1,6 +1,7 @@
 """`fluxsmith sample`."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,15 +12,14 @@ from fluxsmith.cli.options import (
     CudaGraphs,
     Device,
     Guidance,
+    Kernels,
     Seed,
     Solver,
-    compile_drawing,
-    graph_drawing,
+    Where,
+    can_compile,
+    drawing_command,
 )
 from fluxsmith.errors import UserError
-
-# Options that say where a part of the model lies, and the keys of the config they stand for.
-PLACES = {"--autoencoder": "autoencoder.weights", "--clip": "text.clip", "--t5": "text.t5"}
 
 
 def sample(
@@ -65,15 +65,9 @@ def sample(
     ] = "auto",
     compile_: Compile = False,
     cuda_graphs: CudaGraphs = False,
+    kernels: Kernels = "auto",
     device: Device = "auto",
-    where: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Where a checkpoint's files lie now: text.t5=FOLDER; any setting of a config.",
-        ),
-    ] = None,
+    where: Where = None,
     config: Annotated[
         Path | None, typer.Option(help="Its sample section holds, and the model must be its own.")
     ] = None,
@@ -82,94 +76,68 @@ def sample(
     from fluxsmith.config import read_config
     from fluxsmith.config.comparing import MODEL, check_same
     from fluxsmith.device import peak_memory
-    from fluxsmith.drawing import Request, check_request, default_folder, draw
-    from fluxsmith.evaluation.cheapest import cheapest_setting
-    from fluxsmith.interop.opening import open_pipeline
+    from fluxsmith.evaluation.evaluators.sweep import cheapest_setting
+    from fluxsmith.interop.open_pipeline import open_pipeline
     from fluxsmith.pipeline import Pipeline
-    from fluxsmith.starting import read_edit
+    from fluxsmith.sampling.edit import read_edit
+    from fluxsmith.sampling.generate import Drawing, Sampler
+    from fluxsmith.sampling.request import choose_prompts, default_folder, write_drawing
 
-    whole = whole_number("--steps", steps) if steps not in (None, "auto") else None
+    try:
+        number = None if steps in (None, "auto") else int(steps or "")
+    except ValueError:
+        raise UserError(f"--steps {steps}: must be a whole number or auto") from None
+    if (height is None) != (width is None):  # the other would be a guess
+        raise UserError("--height and --width go together; give both, or none for the config's")
+    shape = None if height is None or width is None else (height, width)
     expected = read_config(config) if config else None
-    places = {"--autoencoder": autoencoder, "--clip": clip, "--t5": t5}
-    moved = [f"{PLACES[name]}={json.dumps(place)}" for name, place in places.items() if place]
-    given = {
-        **places,
-        "--height": height,
-        "--width": width,
-        "--init-image": init_image,
-        "--strength": strength,
-        "--mask": mask,
-        "--dtype": dtype,
-        "--batch-size": batch_size,
-        "--offload": None if offload == "auto" else offload,
-    }
+    places = {"autoencoder.weights": autoencoder, "text.clip": clip, "text.t5": t5}
+    moved = [f"{key}={json.dumps(place)}" for key, place in places.items() if place]
 
-    def requested(pipeline: Pipeline, path: Path) -> Request:
+    drawings: list[Drawing] = []
+
+    def plan(pipeline: Pipeline, path: Path) -> Sequence[str]:
+        """Every mistake in what was asked for comes up here, before anything large is loaded."""
+        settings = pipeline.config.sample
         if expected:
             check_same(pipeline.config, expected, MODEL, str(path))
-            pipeline.config = pipeline.config.model_copy(update={"sample": expected.sample})
-        settings = pipeline.config.sample
+            settings = expected.sample
         if steps == "auto":
             settings = settings.model_copy(update=cheapest_setting(path, weights))
-        edit, size = read_edit(pipeline, init_image, strength, mask, picture_size(height, width))
-        return Request(
-            checkpoint=path,
-            prompts=tuple(prompt or ()),
-            num_samples=num_samples,
-            steps=settings.steps if whole is None else whole,
-            guidance=settings.guidance if guidance is None else guidance,
-            solver=solver or settings.solver,
+        edit, size = read_edit(pipeline, init_image, strength, mask, shape)
+        drawing = Sampler(pipeline, settings).plan(
+            choose_prompts(pipeline, prompt or (), num_samples, seed, settings.num_samples),
+            steps=number,
+            guidance=guidance,
+            solver=solver,
             seed=seed,
-            weights=weights,
             size=size,
-            batch_size=batch_size,
             edit=edit,
-            options={option: str(value) for option, value in given.items() if value is not None},
-            filmstrip=filmstrip,
-            gif=gif,
-            device=device,
-            config=config,
-            where=tuple(where or ()),
-            compiles=compile_,
-            graphs=cuda_graphs,
+            batch_size=batch_size,
         )
+        drawings.append(drawing)
+        return drawing.prompts
 
     pipeline, path = open_pipeline(
         checkpoint,
-        lambda pipeline, path: check_request(pipeline, requested(pipeline, path)),
+        plan,
         weights=weights,
         device=expected.device if expected and device == "auto" else device,
         dtype=dtype,
         offload=offload,
         overrides=[*moved, *(where or ())],
     )
-    if compile_:
-        compile_drawing(pipeline)
-    if cuda_graphs:
-        graph_drawing(pipeline)
-    drawn = draw(pipeline, requested(pipeline, path), out or default_folder(pipeline, path))
-    typer.echo(f"grid        {drawn.grid}")
-    typer.echo(f"prompts     {drawn.prompts}")
-    typer.echo(f"pictures    {drawn.pictures}/")
-    if drawn.filmstrip:
-        typer.echo(f"filmstrip   {drawn.filmstrip}")
-    if drawn.gif:
-        typer.echo(f"animation   {drawn.gif}")
+    sampler = Sampler(
+        pipeline,
+        expected.sample if expected else None,
+        kernels=kernels,
+        compile=compile_ and can_compile(pipeline),
+        cuda_graphs=cuda_graphs,
+    )
+    command = drawing_command(checkpoint, path)
+    folder = out or default_folder(pipeline, path)
+    written = write_drawing(sampler, drawings[-1], folder, command, filmstrip=filmstrip, gif=gif)
+    for what, path in written.items():
+        typer.echo(f"{what:<11} {path}")
     if (peak := peak_memory(pipeline.device)) is not None:
         typer.echo(f"peak memory {peak / 2**30:.2f} GiB")
-
-
-def picture_size(height: int | None, width: int | None) -> tuple[int, int] | None:
-    """(height, width); one alone is a mistake, for the other would be a guess."""
-    if height is None and width is None:
-        return None
-    if height is None or width is None:
-        raise UserError("--height and --width go together; give both, or none for the config's")
-    return height, width
-
-
-def whole_number(option: str, text: str | None) -> int:
-    try:
-        return int(text or "")
-    except ValueError:
-        raise UserError(f"{option} {text}: must be a whole number or auto") from None

@@ -24,10 +24,10 @@ def train(
     ] = None,
 ) -> None:
     """Train a model."""
-    from fluxsmith.allocator import keep_freed_memory
     from fluxsmith.config import read_config
     from fluxsmith.device import pick_device
-    from fluxsmith.evaluation.during_training import during_training
+    from fluxsmith.evaluation.measurement import during_training
+    from fluxsmith.kernels.memory import keep_freed_memory
     from fluxsmith.training.run import train as run
 
     settings = read_config(config, overrides or [])

@@ -2,36 +2,46 @@
 
 from typing import Any
 
-from fluxsmith.config.sections import RunConfig
+from fluxsmith.config.data_section import DataConfig
+from fluxsmith.config.kinds import section_of
+from fluxsmith.config.model_section import AutoencoderConfig, TextConfig
+from fluxsmith.config.run_config import RunConfig
 from fluxsmith.errors import UserError
 
 # What makes a model what it is, and what decides a run's course from its first step on.
 MODEL = ("data.source", "data.image_size", "data.channels", "text", "autoencoder", "model")
-COURSE = ("data", "text", "autoencoder", "model", "seed", "flow", "train.batch_size")
-WEIGHTS = ("data.channels", "text", "autoencoder", "model")  # what they fit and mean
-# Where files lie is not what they hold, nor does it matter how they are read and memory is saved;
-# pretrained encoders are told by their weights.
-FREE = (
-    "data.path", "data.test_path", "data.workers", "data.in_memory", "data.max_bad",
-    "autoencoder.weights", "autoencoder.tile_size", "autoencoder.max_batch",
-    "text.cache", "text.clip", "text.clip_device", "text.t5", "text.t5_device", "text.pretrained",
-    "text.pretrained_device",
+COURSE = (
+    "data", "text", "autoencoder", "model", "seed", "objective", "flow", "train.batch_size",
+    "train.optimiser",
 )  # fmt: skip
+WEIGHTS = ("data.channels", "text", "autoencoder", "model")  # what they fit and mean
+
+
+def free_keys() -> list[str]:
+    """The keys that don't matter to a model: where its files lie, how they are read, how memory is
+    saved. Pretrained encoders and autoencoders are recognised by their weights."""
+    found = [
+        f"{section.NAME}.{key}"
+        for section in (DataConfig, AutoencoderConfig, TextConfig)
+        for kind in section.kinds()
+        for key in getattr(section_of(section, kind).KEYS, "LOCAL", ())
+    ]
+    return list(dict.fromkeys(found))
 
 
 def check_same(before: RunConfig, now: RunConfig, keys: tuple[str, ...], origin: str) -> None:
     """Raises a UserError that names the first setting below `keys` in which they differ."""
-    then = _flat(before.model_dump())
+    then, free = _flat(before.model_dump()), free_keys()
     for key, value in _flat(now.model_dump()).items():
-        if _below(key, keys) and key not in FREE and then[key] != value:
+        if _below(key, keys) and key not in free and then.get(key) != value:
             fork = (
                 ""
                 if _below(key, WEIGHTS) or keys != COURSE
                 else f", or start a new run from its weights with --fork {origin}"
             )
             raise UserError(
-                f"{key}={value}: {origin} was trained with {key}={then[key]}; set it back, or use "
-                f"a checkpoint that fits this config{fork}"
+                f"{key}={value}: {origin} was trained with {key}={then.get(key)}; set it back, or "
+                f"use a checkpoint that fits this config{fork}"
             )
 
 

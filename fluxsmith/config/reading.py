@@ -10,16 +10,18 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from fluxsmith.config.sections import RunConfig
+from fluxsmith.config.kinds import KindSection, section_of
+from fluxsmith.config.run_config import RunConfig
 from fluxsmith.errors import UserError
-from fluxsmith.nesting import written_out
 
 LONGEST = 200_000  # characters of a config; PyYAML reads about as many in a second
-MOST_VALUES = 10_000
+
+# What PyYAML raises for deep nesting, and for scalars that only look like dates or numbers.
+UNEXPECTED = RecursionError, ValueError, LookupError, AttributeError, TypeError
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data only, with YAML 1.2's floats (2e-4 is one) and no key given twice."""
+    """Plain data only, with YAML 1.2's floats (2e-4 is one), 1e4 for 10000, no key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -32,7 +34,12 @@ class _Loader(yaml.SafeLoader):
             seen.add(key if isinstance(key, str) else None)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        value = super().construct_yaml_float(node)
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
@@ -69,8 +76,6 @@ def with_overrides(
 
 def build_config(data: Mapping[str, Any], origin: str) -> RunConfig:
     """A RunConfig from plain data; a UserError with one line for each mistake."""
-    if written_out(data, MOST_VALUES) > MOST_VALUES:
-        raise UserError(f"{origin}: a config has no more than {MOST_VALUES:,} values")
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
@@ -98,30 +103,9 @@ def _parse(text: str, complaint: str) -> Any:
     if len(text) > LONGEST:
         raise UserError(f"{complaint}: it is longer than {LONGEST:,} characters")
     try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        small = node is None or written_out(node, MOST_VALUES, _parts) <= MOST_VALUES
-        data = loader.construct_document(node) if small and node is not None else None
-    except yaml.YAMLError as error:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, *UNEXPECTED) as error:
         raise UserError(f"{complaint}: {_yaml_problem(error)}") from None
-    except RecursionError:
-        raise UserError(f"{complaint}: it is nested too deeply") from None
-    except (ValueError, LookupError, AttributeError, TypeError) as error:
-        # PyYAML lets these through for scalars that only look like dates or numbers.
-        raise UserError(f"{complaint}: {' '.join(str(error).split())[:80]}") from None
-    if not small:
-        raise UserError(
-            f"{complaint}: it is nested too deeply, or its anchors make it larger than "
-            f"{MOST_VALUES:,} values"
-        )
-    return data
-
-
-def _parts(node: yaml.Node) -> list[yaml.Node] | None:
-    """What a YAML node consists of, keys included; None for a scalar."""
-    if isinstance(node, yaml.MappingNode):
-        return [part for pair in node.value for part in pair]
-    return node.value if isinstance(node, yaml.SequenceNode) else None
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
@@ -138,9 +122,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
         target = target[section]
         if not isinstance(target, dict):
             above = ".".join(sections[:depth])
-            if above in RunConfig.model_fields:
-                raise UserError(f"{above}={_short(target)}: must be a section of keys")
-            raise UserError(f"{_short(key)}: unknown key{_suggest_key(key)}")
+            raise UserError(f"{above}={_short(target)}: must be a section of keys")
     target[last] = value
 
 
@@ -154,29 +136,9 @@ def _line(error: Mapping[str, Any]) -> str:
         return f"{key}: missing; add it"
     if kind == "value_error":  # from our own checks, which name key, value and fix
         return str(context["error"])
-    return f"{key}={_short(value)}: {_fix(kind, context, error['msg'])}"
-
-
-def _fix(kind: str, context: Mapping[str, Any], message: str) -> str:
-    fixes = {
-        "int_type": "must be a whole number",
-        "int_parsing": "must be a whole number",
-        "float_type": "must be a number",
-        "bool_type": "must be true or false",
-        "string_type": "must be text; put it in quotes",
-        "list_type": "must be a list, such as [16, 24, 24]",
-        "model_type": "must be a section of keys",
-        "finite_number": "must be a finite number",
-        "greater_than": "must be above {gt}",
-        "greater_than_equal": "must be at least {ge}",
-        "less_than": "must be below {lt}",
-        "less_than_equal": "must be at most {le}",
-        "multiple_of": "must be a multiple of {multiple_of}",
-        "literal_error": "must be one of {expected}",
-        "too_short": "must have {min_length} entries",
-        "too_long": "must have {max_length} entries",
-    }
-    return fixes[kind].format(**context) if kind in fixes else message
+    if kind == "model_type":
+        return f"{key}={_short(value)}: must be a section of keys"
+    return f"{key}={_short(value)}: {error['msg'].replace('Input should be', 'must be')}"
 
 
 def _short(value: Any) -> str:
@@ -194,7 +156,11 @@ def _suggest_key(key: str) -> str:
 
 
 def all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a section."""
+    """Every dotted key of a section, those of all its kinds included."""
+    if issubclass(section, KindSection):
+        found = [key for kind in section.kinds() for key in section_of(section, kind).model_fields]
+        yield from (prefix + key for key in dict.fromkeys(found))
+        return
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from all_keys(field.annotation, f"{prefix}{name}.")
@@ -213,14 +179,12 @@ def _below_configs(path: Path) -> PurePath:
 
 def _suggest_config(path: Path) -> str:
     known = sorted(str(p) for p in Path("configs").glob("**/*.yaml"))
-    near = difflib.get_close_matches(str(path), known, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {near[0]}?"
-    return f"; there are {', '.join(known)}" if known else "; check the path"
+    near = difflib.get_close_matches(str(path), known, n=1, cutoff=0.0)
+    return f"; did you mean {near[0]}?" if near else "; check the path"
 
 
-def _yaml_problem(error: yaml.YAMLError) -> str:
+def _yaml_problem(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
-    return " ".join(str(error).split())
+    return " ".join(str(error).split())[:80]

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from fluxsmith.config.sections import RunConfig
+from fluxsmith.config.run_config import RunConfig
 
 _PLAIN = re.compile(r"[A-Za-z_/.][\w/.-]*[A-Za-z_]", re.ASCII)
 

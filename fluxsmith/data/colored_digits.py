@@ -1,8 +1,10 @@
-"""Digits painted in one of eight colours on one of eight backgrounds: a small world in which one
-can ask whether a model composes, for pairs of colour and digit can be kept out of training."""
+"""Digits painted in one of eight colours on one of eight backgrounds. Pairs of colour and digit can
+be kept out of training, to test whether a model composes."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from fluxsmith.data.captions import DIGIT_CLASSES, WORDS
 from fluxsmith.data.imageset import Classes, ImageSet
-from fluxsmith.data.settings import Split
+from fluxsmith.data.records import Split
 from fluxsmith.errors import UserError
 from fluxsmith.randomness import generator
 
@@ -39,21 +41,31 @@ PHRASINGS = (
 BASES = {"digits": ("fluxsmith.data.digits", 1, 8), "mnist": ("fluxsmith.data.mnist", 2, 1)}
 
 
-def load(
-    path: str | None,
-    split: Split,
-    *,
-    base: str = "digits",
-    hold_out: Sequence[Sequence[str | int]] = (),
-) -> ImageSet:
+@dataclass(frozen=True)
+class Settings:
+    LOCAL: ClassVar = ("path",)
+
+    path: Annotated[str | None, "Folder of MNIST's files; searched for by default."] = None
+    base: Annotated[Literal["digits", "mnist"], "The digits that are painted."] = "digits"
+    hold_out: Annotated[
+        list[list[str | int]],
+        "Pairs of colour and digit that training never sees, such as [red, 7].",
+    ] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.path is not None and self.base == "digits":
+            raise ValueError(f"path={self.path}: data.base=digits needs no files; remove the key")
+
+
+def load(settings: Settings, split: Split) -> ImageSet:
     """Images (n, 3, h, w): 10x10 of the embedded digits, 32x32 of MNIST's.
 
     A label is a triple of digit, ink and paper, a class is a digit. The pairs (ink, digit) in
     `hold_out` are left out of the split `train`, and in the split `test`.
     """
-    module, frame, times = BASES[base]
-    held_out = check_hold_out(hold_out)
-    digits: ImageSet = import_module(module).load(path, split)
+    module, frame, times = BASES[settings.base]
+    held_out = check_hold_out(settings.hold_out)
+    digits: ImageSet = import_module(module).load(settings, split)
     grey = F.pad(digits.images, (frame,) * 4).repeat(times, 1, 1, 1)  # (n, 1, h, w)
     digit = digits.labels.repeat(times)
     ink, paper = _colors(len(digits), times, split)
@@ -81,7 +93,7 @@ def paint(grey: Tensor, ink: Tensor, paper: Tensor) -> Tensor:
 
 
 def captions(digit: int, ink: int, paper: int) -> tuple[str, ...]:
-    """The ways to say what is in a picture."""
+    """All captions of a picture."""
     return tuple(
         phrasing.format(ink=COLORS[ink], paper=COLORS[paper], word=WORDS[digit], numeral=str(digit))
         for phrasing in PHRASINGS
@@ -89,7 +101,7 @@ def captions(digit: int, ink: int, paper: int) -> tuple[str, ...]:
 
 
 def check_hold_out(pairs: Sequence[Sequence[str | int]]) -> frozenset[tuple[int, int]]:
-    """The pairs as (ink, digit) by number; a UserError names the first that is none."""
+    """The pairs as numbers (ink, digit); a UserError names the first that is not valid."""
     found = set()
     for pair in pairs:
         color, digit = (str(part) for part in pair) if len(pair) == 2 else ("", "")

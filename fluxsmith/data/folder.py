@@ -2,91 +2,76 @@
 image, or a folder for each class."""
 
 import csv
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from fluxsmith.data.captions import TEMPLATES, from_template, no_templates
 from fluxsmith.data.pictures import ENDINGS
-from fluxsmith.data.records import TEST_SHARE, Record, indices_of_split
-from fluxsmith.data.settings import Split
+from fluxsmith.data.records import (
+    FileSettings,
+    InMemory,
+    Record,
+    Split,
+    Templates,
+    indices_of_split,
+    path_of,
+)
 from fluxsmith.errors import UserError
-from fluxsmith.nesting import parse_json
 
 METADATA = ("metadata.jsonl", "metadata.csv")
-LAYOUTS = (
-    "add metadata.jsonl or metadata.csv with file_name and text, or name.txt beside name.png, or "
-    "put the images into a folder for each class"
-)
+
+
+class FolderRecords(list[Record]):
+    """The images of a folder that belong to a split, in the order of their names."""
+
+    def __init__(self, classes: Sequence[str], records: Iterable[Record]) -> None:
+        super().__init__(records)
+        self.classes = classes
+
+    def captions(self) -> Sequence[tuple[str, ...]]:
+        return [record.captions for record in self]
 
 
 @dataclass(frozen=True)
-class FolderRecords:
-    """The images of a folder that belong to a split, in the order of their names."""
-
-    classes: Sequence[str]
-    records: Sequence[Record]
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Record:
-        return self.records[index]
-
-    def captions(self) -> Sequence[tuple[str, ...]]:
-        return [record.captions for record in self.records]
+class Settings(FileSettings):
+    caption_key: Annotated[str, "Key of the captions in a metadata file."] = "text"
+    templates: Templates = None
+    in_memory: InMemory = "auto"
 
 
-def load(
-    path: str | None,
-    split: Split,
-    *,
-    caption_key: str = "text",
-    templates: Sequence[str] | None = None,
-    test_share: float = TEST_SHARE,
-) -> FolderRecords:
+def load(settings: Settings, split: Split) -> FolderRecords:
     """The images in and below a folder.
 
-    The test images are those in its folder `test`; without one, a share of all, told by name. A
-    UserError says what is missing.
+    The test images are those in its folder `test`; without one, a share of all, chosen by name.
+    A UserError says what is missing.
     """
-    root = _root(path)
-    test = root / "test"
-    train = root / "train" if (root / "train").is_dir() and test.is_dir() else root
-    if not test.is_dir():
-        classes, records = _read(root, root, caption_key, templates, ())
-        chosen = indices_of_split([record.name for record in records], test_share, split)
-        return FolderRecords(classes, [records[i] for i in chosen])
-    classes, records = _read(train, root, caption_key, templates, (test,))
-    if split == "train":
-        return FolderRecords(classes, records)
-    own, records = _read(test, root, caption_key, templates, ())
-    if unknown := sorted(set(own) - set(classes)):
-        raise UserError(f"data.path={path}: the class {unknown[0]} is in test/ only; move it")
-    if bool(own) != bool(classes):
-        raise UserError(f"data.path={path}: only one of test/ and the rest has class folders")
-    place = [classes.index(name) for name in own]  # test/ may lack some of the classes
-    return FolderRecords(
-        classes, [r if r.label is None else replace(r, label=place[r.label]) for r in records]
-    )
-
-
-def _root(path: str | None) -> Path:
-    if path is None:
-        raise UserError("data.path: missing; name the folder with the images")
+    path = path_of(settings)
     root = Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f"data.path={path}: there is no such folder; correct it")
-    return root
+    test = root / "test"
+    train = root / "train" if (root / "train").is_dir() and test.is_dir() else root
+    if not test.is_dir():
+        classes, records = _read(root, root, settings)
+        chosen = indices_of_split([record.name for record in records], settings.test_share, split)
+        return FolderRecords(classes, (records[i] for i in chosen))
+    classes, records = _read(train, root, settings, without=test)
+    if split == "train":
+        return FolderRecords(classes, records)
+    own, records = _read(test, root, settings)
+    if unknown := sorted(set(own) - set(classes)):
+        raise UserError(f"data.path={path}: the class {unknown[0]} is in test/ only; move it")
+    place = [classes.index(name) for name in own]  # test/ may lack some of the classes
+    return FolderRecords(
+        classes, (r if r.label is None else replace(r, label=place[r.label]) for r in records)
+    )
 
 
 def _read(
-    folder: Path,
-    root: Path,
-    caption_key: str,
-    templates: Sequence[str] | None,
-    without: Sequence[Path],
+    folder: Path, root: Path, settings: Settings, without: Path | None = None
 ) -> tuple[Sequence[str], list[Record]]:
     """The classes, if there are any, and the records; names are relative to `root`."""
     images = sorted(_images(folder, without))
@@ -95,6 +80,7 @@ def _read(
             f"{folder}: no images in it or below; they are known by their endings: "
             f"{', '.join(ENDINGS)}"
         )
+    caption_key, templates = settings.caption_key, settings.templates
     metadata = [folder / name for name in METADATA if (folder / name).is_file()]
     if len(metadata) > 1:
         raise UserError(f"{folder}: both {' and '.join(METADATA)} are there; keep one of them")
@@ -112,12 +98,12 @@ def _read(
     return _from_classes(images, folder, root, TEMPLATES if templates is None else templates)
 
 
-def _images(folder: Path, without: Sequence[Path]) -> Iterator[Path]:
+def _images(folder: Path, without: Path | None) -> Iterator[Path]:
     for path in folder.rglob("*"):
-        if path.suffix.lower().lstrip(".") not in ENDINGS or not path.is_file():
-            continue
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and not any(path.is_relative_to(other) for other in without):
+        if hidden or (without is not None and path.is_relative_to(without)):
+            continue
+        if path.suffix.lower().lstrip(".") in ENDINGS and path.is_file():
             yield path
 
 
@@ -133,6 +119,10 @@ def _beside(file: Path) -> tuple[str, ...]:
         return ()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"can't read {file}: {error}; save it as UTF-8") from None
+    return captions_by_line(text)
+
+
+def captions_by_line(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
@@ -142,8 +132,9 @@ def _from_classes(
     loose = [image for image in images if image.parent == folder]
     if loose:
         raise UserError(
-            f"{folder}: no captions for its {len(loose):,} images, such as {loose[0].name}; "
-            f"{LAYOUTS}"
+            f"{folder}: no captions for its {len(loose):,} images, such as {loose[0].name}; add "
+            f"metadata.jsonl or metadata.csv with file_name and text, or name.txt beside name.png, "
+            f"or put the images into a folder for each class"
         )
     of = [image.relative_to(folder).parts[0] for image in images]
     classes = sorted(set(of))
@@ -178,8 +169,8 @@ def _from_metadata(file: Path, root: Path, caption_key: str) -> list[Record]:
 
 
 def as_captions(value: Any) -> tuple[str, ...]:
-    """A text or a list of texts as captions; none where there is no text. Halves of characters,
-    which JSON may hold and no encoder takes, are replaced as in text that is badly encoded."""
+    """A text or a list of texts as captions; none where there is no text. Unpaired surrogates,
+    which JSON may hold, are replaced: no encoder takes them."""
     values = value if isinstance(value, (list, tuple)) else [value]
     texts = (text.encode("utf-8", "replace").decode() for text in values if isinstance(text, str))
     return tuple(text.strip() for text in texts if text.strip())
@@ -203,9 +194,11 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _json_row(file: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        row = parse_json(line)
-    except ValueError as error:
-        raise UserError(f"{file}, line {number} is not JSON: {error}; mend the line") from None
+        row = json.loads(line)
+    except ValueError:
+        row = None
     if not isinstance(row, dict):
-        raise UserError(f"{file}, line {number}: must be an object with file_name and a caption")
+        raise UserError(
+            f"{file}, line {number}: must be a JSON object with file_name and a caption"
+        )
     return row

@@ -1,5 +1,5 @@
-"""Images as tensors: from those of a source to the size and channels that the model sees, and to
-[-1, 1] and back. `pictures` does the same for single pictures of any size."""
+"""Images at the size and with the channels that the model sees, and to [-1, 1] and back. Where a
+picture lands in its square is the same for tensors here and for single files in `pictures`."""
 
 import torch
 import torch.nn.functional as F
@@ -23,27 +23,41 @@ def fit(images: Tensor, size: int, channels: int, resize: str) -> Tensor:
     return convert_channels(to_size(images, size, resize), channels)
 
 
-def to_size(images: Tensor, size: int, resize: str) -> Tensor:
-    """Makes images (n, c, h, w) square, scaling bilinearly.
+def geometry(
+    width: int, height: int, size: int, resize: str, place: float = 0.5
+) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
+    """The part that is kept of a picture, (left, top, right, bottom), and the (width, height) that
+    it is scaled to.
 
-    `pad` shrinks what is larger and frames what is smaller in black; `stretch` ignores the shape;
-    the crops bring the shorter side to `size` and cut the longer one in the middle.
+    `pad` shrinks what is larger, and leaves the rest to be framed; `stretch` ignores the shape; the
+    crops bring the shorter side to `size` and cut the longer one, at `place` in [0, 1].
     """
-    height, width = images.shape[-2:]
+    whole = (0, 0, width, height)
     if resize == "pad":
-        most = max(height, width, size)
-        if most > size:
-            images = _scaled(
-                images, max(1, round(height * size / most)), max(1, round(width * size / most))
-            )
-        height, width = images.shape[-2:]
-        top, left = (size - height) // 2, (size - width) // 2
-        return F.pad(images, (left, size - width - left, top, size - height - top))
-    if resize != "stretch":
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        images = images[..., top : top + side, left : left + side]
-    return _scaled(images, size, size)
+        longest = max(width, height, size)
+        return whole, (
+            max(1, round(width * size / longest)),
+            max(1, round(height * size / longest)),
+        )
+    if resize == "stretch":
+        return whole, (size, size)
+    side = min(width, height)
+    left, top = int(place * (width - side)), int(place * (height - side))
+    return (left, top, left + side, top + side), (size, size)
+
+
+def framed(images: Tensor, size: int) -> Tensor:
+    """Images (..., h, w) in the middle of a black square."""
+    height, width = images.shape[-2:]
+    top, left = (size - height) // 2, (size - width) // 2
+    return F.pad(images, (left, size - width - left, top, size - height - top))
+
+
+def to_size(images: Tensor, size: int, resize: str) -> Tensor:
+    """Makes images (n, c, h, w) square, scaling bilinearly, as `geometry` says."""
+    height, width = images.shape[-2:]
+    (left, top, right, bottom), scaled = geometry(width, height, size, resize)
+    return framed(_scaled(images[..., top:bottom, left:right], *reversed(scaled)), size)
 
 
 def _scaled(images: Tensor, height: int, width: int) -> Tensor:

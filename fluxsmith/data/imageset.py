@@ -1,22 +1,20 @@
 """A data set that fits in memory: images, labels, the captions of each label, and classes."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TypeVar
 
-import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Classes:
-    """What a classifier can tell apart in the pictures; several labels may be of one class."""
+    """The classes of a classifier of the pictures; several labels may have one class."""
 
     names: tuple[str, ...]
     of_label: Tensor  # (labels,) int64: the class of each label
-
-    @classmethod
-    def one_a_label(cls, names: Sequence[str]) -> "Classes":
-        return cls(tuple(names), torch.arange(len(names)))
 
 
 @dataclass(frozen=True)
@@ -25,12 +23,8 @@ class ImageSet:
 
     images: Tensor  # (n, c, h, w) uint8
     labels: Tensor  # (n,) int64, on the CPU
-    captions: Sequence[tuple[str, ...]]  # by label: the ways to say what is in the picture
+    captions: Sequence[tuple[str, ...]]  # by label
     classes: Classes | None = None  # None where captions are free text
-
-    def __post_init__(self) -> None:
-        if len(self.images) != len(self.labels):
-            raise ValueError(f"{len(self.images)} images but {len(self.labels)} labels")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -38,16 +32,18 @@ class ImageSet:
     @property
     def class_labels(self) -> Tensor:
         """The class of each image, (n,)."""
-        if self.classes is None:
-            raise ValueError("these images have no classes")
+        assert self.classes is not None
         return self.classes.of_label[self.labels]
-
-    def with_images(self, images: Tensor) -> "ImageSet":
-        return replace(self, images=images)
 
     def distinct_captions(self) -> list[str]:
         """Every caption once, in the order of labels."""
         return distinct(self.captions)
+
+
+def evenly(items: Sequence[T], n: int) -> list[T]:
+    """n of the items, evenly spread; all in turn, again and again, where they are fewer."""
+    there = len(items)
+    return [items[i * there // n] if n < there else items[i % there] for i in range(n)]
 
 
 def distinct(captions: Iterable[tuple[str, ...]]) -> list[str]:

@@ -2,20 +2,30 @@
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
+from typing import cast
 
 import torch
 from rich.progress import track
 from torch import Tensor
 
-from fluxsmith.data.decoding import Decoded, Workers, decode_record
 from fluxsmith.data.images import fit
-from fluxsmith.data.imageset import Classes, ImageSet
-from fluxsmith.data.loader import Loader, MemoryLoader
-from fluxsmith.data.record_loader import RecordLoader
-from fluxsmith.data.records import Record, Records, Shards, Tally
-from fluxsmith.data.settings import DataSettings, Split
+from fluxsmith.data.imageset import Classes, ImageSet, evenly
+from fluxsmith.data.loader import Loader, MemoryLoader, RecordLoader
+from fluxsmith.data.pictures import Decoded, decode_record, in_order
+from fluxsmith.data.records import (
+    DataSettings,
+    ReadingSettings,
+    Record,
+    Records,
+    Shards,
+    Split,
+    Tally,
+    front_to_back,
+)
 from fluxsmith.data.shard_loader import ShardLoader
 from fluxsmith.data.sources import open_source
 from fluxsmith.errors import UserError
@@ -23,7 +33,7 @@ from fluxsmith.errors import UserError
 log = logging.getLogger("fluxsmith.data")
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images that data.in_memory=auto keeps in memory
-STREAM_LIMIT = 10_000  # images of a stream that stand for it where a set in memory is needed
+STREAM_LIMIT = 10_000  # images of a stream that are used where a set in memory is needed
 AHEAD = 256  # images that are decoded before they are asked for
 
 
@@ -36,16 +46,16 @@ def load(settings: DataSettings, split: Split) -> ImageSet:
     source = open_source(settings, split)
     if isinstance(source, ImageSet):
         return _fitted(source, settings)
+    reading = cast(ReadingSettings, settings)  # as sources of files have them
     most = MEMORY_LIMIT // _bytes(settings, 1)
     if isinstance(source, Shards):
-        first = list(itertools.islice(_front_to_back(source), min(most, STREAM_LIMIT)))
+        first = list(itertools.islice(front_to_back(source), min(most, STREAM_LIMIT)))
         log.warning("the first %s images stand for the stream", f"{len(first):,}")
-        return decode_all(first, range(len(first)), source.classes, settings)
+        return _decode_all(first, range(len(first)), source.classes, reading)
     n = len(source)
-    if n <= most:
-        return decode_all(source, range(n), source.classes, settings)
-    log.warning("%s images don't fit in memory: %s stand for them", f"{n:,}", f"{most:,}")
-    return decode_all(source, [i * n // most for i in range(most)], source.classes, settings)
+    if n > most:
+        log.warning("%s images don't fit in memory: %s stand for them", f"{n:,}", f"{most:,}")
+    return _decode_all(source, evenly(range(n), min(n, most)), source.classes, reading)
 
 
 def build_loader(
@@ -53,27 +63,21 @@ def build_loader(
 ) -> Loader:
     """Training batches: from memory where the images fit, else decoded on the way."""
     source = open_source(settings, "train")
+    reading = cast(ReadingSettings, settings)  # as sources of files have them
     if isinstance(source, Shards):
-        return ShardLoader(source, batch_size, seed, settings, device=device)
+        return ShardLoader(source, batch_size, seed, reading, device)
     if isinstance(source, ImageSet):
         data = _fitted(source, settings)
     elif not len(source):
-        raise UserError(f"data.path={settings.path}: there are no images to train on")
-    elif fits_in_memory(settings, len(source)):
-        data = decode_all(source, range(len(source)), source.classes, settings)
+        raise UserError(f"data.path={reading.path}: there are no images to train on")
+    elif _fits_in_memory(reading, len(source)):
+        data = _decode_all(source, range(len(source)), source.classes, reading)
     else:
-        return RecordLoader(source, batch_size, seed, settings, device=device)
-    return MemoryLoader(
-        data,
-        batch_size,
-        seed,
-        caption_dropout=settings.caption_dropout,
-        flip=settings.flip,
-        device=device,
-    )
+        return RecordLoader(source, batch_size, seed, reading, device)
+    return MemoryLoader(data, batch_size, seed, settings, device)
 
 
-def fits_in_memory(settings: DataSettings, images: int) -> bool:
+def _fits_in_memory(settings: ReadingSettings, images: int) -> bool:
     """Whether so many images are kept in memory; random crops differ from epoch to epoch, so those
     are decoded anew each time."""
     if settings.in_memory == "auto":
@@ -81,40 +85,33 @@ def fits_in_memory(settings: DataSettings, images: int) -> bool:
     return settings.in_memory
 
 
-def decode_all(
+def _decode_all(
     records: Sequence[Record] | Records,
     places: Sequence[int],
     classes: Sequence[str],
-    settings: DataSettings,
+    settings: ReadingSettings,
 ) -> ImageSet:
     """The records at some places decoded, with a progress bar; the bad ones are left out and
     counted."""
-    n = len(places)
-    tally = Tally(settings.max_bad, n)
-    images = torch.empty(
-        (n, settings.channels, settings.image_size, settings.image_size), dtype=torch.uint8
-    )
+    size, n = settings.image_size, len(places)
+    images = torch.empty((n, settings.channels, size, size), dtype=torch.uint8)
     kept: list[tuple[int, tuple[str, ...]]] = []  # (class, captions) of each image
-    for decoded in track(
-        Workers(settings.workers).in_order(
-            (partial(_decode_at, records, place, settings) for place in places), AHEAD
-        ),
-        total=n,
-        description="reading images",
-        transient=True,
-    ):
-        tally.count(decoded.bad)
-        if decoded.pixels is not None:
-            images[len(kept)] = decoded.pixels
-            label = decoded.record.label
-            kept.append((-1 if label is None else label, decoded.record.captions))
+    tally = Tally(settings.max_bad, n)
+
+    def decode(place: int) -> Decoded:
+        return decode_record(records[place], settings)
+
+    with ThreadPoolExecutor(settings.workers) as pool:
+        decoding = in_order(pool, (partial(decode, place) for place in places), AHEAD)
+        for found in track(decoding, "reading images", total=n, transient=True):
+            tally.count(found.bad)
+            if found.pixels is not None:
+                images[len(kept)] = found.pixels
+                label = found.record.label
+                kept.append((-1 if label is None else label, found.record.captions))
     if not kept:
         raise UserError(f"data.path={settings.path}: there are no images for this split")
     return _with_labels(images[: len(kept)], kept, classes)
-
-
-def _decode_at(records: Sequence[Record] | Records, place: int, settings: DataSettings) -> Decoded:
-    return decode_record(records[place], settings)
 
 
 def _with_labels(
@@ -135,13 +132,7 @@ def _with_labels(
 
 def _fitted(data: ImageSet, settings: DataSettings) -> ImageSet:
     size, channels = settings.image_size, settings.channels
-    return data.with_images(fit(data.images, size, channels, settings.resize))
-
-
-def _front_to_back(shards: Shards) -> Iterator[Record]:
-    for shard in range(len(shards)):
-        for _, record in shards.read(shard, 0):
-            yield record
+    return replace(data, images=fit(data.images, size, channels, settings.resize))
 
 
 def _bytes(settings: DataSettings, images: int) -> int:

@@ -5,25 +5,29 @@ import hashlib
 import math
 import os
 import struct
+import urllib.request
 import zlib
+from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 import torch
+from rich.progress import wrap_file
 from torch import Tensor
 
 from fluxsmith.data.captions import DIGIT_CAPTIONS, DIGIT_CLASSES
-from fluxsmith.data.download import DownloadError, download
 from fluxsmith.data.imageset import ImageSet
-from fluxsmith.data.settings import Split
+from fluxsmith.data.records import Split
+from fluxsmith.device import cache_folder
 from fluxsmith.errors import UserError
-from fluxsmith.files import cache_folder
 
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
-# MD5 of the uncompressed files, which stays the same however they are compressed.
-MOST_BYTES = 2**28  # of a file, unpacked; the largest of MNIST's takes 47 million
+TIMEOUT = 20  # seconds without a byte of a download
+# By name, the MD5 of the uncompressed file, which stays the same however it is compressed.
 FILES = {
     "train": {
         "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -36,11 +40,18 @@ FILES = {
 }
 
 
-def load(path: str | None, split: Split) -> ImageSet:
+@dataclass(frozen=True)
+class Settings:
+    LOCAL: ClassVar = ("path",)
+
+    path: Annotated[str | None, "Folder of its four files; searched for by default."] = None
+
+
+def load(settings: Settings, split: Split) -> ImageSet:
     """Images (n, 1, 28, 28), white on black: 60,000 to train with, 10,000 to test."""
     images_name, labels_name = FILES[split]
-    images_file = _find(images_name, path, split)
-    labels_file = _find(labels_name, path, split)
+    images_file = _find(images_name, settings.path, split)
+    labels_file = _find(labels_name, settings.path, split)
     images = read_idx(images_file, dimensions=3)
     labels = read_idx(labels_file, dimensions=1).long()
     if len(images) != len(labels):
@@ -59,9 +70,11 @@ def read_idx(file: Path, dimensions: int) -> Tensor:
     Header, big-endian: two zero bytes, the type (8 is uint8), the number of dimensions, then each
     size as 32 bits.
     """
-    data = _read_maybe_gzipped(file)
-    if len(data) > MOST_BYTES:
-        raise UserError(f"{file} unpacks to more than {MOST_BYTES:,} bytes; MNIST's are far fewer")
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as stream:
+            data = stream.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"can't read {file} ({error}); fetch it again") from None
     magic, header = bytes((0, 0, 8, dimensions)), 4 + 4 * dimensions
     if len(data) < header or data[:4] != magic:
         raise UserError(
@@ -70,35 +83,16 @@ def read_idx(file: Path, dimensions: int) -> Tensor:
         )
     shape = struct.unpack(f">{dimensions}I", data[4:header])
     promised, found = math.prod(shape), len(data) - header
-    if found != promised:
+    if found != promised or not found:
         raise UserError(
-            f"{file} is {'truncated' if found < promised else 'too long'}: its header promises "
-            f"{promised} bytes and {found} follow; fetch it again"
+            f"{file} is not whole: its header promises {promised} bytes and {found} follow; fetch "
+            f"it again"
         )
-    if not promised:
-        raise UserError(f"{file} holds no items: its header says {shape}; fetch it again")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=header).view(shape)
-
-
-def _read_maybe_gzipped(file: Path) -> bytes:
-    try:
-        if file.suffix == ".gz":
-            with gzip.open(file) as stream:
-                return stream.read(MOST_BYTES + 1)
-        with open(file, "rb") as stream:
-            return stream.read(MOST_BYTES + 1)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{file} is damaged ({error}); fetch it again") from None
-    except OSError as error:
-        raise UserError(f"can't read {file}: {error.strerror}") from None
 
 
 def _find(name: str, path: str | None, split: Split) -> Path:
     """The file under data.path, else $FLUXSMITH_DATA/mnist, else the cache, else downloaded."""
-    if path and not Path(path).is_dir():
-        raise UserError(
-            f"data.path={path}: there is no such folder, for {name}; correct or remove it"
-        )
     folders = [Path(path)] if path else []
     if shared := os.environ.get("FLUXSMITH_DATA"):
         folders.append(Path(shared) / "mnist")
@@ -116,21 +110,41 @@ def _find(name: str, path: str | None, split: Split) -> Path:
 
 
 def _download(name: str, md5: str) -> Path:
+    """Fetches a file from the first mirror that has it; it appears in the cache when it is whole
+    and right."""
     target = cache_folder() / "mnist" / f"{name}.gz"
-
-    def check(data: bytes) -> None:
+    problems = []
+    for mirror in MIRRORS:
         try:
+            data = _fetch(f"{mirror}{target.name}", target.name)
             found = hashlib.md5(gzip.decompress(data)).hexdigest()
-        except (OSError, EOFError, zlib.error) as error:
-            raise DownloadError(f"not a gzip file: {error}") from None
-        if found != md5:
-            raise DownloadError(f"its MD5 is {found}, not {md5}")
+            if found != md5:
+                raise ValueError(f"its MD5 is {found}, not {md5}")
+        except (OSError, EOFError, zlib.error, ValueError, HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            problems.append(f"{mirror.split('/')[2]}: {reason}")
+            continue
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+            partial.write_bytes(data)
+            partial.replace(target)
+        except OSError as error:
+            raise UserError(
+                f"can't write {target}: {error.strerror}; set FLUXSMITH_CACHE to a folder that can "
+                f"be written"
+            ) from None
+        return target
+    files = ", ".join(f"{n}.gz" for files in FILES.values() for n in files)
+    raise UserError(
+        f"can't download MNIST ({'; '.join(problems)}); put {files} into {target.parent}, or into "
+        f"a folder mnist/ whose parent FLUXSMITH_DATA names, or set data.path"
+    )
 
-    try:
-        return download([f"{mirror}{name}.gz" for mirror in MIRRORS], target, check)
-    except DownloadError as error:
-        files = ", ".join(f"{n}.gz" for files in FILES.values() for n in files)
-        raise UserError(
-            f"can't download MNIST ({error}); put {files} into {target.parent}, or into a folder "
-            f"mnist/ whose parent FLUXSMITH_DATA names, or set data.path"
-        ) from None
+
+def _fetch(url: str, description: str) -> bytes:
+    request = urllib.request.Request(url, headers={"User-Agent": "fluxsmith"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        size = int(response.headers.get("Content-Length") or 0)
+        with wrap_file(response, size, description=description) as stream:
+            return stream.read()

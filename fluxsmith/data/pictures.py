@@ -1,20 +1,28 @@
-"""From an encoded picture of any mode and size to the uint8 pixels that the model sees."""
+"""From an encoded picture of any mode and size to the uint8 pixels that the model sees, by threads
+ahead of their use. Pillow releases the interpreter while it works, so they run at once, and nothing
+has to be sent between processes."""
 
 import io
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from fluxsmith.data.records import PictureError
+from fluxsmith.data.images import framed, geometry
+from fluxsmith.data.records import DataSettings, PictureError, Record, reason
+
+T = TypeVar("T")
 
 ENDINGS = ("bmp", "gif", "jp2", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp")
 ORIENTATION = 0x0112  # the EXIF tag; from 5 on, width and height change places
-MOST_PIXELS = 2**26  # of a picture, such as 8192 x 8192; a JPEG's after it was decoded smaller
 DRAFT = 2  # a JPEG is decoded at no less than this many times the size that is wanted
 
 
@@ -39,21 +47,14 @@ def open_picture(encoded: bytes | Path, enough: int | None = None) -> Image.Imag
     with _opened(encoded) as picture:
         if enough is not None:
             picture.draft(None, (DRAFT * enough, DRAFT * enough))
-        if picture.width * picture.height > MOST_PIXELS:  # a small file can unpack to any size
-            raise PictureError(
-                f"it has {picture.width} x {picture.height} pixels; more than {MOST_PIXELS:,} take "
-                f"too much memory: save it smaller"
-            )
         picture.load()
         return _plain(ImageOps.exif_transpose(picture))
 
 
 @contextmanager
 def _opened(encoded: bytes | Path) -> Iterator[Image.Image]:
-    """The picture unread; whatever goes wrong with it inside is a PictureError."""
+    """The picture, not decoded yet. Any error inside becomes a PictureError."""
     try:
-        if isinstance(encoded, Path) and encoded.exists() and not encoded.is_file():
-            raise PictureError("it is no file")  # a terminal or a pipe would keep us waiting
         with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as picture:
             yield picture
     except PictureError:
@@ -65,9 +66,8 @@ def _opened(encoded: bytes | Path) -> Iterator[Image.Image]:
             f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, too many to be safe"
         ) from None
     except Exception as error:  # a damaged byte can raise anything in a decoder
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        unknown = "cannot identify image file" in reason
-        raise PictureError("it is no image that Pillow knows" if unknown else reason) from None
+        unknown = "cannot identify image file" in str(error)
+        raise PictureError("no image that Pillow knows" if unknown else reason(error)) from None
 
 
 def _plain(picture: Image.Image) -> Image.Image:
@@ -86,51 +86,54 @@ def _plain(picture: Image.Image) -> Image.Image:
 
 
 def _from_16_bits(picture: Image.Image) -> Image.Image:
-    """Grey of 16 bits at 8, rounded; the one transparent level that a PNG may name is white."""
+    """Grey of 16 bits at 8, rounded."""
     levels = np.asarray(picture)
     if levels.size and not 0 <= levels.min() <= levels.max() <= 65535:
         raise PictureError("its pixels have more than 16 bits; save it at 8 or 16 bits")
     grey = ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 257 is odd: no ties
-    transparent = picture.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[levels == transparent] = 255
     return Image.fromarray(grey)
 
 
 def fit_picture(
     picture: Image.Image, size: int, channels: int, resize: str, place: float = 0.5
 ) -> Tensor:
-    """A picture of mode L or RGB as (channels, size, size) uint8, scaled bilinearly.
-
-    `pad` shrinks what is larger and frames what is smaller in black; `stretch` ignores the shape;
-    the crops bring the shorter side to `size` and cut the longer one, at `place` in [0, 1].
-    """
-    picture = picture.convert("L" if channels == 1 else "RGB")
-    if resize == "pad":
-        fitted = _padded(picture, size)
-    elif resize == "stretch":
-        fitted = _scaled(picture, (size, size))
-    else:
-        fitted = _cropped(picture, size, place)
-    pixels = np.array(fitted)
-    return torch.from_numpy(pixels.reshape(size, size, channels)).permute(2, 0, 1).contiguous()
+    """A picture of mode L or RGB as (channels, size, size) uint8, scaled bilinearly; `resize` and
+    `place` as in `images.geometry`."""
+    box, scaled = geometry(*picture.size, size, resize, place)
+    picture = picture.convert("L" if channels == 1 else "RGB").crop(box)
+    if picture.size != scaled:
+        picture = picture.resize(scaled, Image.Resampling.BILINEAR)
+    pixels = np.array(picture).reshape(picture.height, picture.width, channels)
+    return framed(torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), size)
 
 
-def _scaled(picture: Image.Image, to: tuple[int, int]) -> Image.Image:
-    return picture if picture.size == to else picture.resize(to, Image.Resampling.BILINEAR)
+@dataclass(frozen=True)
+class Decoded:
+    """A record with its pixels, (c, size, size) uint8; None where it can't be used."""
+
+    record: Record
+    pixels: Tensor | None
+    bad: tuple[tuple[str, str], ...] = ()  # (name, reason) of what could not be used
 
 
-def _padded(picture: Image.Image, size: int) -> Image.Image:
-    longest = max(picture.size)
-    if longest > size:
-        width, height = (max(1, round(side * size / longest)) for side in picture.size)
-        picture = _scaled(picture, (width, height))
-    canvas = Image.new(picture.mode, (size, size))
-    canvas.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
-    return canvas
+def decode_record(record: Record, settings: DataSettings, place: float = 0.5) -> Decoded:
+    """The record as the model sees it; `place` in [0, 1] is where a crop is cut."""
+    try:
+        if not record.captions:
+            raise PictureError("it has no caption")
+        size, channels = settings.image_size, settings.channels
+        pixels = decode(record.picture, size, channels, settings.resize, place)
+    except PictureError as error:
+        return Decoded(record, None, ((record.name, str(error)),))
+    return Decoded(record, pixels)
 
 
-def _cropped(picture: Image.Image, size: int, place: float) -> Image.Image:
-    side = min(picture.size)
-    left, top = (int(place * (length - side)) for length in picture.size)
-    return _scaled(picture.crop((left, top, left + side, top + side)), (size, size))
+def in_order(pool: Executor, jobs: Iterable[Callable[[], T]], ahead: int) -> Iterator[T]:
+    """The results of the jobs, of which at most `ahead` are begun before they are asked for."""
+    begun: deque[Future[T]] = deque()
+    for job in jobs:
+        begun.append(pool.submit(job))
+        if len(begun) > ahead:
+            yield begun.popleft().result()
+    while begun:
+        yield begun.popleft().result()

@@ -1,22 +1,11 @@
-"""The sources by name. One is a function from its settings to pictures, and one line here; its
-module is imported when it is asked for, so that no source pays for another's libraries."""
+"""The sources by name. One is a module with a dataclass `Settings`, its keys in a config's data
+section, and a function `load` from these to pictures, and one line here. The module is imported
+when it is asked for, so that no source pays for another's libraries."""
 
 from importlib import import_module
-from typing import Any, Protocol
 
 from fluxsmith.data.imageset import ImageSet
-from fluxsmith.data.records import Records, Shards
-from fluxsmith.data.settings import DataSettings, Split
-
-
-class Source(Protocol):
-    def __call__(
-        self, path: str | None, split: Split, **options: Any
-    ) -> ImageSet | Records | Shards:
-        """The pictures as the source holds them: all in memory, to be read in any order, or in
-        shards. `path` is the user's data.path, `options` what the source alone understands."""
-        ...
-
+from fluxsmith.data.records import DataSettings, Records, Shards, Split
 
 SOURCES = {
     "digits": "fluxsmith.data.digits",
@@ -29,6 +18,8 @@ SOURCES = {
 
 
 def open_source(settings: DataSettings, split: Split) -> ImageSet | Records | Shards:
-    """A split of the source that the settings name."""
-    read: Source = import_module(SOURCES[settings.source]).load
-    return read(settings.path, split, **settings.options)
+    """A split of the source that the settings name: its pictures all in memory, to be read in any
+    order, or in shards."""
+    found: ImageSet | Records | Shards
+    found = import_module(SOURCES[settings.source]).load(settings, split)
+    return found

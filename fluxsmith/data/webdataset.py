@@ -2,36 +2,42 @@
 the network, from front to back."""
 
 import itertools
+import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fluxsmith.data.folder import as_captions
-from fluxsmith.data.records import TEST_SHARE, Record, split_by_name
-from fluxsmith.data.settings import Split
-from fluxsmith.data.tarfiles import members
+from fluxsmith.data.folder import as_captions, captions_by_line
+from fluxsmith.data.records import (
+    FileSettings,
+    Record,
+    ShuffleBuffer,
+    Split,
+    belongs,
+    path_of,
+    reason,
+)
 from fluxsmith.errors import UserError
-from fluxsmith.nesting import parse_json
 from fluxsmith.optional import optional
 
-MOST_SHARDS = 1_000_000
-FETCHED = ("http", "https", "s3", "gs", "hf", "file")
-SKIPPED = re.compile(r"__[^/]*__($|/)")  # members that describe the shard itself
+# Without what a shell would act upon: the library fetches by other programs.
+PLAIN_URL = re.compile(r"(https?|s3|gs|hf|file)://[^\s'\"`$\\]+")
 IMAGES = ("jpg", "jpeg", "png", "webp")
 CAPTION_KEYS = ("caption", "text", "prompt")  # of a json file, where none is named
 
 
+@dataclass(frozen=True)
 class WebShards:
     """Tar files, by path or URL."""
 
+    urls: Sequence[str]
+    caption_key: str | None
+    split: Split
+    held_out: float  # share of the images that are for testing; 0: the shards are all of one split
     classes: Sequence[str] = ()
-
-    def __init__(
-        self, urls: Sequence[str], caption_key: str | None, split: Split, held_out: float
-    ) -> None:
-        self.urls = urls
-        self._caption_key, self._split, self._held_out = caption_key, split, held_out
 
     def __len__(self) -> int:
         return len(self.urls)
@@ -44,16 +50,14 @@ class WebShards:
                 sample = next(samples, None)
             except Exception as error:  # of tarfile, of a program that fetches, or of the network
                 raise UserError(
-                    f"data.path: can't read the shard {url} ({_short(error)}); mend it or leave it "
+                    f"data.path: can't read the shard {url} ({reason(error)}); mend it or leave it "
                     f"out"
                 ) from None
             if sample is None:
                 return
-            if place >= skip and self._belongs(sample["__key__"]):
-                yield place, self._record(f"{url}/{sample['__key__']}", sample)
-
-    def _belongs(self, key: str) -> bool:
-        return not self._held_out or split_by_name(key, self._held_out) == self._split
+            key = sample["__key__"]
+            if place >= skip and belongs(key, self.held_out, self.split):
+                yield place, self._record(f"{url}/{key}", sample)
 
     def _record(self, name: str, sample: dict[str, Any]) -> Record:
         picture = next((sample[ending] for ending in IMAGES if ending in sample), None)
@@ -66,22 +70,21 @@ class WebShards:
         return Record(name, picture, self._captions(name, sample))
 
     def _captions(self, name: str, sample: dict[str, Any]) -> tuple[str, ...]:
-        if "json" in sample and (self._caption_key is not None or "txt" not in sample):
+        if "json" in sample and (self.caption_key is not None or "txt" not in sample):
             return self._from_json(name, sample["json"])
-        if self._caption_key is not None:
+        if self.caption_key is not None:
             raise UserError(
-                f"data.caption_key={self._caption_key}: is for json files, and {name} has none; "
+                f"data.caption_key={self.caption_key}: is for json files, and {name} has none; "
                 f"remove the key"
             )
-        text = sample.get("txt", b"").decode("utf-8", errors="replace")
-        return tuple(line.strip() for line in text.splitlines() if line.strip())
+        return captions_by_line(sample.get("txt", b"").decode("utf-8", errors="replace"))
 
     def _from_json(self, name: str, encoded: bytes) -> tuple[str, ...]:
         try:
-            found = parse_json(encoded)
+            found = json.loads(encoded)
         except ValueError:
             return ()
-        keys = (self._caption_key,) if self._caption_key else CAPTION_KEYS
+        keys = (self.caption_key,) if self.caption_key else CAPTION_KEYS
         if not isinstance(found, dict) or not any(key in found for key in keys):
             there = ", ".join(found) if isinstance(found, dict) else "no keys"
             raise UserError(
@@ -91,82 +94,56 @@ class WebShards:
         return as_captions(next(found[key] for key in keys if key in found))
 
 
-def load(
-    path: str | None,
-    split: Split,
-    *,
-    caption_key: str | None = None,
-    test_path: str | None = None,
-    test_share: float = TEST_SHARE,
-) -> WebShards:
+@dataclass(frozen=True)
+class Settings(FileSettings):
+    test_path: Annotated[str | None, "Shards to test on; by default a share held out."] = None
+    caption_key: Annotated[str | None, "Key of the captions in json files; told by its name."] = (
+        None
+    )
+    shuffle_buffer: ShuffleBuffer = 1000
+
+
+def load(settings: Settings, split: Split) -> WebShards:
     """The shards that a path names: a tar file, a folder of them, or a pattern with braces, such as
     shards/{000..099}.tar, locally or as URLs. The test images are those of `test_path`, or a share
-    of all, told by name."""
-    if path is None:
-        raise UserError("data.path: missing; name the shards, such as shards/{000..099}.tar")
-    urls = _urls("data.path", path)
-    if test_path is None:
-        return WebShards(urls, caption_key, split, test_share)
-    own = _urls("data.test_path", test_path)
-    return WebShards(urls if split == "train" else own, caption_key, split, 0.0)
+    of all, chosen by name."""
+    urls, held_out = _urls("data.path", path_of(settings)), settings.test_share
+    if settings.test_path is not None:
+        own = _urls("data.test_path", settings.test_path)
+        urls, held_out = urls if split == "train" else own, 0.0
+    return WebShards(urls, settings.caption_key, split, held_out)
 
 
 def _samples(url: str) -> Iterator[dict[str, Any]]:
     """The files of a shard, those that share a name together."""
-    local = _scheme(url) is None
-    source = open(url, "rb", buffering=0) if local else _library("gopen").gopen(url)  # noqa: SIM115
-    named = ((name, data) for name, data in members(source) if not SKIPPED.match(name))
-    files = ({"fname": name, "data": data, "__url__": url} for name, data in named)
-    yield from _library("tariterators").group_by_keys(files)
-
-
-def _scheme(path: str) -> str | None:
-    """That of a URL; None for a file of this machine."""
-    return path.partition("://")[0] if "://" in path else None
+    opened = _library("gopen").gopen if "://" in url else open
+    tar = _library("tariterators")
+    with closing(opened(url, "rb")) as stream:
+        files = ({**file, "__url__": url} for file in tar.tar_file_iterator(stream))
+        yield from tar.group_by_keys(files)
 
 
 def _urls(key: str, path: str) -> list[str]:
-    if "://" in path:
-        urls = _expanded(key, path)
-        for url in urls:
-            if _scheme(url) not in FETCHED or not url.isprintable() or set(url) & set(" '\"`$\\"):
-                raise UserError(
-                    f"{key}={url[:200]}: must be the path of a file, or a plain URL that begins "
-                    f"with {', '.join(FETCHED)}; commands are not run for data"
-                )
-        return urls
-    folder = Path(path).expanduser()
-    if folder.is_dir():
+    """The shards that a path names: those of a folder, or of a pattern with braces."""
+    folder, remote = Path(path).expanduser(), "://" in path
+    if not remote and folder.is_dir():
         found = sorted(str(file) for file in folder.glob("*.tar*"))
         if not found:
             raise UserError(f"{key}={path}: no tar files in this folder; correct the path")
         return found
-    urls = _expanded(key, str(folder))
+    try:
+        urls: list[str] = list(_library("shardlists").expand_urls(path if remote else str(folder)))
+    except Exception as error:  # of its parser, or for a variable that isn't set
+        raise UserError(f"{key}={path}: {reason(error)}; correct the braces") from None
     for url in urls:
-        if not Path(url).is_file():
+        if remote and not PLAIN_URL.fullmatch(url):
+            raise UserError(
+                f"{key}={url}: must be the path of a file, or a plain URL of http, https, s3, gs, "
+                f"hf or file; commands are not run for data"
+            )
+        if not remote and not Path(url).is_file():
             raise UserError(f"{key}={path}: there is no {url}; correct the path or the braces")
     return urls
-
-
-def _expanded(key: str, pattern: str) -> list[str]:
-    """What a pattern with braces stands for."""
-    expand_urls = _library("shardlists").expand_urls
-    most = 1  # of what its braces make; nested ones make fewer
-    for inside in re.findall(r"[^{}]*", pattern)[1:]:
-        ends = re.match(r"(-?\d{1,18})\.\.(-?\d{1,18})", inside)
-        most *= abs(int(ends[2]) - int(ends[1])) + 1 if ends else inside.count(",") + 1
-    if most > MOST_SHARDS:
-        raise UserError(
-            f"{key}={pattern[:200]}: may name more than {MOST_SHARDS:,} shards; name fewer"
-        )
-    try:
-        return list(expand_urls(pattern))
-    except Exception as error:  # of its parser, or for a variable that isn't set
-        raise UserError(f"{key}={pattern[:200]}: {_short(error)}; correct the braces") from None
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _library(module: str) -> Any:

@@ -1,4 +1,5 @@
-"""The samples of an evaluation: drawn once, in one pass, and shared by every evaluator.
+"""What an evaluation compares: data, and the samples of a model, which are drawn once, in one pass,
+and shared by every evaluator.
 
 Pictures are kept as uint8 in a temporary file and only their features in memory, so that 50,000
 samples need no 50,000 pictures in memory.
@@ -6,32 +7,109 @@ samples need no 50,000 pictures in memory.
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from rich.progress import track
 from torch import Tensor
 
-from fluxsmith.data.images import to_uint8, to_unit
-from fluxsmith.evaluation.reference import Reference
-from fluxsmith.evaluation.settings import Settings
-from fluxsmith.pipeline import OnStep, Pipeline
+from fluxsmith.config import RunConfig, SampleConfig
+from fluxsmith.data import load
+from fluxsmith.data.images import to_uint8
+from fluxsmith.data.imageset import ImageSet, evenly
+from fluxsmith.evaluation.classifier import Classifier, trained_classifier
+from fluxsmith.sampling.generate import OnStep, Sampler
 
 BATCH = 100
 
-T = TypeVar("T")
+
+class Reference:
+    """The training and test images of a config's data set, as its model sees them, and the
+    classifier trained on them; each loaded when it is first needed."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._data = config.data
+
+    @cached_property
+    def train(self) -> ImageSet:
+        return load(self._data, "train")
+
+    @cached_property
+    def test(self) -> ImageSet:
+        return load(self._data, "test")
+
+    def test_batch(self, rows: range) -> tuple[Tensor, list[str]]:
+        """Some test images (n, c, h, w) uint8, with the first caption of each."""
+        labels = self.test.labels[rows.start : rows.stop].tolist()
+        captions = [self.test.captions[label][0] for label in labels]
+        return self.test.images[rows.start : rows.stop], captions
+
+    @cached_property
+    def prompts(self) -> list[tuple[str, int]]:
+        """Every caption that was trained on, with the class that it asks for, 0 without classes."""
+        captions, classes = self.train.captions, self.train.classes
+        of_label = [0] * len(captions) if classes is None else classes.of_label.tolist()
+        return [(one, of) for ways, of in zip(captions, of_label, strict=True) for one in ways]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.train.classes.names if self.train.classes else ()
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        return trained_classifier(self.train, self.test)
+
+    @cached_property
+    def train_features(self) -> Tensor:
+        """(n, d)"""
+        return self.classifier.classify(self.train.images)[0]
+
+    @cached_property
+    def test_features(self) -> Tensor:
+        """(m, d)"""
+        return self.classifier.classify(self.test.images)[0]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an evaluation draws, and how much of each thing it looks at."""
+
+    num_samples: int = 1000
+    steps: int = 20
+    guidance: float = 2.0
+    solver: str = "euler"
+    seed: int = 0
+    validation_images: int = 1000  # of the test images, for the validation loss
+    trajectories: int = 200  # followed for the straightness
+    sweep_samples: int = 500  # of each setting of the sweep
+    sweep_tolerance: float = 0.01  # of prompt accuracy: as good as the best
+    sweep_frechet_tolerance: float = 0.1  # of the Fréchet distance, as a share of the smallest
+    likelihood_images: int = 100
+
+    @classmethod
+    def like(cls, sample: SampleConfig, **given: Any) -> "Settings":
+        """The settings of a config's sample section, but for those that are given and not None."""
+        usual: dict[str, Any] = sample.model_dump(include={"steps", "guidance", "solver"})
+        return cls(**usual | {key: value for key, value in given.items() if value is not None})
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """What a `Sampler` needs to know."""
+        return {key: getattr(self, key) for key in ("steps", "guidance", "solver", "seed")}
 
 
 class Samples:
-    """Every caption of the reference set equally often, or as many of them as there are samples,
-    evenly spread; drawn when first looked at."""
+    """What a model draws for every caption of the reference set equally often, or for as many of
+    them as there are samples, evenly spread; drawn when first looked at."""
 
-    def __init__(self, pipeline: Pipeline, reference: Reference, settings: Settings) -> None:
+    def __init__(self, sampler: Sampler, reference: Reference, settings: Settings) -> None:
+        self.sampler = sampler
+        self.pipeline = sampler.pipeline
+        self.reference = reference
         self.settings = settings
-        self._pipeline = pipeline
-        self._reference = reference
         drawn = evenly(reference.prompts, settings.num_samples)
         self.prompts = [caption for caption, _ in drawn]
         self.labels = torch.tensor([label for _, label in drawn])  # (n,) classes, as prompted
@@ -41,58 +119,45 @@ class Samples:
 
     @property
     def features(self) -> Tensor:
-        """The judge's features, (n, d)."""
-        return self._looks[0]
+        """The classifier's features, (n, d)."""
+        return self._classified[0]
 
     @property
     def seen(self) -> Tensor:
-        """The label that the judge sees in each picture, (n,)."""
-        return self._looks[1]
-
-    def pictures(self, rows: slice | list[int]) -> Tensor:
-        """Some of the pictures, (k, c, h, w) uint8."""
-        return torch.from_numpy(np.array(self._spool[rows]))
-
-    def draw(self, rows: range, on_step: OnStep | None = None) -> Tensor:
-        """These rows anew, (k, c, h, w) in [-1, 1], their way reported to `on_step`."""
-        settings = self.settings
-        return self._pipeline.generate(
-            self.prompts[rows.start : rows.stop],
-            steps=settings.steps,
-            guidance=settings.guidance,
-            solver=settings.solver,
-            seed=settings.seed,
-            first_index=rows.start,
-            batch_size=BATCH,
-            on_step=on_step,
-        )
+        """The label that the classifier sees in each picture, (n,)."""
+        return self._classified[1]
 
     @cached_property
-    def _spool(self) -> np.ndarray:
-        """The pictures in a file that vanishes with this object."""
-        config = self._pipeline.config.data
+    def float32_sampler(self) -> Sampler:
+        """Of the same model, for what is measured of its velocity, whatever it draws with."""
+        settings = self.sampler.settings.model_copy(update={"precision": "float32"})
+        return Sampler(self.pipeline, settings)
+
+    def draw(
+        self, prompts: Sequence[str], first_index: int, on_step: OnStep | None = None
+    ) -> Tensor:
+        """Pictures (n, c, h, w) of any prompts by these settings, from the noise that is addressed
+        by `first_index` on."""
+        where: dict[str, Any] = {"first_index": first_index, "batch_size": BATCH}
+        return self.sampler.generate(prompts, on_step=on_step, **where, **self.settings.drawing)
+
+    @cached_property
+    def pictures(self) -> Tensor:
+        """(n, c, h, w) uint8, in a file that vanishes with this object."""
+        config = self.pipeline.config.data
         shape = (len(self), config.channels, config.image_size, config.image_size)
         with tempfile.TemporaryFile() as file:  # the mapping keeps it alive after closing
-            spool = np.memmap(file, dtype=np.uint8, shape=shape, mode="w+")
-        for start in track(
-            range(0, len(self), BATCH), description="drawing samples", transient=True
-        ):
-            rows = range(start, min(start + BATCH, len(self)))
-            spool[rows.start : rows.stop] = to_uint8(self.draw(rows)).numpy()
-        return spool
+            pictures = torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="w+", shape=shape))
+        for rows in track(in_batches(len(self), BATCH), "drawing samples", transient=True):
+            drawn = self.draw(self.prompts[rows.start : rows.stop], rows.start)
+            pictures[rows.start : rows.stop] = to_uint8(drawn)
+        return pictures
 
     @cached_property
-    def _looks(self) -> tuple[Tensor, Tensor]:
-        judge = self._reference.judge
-        features, seen = [], []
-        for start in range(0, len(self), BATCH):
-            found = judge.look(to_unit(self.pictures(slice(start, start + BATCH))))
-            features.append(found[0])
-            seen.append(found[1])
-        return torch.cat(features), torch.cat(seen)
+    def _classified(self) -> tuple[Tensor, Tensor]:
+        """Features and labels; the pictures stay in their file until their turn."""
+        return self.reference.classifier.classify(self.pictures)
 
 
-def evenly(items: Sequence[T], n: int) -> list[T]:
-    """n of the items, evenly spread; all in turn, again and again, where they are fewer."""
-    there = len(items)
-    return [items[i * there // n] if n < there else items[i % there] for i in range(n)]
+def in_batches(count: int, size: int) -> list[range]:
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]

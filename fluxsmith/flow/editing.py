@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from fluxsmith.flow.path import Velocity, interpolate
-from fluxsmith.flow.solvers import OnStep, Solver
+from fluxsmith.flow.solvers import Noise, OnStep, SolverFunction
 
 
 def shortened(ts: Tensor, strength: float) -> Tensor:
@@ -20,25 +20,26 @@ def shortened(ts: Tensor, strength: float) -> Tensor:
 
 
 def inpaint(
-    solver: Solver,
+    solver: SolverFunction,
     velocity: Velocity,
     x0: Tensor,
     eps: Tensor,
     mask: Tensor,
     ts: Tensor,
     on_step: OnStep | None = None,
+    noise: Noise | None = None,
 ) -> Tensor:
     """Draws where mask (b or 1, 1, h, w) is 1, and holds x0 (b, c, h, w) where it is 0.
 
     After every step the part to keep is put back, noised with eps to that step's time: Lugmayr et
     al. 2022, "RePaint", eq. 8, without its resampling.
     """
-    x = interpolate(x0, eps, ts[0])
-    if on_step is not None:
-        on_step(0, ts[0], x)
-    for i in range(1, len(ts)):
-        x = solver(velocity, x, ts[i - 1 : i + 1])
-        x = mask * x + (1 - mask) * interpolate(x0, eps, ts[i])
+
+    def put_back(i: int, t: Tensor, x: Tensor) -> Tensor:
+        if i > 0:
+            x = mask * x + (1 - mask) * interpolate(x0, eps, t)
         if on_step is not None:
-            on_step(i, ts[i], x)
-    return x
+            on_step(i, t, x)
+        return x
+
+    return solver(velocity, interpolate(x0, eps, ts[0]), ts, put_back, noise)

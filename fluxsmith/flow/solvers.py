@@ -1,77 +1,164 @@
-"""ODE solvers: each integrates dx/dt = velocity(x, t) along the times `ts`, here from 1 to 0.
+"""ODE solvers, and the grids of times along which they integrate dx/dt = velocity(x, t): from noise
+at t = 1 to data at t = 0.
 
-A solver is a free function of a velocity, a start and a grid; it knows nothing of guidance,
-prompts or networks. `on_step(i, t, x)` is called with i = 0 at the start and after every step.
+A solver knows nothing of guidance, prompts or networks. To add one, write a function that returns
+its step, and a line in `SOLVERS` with its order and its cost. A schedule is a function and a line
+in `SCHEDULES`.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from itertools import pairwise
-from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from fluxsmith.flow.path import Velocity
 
-OnStep = Callable[[int, Tensor, Tensor], None]
+# Called with (i, t, x) for the start, i = 0, and after every step. What it returns, if anything,
+# takes the place of x: inpainting puts back what it keeps.
+OnStep = Callable[[int, Tensor, Tensor], Tensor | None]
+
+# Gives step i, counted from 0, of a stochastic solver its standard normal noise, of the shape of x.
+Noise = Callable[[int], Tensor]
 
 
-class Solver(Protocol):
-    def __call__(
-        self, velocity: Velocity, x: Tensor, ts: Tensor, on_step: OnStep | None = None
+# (velocity, x, ts, on_step=None, noise=None) -> x at ts[-1], from x (b, c, h, w) at ts[0]; `ts` is
+# (steps + 1,), on any device.
+SolverFunction = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A solver with its order of convergence and what it costs."""
+
+    function: SolverFunction
+    order: int
+    evaluations: Callable[[int], int]  # how often n steps ask for the velocity
+
+
+# Step i of a solver, counted from 0: (i, x, t, dt) -> x at t + dt.
+Step = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+def stepping(make: Callable[[Velocity, Noise | None], Step]) -> SolverFunction:
+    """Makes a solver of a function that returns its step. What one step keeps for the next lives in
+    that function, so it is new for every call of the solver."""
+
+    @wraps(make)
+    def solve(
+        velocity: Velocity,
+        x: Tensor,
+        ts: Tensor,
+        on_step: OnStep | None = None,
+        noise: Noise | None = None,
     ) -> Tensor:
-        """From x at ts[0] to x at ts[-1]. `ts` is (steps + 1,), on any device."""
-        ...
+        step = make(velocity, noise)
+        x = _seen(on_step, 0, ts[0], x)
+        for i, (t, t_next) in enumerate(pairwise(ts)):
+            x = _seen(on_step, i + 1, t_next, step(i, x, t, t_next - t))
+        return x
+
+    return solve
 
 
-def euler(velocity: Velocity, x: Tensor, ts: Tensor, on_step: OnStep | None = None) -> Tensor:
+@stepping
+def euler(velocity: Velocity, noise: Noise | None) -> Step:
     """Order 1, one evaluation a step."""
-
-    def step(x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
-        return x + dt * velocity(x, t)
-
-    return _integrate(step, x, ts, on_step)
+    return lambda i, x, t, dt: x + dt * velocity(x, t)
 
 
-def heun(velocity: Velocity, x: Tensor, ts: Tensor, on_step: OnStep | None = None) -> Tensor:
+@stepping
+def heun(velocity: Velocity, noise: Noise | None) -> Step:
     """Heun's method (the explicit trapezoid): order 2, two evaluations a step.
 
     A step onto t = 0 stays Euler's, as in Karras et al. 2022, algorithm 1: training hardly ever
     visits t = 0, so a network's velocity there would spoil the picture.
     """
 
-    def step(x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
+    def step(i: int, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
         v = velocity(x, t)
         ahead, then = x + dt * v, t + dt
         return ahead if then == 0 else x + dt / 2 * (v + velocity(ahead, then))
 
-    return _integrate(step, x, ts, on_step)
+    return step
 
 
-def midpoint(velocity: Velocity, x: Tensor, ts: Tensor, on_step: OnStep | None = None) -> Tensor:
+@stepping
+def midpoint(velocity: Velocity, noise: Noise | None) -> Step:
     """The explicit midpoint rule: order 2, two evaluations a step."""
 
-    def step(x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
+    def step(i: int, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
         half = dt / 2
         return x + dt * velocity(x + half * velocity(x, t), t + half)
 
-    return _integrate(step, x, ts, on_step)
+    return step
 
 
-SOLVERS: dict[str, Solver] = {"euler": euler, "heun": heun, "midpoint": midpoint}
+@stepping
+def adams2(velocity: Velocity, noise: Noise | None) -> Step:
+    """Adams-Bashforth's two-step method: order 2, one evaluation a step; the first step is Euler's.
+
+    The velocity is continued along the line through its last two values (Hairer, Nørsett & Wanner
+    1993, "Solving Ordinary Differential Equations I", sec. III.5, for steps of unequal length).
+    """
+    before: tuple[Tensor, Tensor] | None = None  # the velocity and the length of the last step
+
+    def step(i: int, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
+        nonlocal before
+        v = velocity(x, t)
+        slope = v if before is None else v + dt / (2 * before[1]) * (v - before[0])
+        before = v, dt
+        return x + dt * slope
+
+    return step
 
 
-def evaluations(solver: str, steps: int) -> int:
-    """How often a solver asks for the velocity on its way from t = 1 to 0."""
-    return {"euler": steps, "heun": 2 * steps - 1, "midpoint": 2 * steps}[solver]
+SOLVERS: dict[str, Solver] = {
+    "euler": Solver(euler, order=1, evaluations=lambda steps: steps),
+    "heun": Solver(heun, order=2, evaluations=lambda steps: 2 * steps - 1),
+    "midpoint": Solver(midpoint, order=2, evaluations=lambda steps: 2 * steps),
+    "adams2": Solver(adams2, order=2, evaluations=lambda steps: steps),
+}
 
 
-def _integrate(
-    step: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, ts: Tensor, on_step: OnStep | None
-) -> Tensor:
-    if on_step is not None:
-        on_step(0, ts[0], x)
-    for i, (t, t_next) in enumerate(pairwise(ts), start=1):
-        x = step(x, t, t_next - t)
-        if on_step is not None:
-            on_step(i, t_next, x)
-    return x
+def _seen(on_step: OnStep | None, i: int, t: Tensor, x: Tensor) -> Tensor:
+    changed = on_step(i, t, x) if on_step is not None else None
+    return x if changed is None else changed
+
+
+def uniform_grid(steps: int) -> Tensor:
+    """steps + 1 equally spaced times from 1 to 0, float32: (steps + 1,)."""
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; sampling needs at least 1")
+    return torch.linspace(1, 0, steps + 1)
+
+
+def flux_mu(image_tokens: int) -> float:
+    """FLUX.1's shift, linear in the number of image tokens: 0.5 at 256, 1.15 at 4096."""
+    return 0.5 + (1.15 - 0.5) * (image_tokens - 256) / (4096 - 256)
+
+
+def shift(t: Tensor, mu: float) -> Tensor:
+    """t' = e^mu / (e^mu + (1/t - 1)): spends more of the steps near the noise for mu > 0.
+
+    Esser et al. 2024, eq. 23 with e^mu = sqrt(m / n). Keeps 0 and 1 where they are.
+    """
+    s = math.exp(mu)
+    return s * t / (1 + (s - 1) * t)  # the same fraction, with t = 0 allowed
+
+
+def flux_grid(steps: int, image_tokens: int) -> Tensor:
+    """The uniform grid bent by FLUX.1's resolution shift."""
+    return shift(uniform_grid(steps), flux_mu(image_tokens))
+
+
+def uniform_schedule(steps: int, image_tokens: int) -> Tensor:
+    """The uniform grid, whatever the resolution: right for small pixel-space models."""
+    return uniform_grid(steps)
+
+
+# Each: (steps, image_tokens) -> (steps + 1,) times from 1 to 0.
+SCHEDULES = {"uniform": uniform_schedule, "flux": flux_grid}

@@ -4,12 +4,12 @@ Writing a density as a quantile function makes sampling one line, and lets a bat
 one value of u from each of b equal slices instead of b independent ones. The batch as a whole has
 the same density and its loss a smaller variance; the low-discrepancy sampler of Kingma et al. 2021
 ("Variational Diffusion Models") does the same with a single shared offset. A density is one class
-with `quantile` and a line in `DENSITIES`.
+with `quantile`, whose fields are its settings, and a line in `DENSITIES`.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor
@@ -33,15 +33,14 @@ class Uniform:
 class LogitNormal:
     """logit(t) ~ N(mean, scale^2): Esser et al. 2024, eq. 19. FLUX-like training uses (0, 1)."""
 
-    mean: float = 0.0
-    scale: float = 1.0
+    mean: Annotated[float, "Mean of logit(t); above 0 leans towards noise."] = 0.0
+    scale: Annotated[float, "Standard deviation of logit(t)."] = 1.0
 
     def __post_init__(self) -> None:
-        if not (self.scale > 0 and math.isfinite(self.mean)):
-            raise ValueError(
-                f"logit-normal mean is {self.mean} and scale {self.scale}; the mean must be finite "
-                f"and the scale above 0"
-            )
+        if not self.scale > 0:
+            raise ValueError(f"scale={self.scale}: must be above 0")
+        if not math.isfinite(self.mean):
+            raise ValueError(f"mean={self.mean}: must be finite")
 
     def quantile(self, u: Tensor) -> Tensor:
         normal = torch.special.ndtri(u.cpu() if u.device.type == "mps" else u)  # MPS has no ndtri
@@ -56,11 +55,11 @@ class Mode:
     it is taken at 1 - u so that it rises like the others. Monotone for -1 <= scale <= 2/(pi - 2).
     """
 
-    scale: float = 1.29
+    scale: Annotated[float, "Above 0 heavier in the middle, below 0 at the ends."] = 1.29
 
     def __post_init__(self) -> None:
         if not -1 <= self.scale <= 2 / (math.pi - 2):
-            raise ValueError(f"mode scale is {self.scale}; it must lie in [-1, 1.7519]")
+            raise ValueError(f"scale={self.scale}: must be from -1 to 2 / (pi - 2) = 1.7519")
 
     def quantile(self, u: Tensor) -> Tensor:
         return u - self.scale * (torch.sin(math.pi / 2 * u).square() - u)
@@ -74,11 +73,11 @@ class Shifted:
     the terms of `schedule.shift`.
     """
 
-    shift: float = 3.0
+    shift: Annotated[float, "How far the density leans towards noise; 1 is uniform."] = 3.0
 
     def __post_init__(self) -> None:
         if not self.shift > 0:
-            raise ValueError(f"shift is {self.shift}; it must be above 0")
+            raise ValueError(f"shift={self.shift}: must be above 0")
 
     def quantile(self, u: Tensor) -> Tensor:
         return self.shift * u / (1 + (self.shift - 1) * u)

@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fluxsmith.autoencoder import flux_files
 from fluxsmith.autoencoder.flux_ae import FluxAutoencoder
 from fluxsmith.errors import UserError
-from fluxsmith.files import make_folder, write_text
 from fluxsmith.interop.diffusers_names import to_diffusers
-from fluxsmith.interop.dtypes import converted
 from fluxsmith.model.flux import FluxParams
 from fluxsmith.pipeline import Pipeline
-from fluxsmith.tensorfile import write_tensors
+from fluxsmith.storage.files import make_folder, write_text
+from fluxsmith.storage.tensor_files import write_tensors
 from fluxsmith.text.encoder import NULL_PROMPT
 from fluxsmith.text.frozen import FrozenText
 
@@ -27,23 +25,28 @@ PROMPTS_KEPT = 256  # the embeddings of so many captions travel with a model
 REST = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
 
-def write_parts(pipeline: Pipeline, out: Path, dtype: str | None) -> bool:
-    """Fills the folder: transformer/ and scheduler/, and vae/, text encoders and tokenizers where
-    the model has them. True where they make a whole FluxPipeline; otherwise the embeddings of
-    prompts are there too, for those who draw with the parts."""
+def write_parts(pipeline: Pipeline, out: Path, dtype: torch.dtype | None) -> bool:
+    """Fills the folder: transformer/ and scheduler/, and vae/, text encoders and tokenizers if the
+    model has them. True if they make a whole FluxPipeline; otherwise the embeddings of prompts are
+    written too, for those who draw with the parts."""
+    network, autoencoder = pipeline.network, pipeline.autoencoder
     parts = {
         "transformer": ("diffusers", "FluxTransformer2DModel"),
         "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
     }
-    network = pipeline.network
-    weights = converted(to_diffusers(network.state_dict()), dtype)
-    _write_part(out / "transformer", transformer_config(network.params), weights)
-    scheduler = scheduler_config(pipeline.config.sample.schedule)
-    _write_json(out / "scheduler" / "scheduler_config.json", scheduler)
-    if isinstance(pipeline.autoencoder, FluxAutoencoder):
+    _write_json(out / "transformer/config.json", transformer_config(network.params))
+    weights = to_diffusers(network.state_dict())
+    write_tensors(out / "transformer" / WEIGHTS, weights, {"format": "pt"}, dtype)
+    scheduler = {
+        "_class_name": "FlowMatchEulerDiscreteScheduler",  # its own shift is `flow.solvers.flux_mu`
+        "use_dynamic_shifting": pipeline.config.sample.schedule == "flux",
+    }
+    _write_json(out / "scheduler/scheduler_config.json", scheduler)
+    if isinstance(autoencoder, FluxAutoencoder):
         parts["vae"] = ("diffusers", "AutoencoderKL")
-        weights = converted(flux_files.to_diffusers(pipeline.autoencoder.network), dtype)
-        _write_part(out / "vae", flux_files.diffusers_config(pipeline.autoencoder), weights)
+        _write_json(out / "vae/config.json", flux_files.diffusers_config(autoencoder))
+        weights = flux_files.to_diffusers(autoencoder.network)
+        write_tensors(out / "vae" / WEIGHTS, weights, {"format": "pt"}, dtype)
     parts |= _write_text_encoders(pipeline, out)
     # FluxPipeline takes 2x2 patches of latents.
     whole = set(REST) <= parts.keys() and pipeline.config.model.patch_size == 2
@@ -55,15 +58,11 @@ def write_parts(pipeline: Pipeline, out: Path, dtype: str | None) -> bool:
     return whole
 
 
-def check_diffusers(params: FluxParams) -> None:
-    """Raises a UserError for networks that diffusers' class has no setting for."""
-    fixed = {"mlp_ratio": 4.0, "theta": 10_000, "qkv_bias": True}
-    for key, only in fixed.items():
-        value = getattr(params, key)
-        if value != only:
-            raise UserError(
-                f"model.{key}={value}: diffusers' Flux knows {key}={only} only; use --format bfl"
-            )
+def check_diffusers(params: FluxParams, fix: str) -> None:
+    """Raises a UserError for networks that diffusers' class has no settings for."""
+    for key, only in {"mlp_ratio": 4.0, "theta": 10_000, "qkv_bias": True}.items():
+        if (value := getattr(params, key)) != only:
+            raise UserError(f"model.{key}={value}: diffusers' Flux knows {key}={only} only; {fix}")
 
 
 def transformer_config(params: FluxParams) -> dict[str, Any]:
@@ -79,31 +78,15 @@ def transformer_config(params: FluxParams) -> dict[str, Any]:
         "num_layers": params.depth,
         "num_single_layers": params.depth_single_blocks,
         "out_channels": params.out_channels,
-        "patch_size": 1,
         "pooled_projection_dim": params.vec_in_dim,
-    }
-
-
-def scheduler_config(schedule: str) -> dict[str, Any]:
-    """The scheduler_config.json of diffusers' FlowMatchEulerDiscreteScheduler; its shift is that of
-    `flow.schedule.flux_mu`."""
-    return {
-        "_class_name": "FlowMatchEulerDiscreteScheduler",
-        "base_image_seq_len": 256,
-        "base_shift": 0.5,
-        "max_image_seq_len": 4096,
-        "max_shift": 1.15,
-        "num_train_timesteps": 1000,
-        "shift": 1.0,
-        "use_dynamic_shifting": schedule == "flux",
     }
 
 
 @torch.no_grad()
 def write_prompts(pipeline: Pipeline, path: Path) -> None:
-    """The embeddings of the data set's captions and of the empty prompt, which is what a program
-    without our text encoder needs to draw: for prompt i `tokens.i` (t, d) and `pooled.i` (p,), the
-    prompts themselves in the metadata."""
+    """The embeddings of the data set's captions and of the empty prompt, for programs without our
+    text encoder: for prompt i `tokens.i` (t, d) and `pooled.i` (p,); the prompts themselves are in
+    the metadata."""
     prompts = [NULL_PROMPT, *pipeline.captions[: PROMPTS_KEPT - 1]]
     tensors = {}
     for i, prompt in enumerate(prompts):
@@ -115,22 +98,16 @@ def write_prompts(pipeline: Pipeline, path: Path) -> None:
 
 def _write_text_encoders(pipeline: Pipeline, out: Path) -> dict[str, tuple[str, str]]:
     """text_encoder/ and tokenizer/ for CLIP, text_encoder_2/ and tokenizer_2/ for T5."""
-    if not isinstance(pipeline.text, FrozenText) or pipeline.text.encoders.kind != "clip_t5":
+    if not isinstance(pipeline.text, FrozenText) or pipeline.text.kind != "clip_t5":
         return {}
     parts = {}
     for name, number in (("clip", ""), ("t5", "_2")):
-        encoder = pipeline.text.encoders.parts[name]
+        encoder = pipeline.text.parts[name]
         saves: dict[str, Any] = {"text_encoder": encoder.model, "tokenizer": encoder.tokenizer}
         for part, saved in saves.items():
             saved.save_pretrained(out / f"{part}{number}")
             parts[f"{part}{number}"] = ("transformers", type(saved).__name__)
     return parts
-
-
-def _write_part(folder: Path, config: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
-    make_folder(folder, "OUT")
-    _write_json(folder / "config.json", config)
-    write_tensors(folder / WEIGHTS, weights, {"format": "pt"})
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -3,12 +3,10 @@
 One layer of ours may be several of theirs, one after the other along the output.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
-
-from fluxsmith.errors import UserError
 
 OUTSIDE: dict[str, tuple[str, ...]] = {
     "img_in": ("x_embedder",),
@@ -45,73 +43,53 @@ SINGLE: dict[str, tuple[str, ...]] = {
     "norm.query_norm": ("attn.norm_q",),
     "norm.key_norm": ("attn.norm_k",),
 }
-SWAPPED = "final_layer.adaLN_modulation.1"  # (shift, scale) here, (scale, shift) there
+SWAPPED = "final_layer.adaLN_modulation."  # (shift, scale) here, (scale, shift) there
 
 
 def to_diffusers(network: dict[str, Tensor]) -> dict[str, Tensor]:
     """BFL's names to diffusers'."""
     hidden = network["img_in.weight"].shape[0]
     renamed: dict[str, Tensor] = {}
-    for ours, theirs in _layers(_count(network, "double_blocks"), _count(network, "single_blocks")):
-        for kind, their_kind in _kinds(ours):
-            tensor = network.get(f"{ours}.{kind}")
-            if tensor is None:
-                continue
-            if ours == SWAPPED:
-                tensor = torch.cat(tensor.chunk(2)[::-1])
+    for ours, theirs in _names(depth(network, "double_blocks"), depth(network, "single_blocks")):
+        if ours in network:
+            tensor = _swapped(ours, network[ours])
             parts = tensor.tensor_split([hidden * i for i in range(1, len(theirs))])
-            for name, part in zip(theirs, parts, strict=True):
-                renamed[f"{name}.{their_kind}"] = part
+            renamed |= zip(theirs, parts, strict=True)
     return renamed
 
 
 def from_diffusers(transformer: dict[str, Tensor]) -> dict[str, Tensor]:
-    """diffusers' names to BFL's, exactly the other way; names that it doesn't know stay as they
-    are, for whoever fits the weights into a network to complain about."""
+    """diffusers' names to BFL's, the exact inverse; names that are unknown or lack a part of the
+    layer stay as they are, so that `check_fits` names them."""
     left = dict(transformer)
     renamed: dict[str, Tensor] = {}
-    depths = _count(left, "transformer_blocks"), _count(left, "single_transformer_blocks")
-    for ours, theirs in _layers(*depths):
-        for kind, their_kind in _kinds(ours):
-            parts = [left.pop(f"{name}.{their_kind}", None) for name in theirs]
-            there = [part for part in parts if part is not None]
-            if not there:
-                continue
-            if len(there) < len(parts):
-                lacking = [n for n, part in zip(theirs, parts, strict=True) if part is None]
-                raise UserError(
-                    f"the diffusers weights lack {lacking[0]}.{their_kind} beside its neighbours; "
-                    f"fetch all their shards"
-                )
-            tensor = torch.cat(there) if len(there) > 1 else there[0]
-            renamed[f"{ours}.{kind}"] = (
-                torch.cat(tensor.chunk(2)[::-1]) if ours == SWAPPED else tensor
-            )
+    stacks = "transformer_blocks", "single_transformer_blocks"
+    for ours, theirs in _names(*(depth(left, stack) for stack in stacks)):
+        if left.keys() >= set(theirs):
+            parts = [left.pop(name) for name in theirs]
+            renamed[ours] = _swapped(ours, torch.cat(parts) if len(parts) > 1 else parts[0])
     return renamed | left
 
 
-def _layers(dual: int, single: int) -> Iterator[tuple[str, list[str]]]:
-    """Each layer of ours with its layers in diffusers."""
-    for ours, theirs in OUTSIDE.items():
-        yield ours, list(theirs)
-    stacks = (
-        (dual, "double_blocks", "transformer_blocks", DUAL),
-        (single, "single_blocks", "single_transformer_blocks", SINGLE),
-    )
-    for depth, our_stack, their_stack, names in stacks:
-        for i in range(depth):
-            for ours, theirs in names.items():
-                yield f"{our_stack}.{i}.{ours}", [f"{their_stack}.{i}.{name}" for name in theirs]
+def depth(names: Iterable[str], stack: str) -> int:
+    """The number of blocks in a stack."""
+    return len({name.split(".")[1] for name in names if name.startswith(f"{stack}.")})
 
 
-def _kinds(layer: str) -> tuple[tuple[str, str], ...]:
-    """The parameters of a layer, ours and theirs."""
-    if layer.endswith(("query_norm", "key_norm")):
-        return (("scale", "weight"),)
-    return (("weight", "weight"), ("bias", "bias"))
+def _names(dual: int, single: int) -> Iterator[tuple[str, list[str]]]:
+    """Each tensor of ours with its tensors in diffusers."""
+    stacks = [("", "", OUTSIDE)]
+    stacks += [(f"double_blocks.{i}.", f"transformer_blocks.{i}.", DUAL) for i in range(dual)]
+    stacks += [
+        (f"single_blocks.{i}.", f"single_transformer_blocks.{i}.", SINGLE) for i in range(single)
+    ]
+    for ours, theirs, layers in stacks:
+        for layer, names in layers.items():
+            norm = layer.endswith(("query_norm", "key_norm"))
+            for kind in ("weight",) if norm else ("weight", "bias"):
+                own = f"{ours}{layer}.{'scale' if norm else kind}"
+                yield own, [f"{theirs}{name}.{kind}" for name in names]
 
 
-def _count(names: dict[str, Tensor], stack: str) -> int:
-    """Blocks in a stack."""
-    parts = (name.split(".") for name in names if name.startswith(f"{stack}."))
-    return 1 + max((int(part[1]) for part in parts if part[1].isdecimal()), default=-1)
+def _swapped(ours: str, tensor: Tensor) -> Tensor:
+    return torch.cat(tensor.chunk(2)[::-1]) if ours.startswith(SWAPPED) else tensor

@@ -1,20 +1,20 @@
 """Uploading an export to the Hugging Face hub."""
 
 import glob
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from fluxsmith.errors import UserError
 from fluxsmith.optional import optional
+from fluxsmith.storage.files import explaining
 
 OPTION = "--push-to-hub"
 
 
 def check_upload(name: str) -> None:
-    """Raises a UserError, before anything is written, where the hub can't be reached, nobody is
-    logged in or no repository can have this name."""
+    """Raises a UserError, before anything is written, if the hub can't be reached, nobody is logged
+    in, or no repository can have this name."""
     hub = _hub()
     with _explaining(name, "nothing was written"):
         hub.utils.validate_repo_id(name)
@@ -23,12 +23,13 @@ def check_upload(name: str) -> None:
 
 def upload(name: str, written: Sequence[Path]) -> str:
     """Uploads an export, the paths that `exporting.export` wrote, to a repository, which is made if
-    need be; gives its address."""
+    need be; returns its address."""
     api = _hub().HfApi()
     folder = written[0].parent
-    patterns = [p for path in map(_literally, written) for p in (path, f"{path}/*")]
+    names = [glob.escape(path.name) for path in written]
     with _explaining(name, f"what was exported is in {folder}"):
         address = api.create_repo(name, repo_type="model", exist_ok=True)
+        patterns = names + [f"{escaped}/*" for escaped in names]
         api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=patterns)
     return str(address)
 
@@ -37,18 +38,7 @@ def _hub() -> Any:
     return optional("huggingface_hub", "hf", OPTION)
 
 
-def _literally(path: Path) -> str:
-    """A pattern that matches this name alone."""
-    return glob.escape(path.name)
-
-
-@contextmanager
-def _explaining(name: str, what_is_there: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # the hub's client raises its own and those of several libraries
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{OPTION} {name}: {reason}; {what_is_there}; log in with `hf auth login` and check "
-            f"the name (USER/MODEL)"
-        ) from None
+def _explaining(name: str, what_is_there: str) -> AbstractContextManager[None]:
+    """The hub's client raises its own errors and those of several libraries."""
+    fix = "log in with `hf auth login` and check the name (USER/MODEL)"
+    return explaining(f"{OPTION} {name}", f"; {what_is_there}; {fix}", Exception)

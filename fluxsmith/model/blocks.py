@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fluxsmith.model.linear import Linear
+from fluxsmith.model.attention import QKNorm, joint_attention
 from fluxsmith.model.rope import RotaryTable
-from fluxsmith.model.streams import QKNorm, Stream, joint_attention
 
 
 def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000) -> Tensor:
@@ -34,26 +33,22 @@ class MLPEmbedder(nn.Module):
 
     def __init__(self, in_dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.in_layer = Linear(in_dim, hidden_dim)
-        self.out_layer = Linear(hidden_dim, hidden_dim)
+        self.in_layer = nn.Linear(in_dim, hidden_dim)
+        self.out_layer = nn.Linear(hidden_dim, hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out_layer(F.silu(self.in_layer(x)))
 
 
 class SelfAttention(nn.Module):
-    """The projections of one stream; attention itself is joint, in the block."""
+    """The layers of one stream's attention; attention itself is joint, in the block."""
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.norm = QKNorm(dim // num_heads)
-        self.proj = Linear(dim, dim)
-
-    def stream(self, x: Tensor) -> Stream:
-        """What x (b, l, d) brings to the attention."""
-        return Stream(self.qkv(x), self.norm)
+        self.proj = nn.Linear(dim, dim)
 
 
 class Modulated(NamedTuple):
@@ -70,7 +65,7 @@ class Modulation(nn.Module):
     def __init__(self, dim: int, double: bool) -> None:
         super().__init__()
         self.halves = 2 if double else 1
-        self.lin = Linear(dim, 3 * self.halves * dim)
+        self.lin = nn.Linear(dim, 3 * self.halves * dim)
 
     def forward(self, vec: Tensor) -> list[Modulated]:
         parts = self.lin(F.silu(vec))[:, None, :].chunk(3 * self.halves, dim=-1)
@@ -83,30 +78,27 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, x, 1 + scale)
 
 
-class MLP(nn.Sequential):
-    """The two-layer perceptron of a stream, with the tanh form of GELU; its layers are 0 and 2."""
-
-    def __init__(self, hidden: int, inner: int) -> None:
-        super().__init__(Linear(hidden, inner), nn.Identity(), Linear(inner, hidden))
-
-    def forward(self, x: Tensor) -> Tensor:
-        into, _, out = self
-        y: Tensor = out(into(x, gelu=True))
-        return y
+def mlp(hidden: int, inner: int) -> nn.Sequential:
+    """The two-layer perceptron of a stream, with the tanh form of GELU."""
+    return nn.Sequential(
+        nn.Linear(hidden, inner), nn.GELU(approximate="tanh"), nn.Linear(inner, hidden)
+    )
 
 
 class DoubleStreamBlock(nn.Module):
     """Text and image with weights of their own, meeting in one joint attention (MMDiT)."""
+
+    attention = staticmethod(joint_attention)
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, qkv_bias: bool) -> None:
         super().__init__()
         inner = int(hidden_size * mlp_ratio)
         self.img_mod = Modulation(hidden_size, double=True)
         self.img_attn = SelfAttention(hidden_size, num_heads, qkv_bias)
-        self.img_mlp = MLP(hidden_size, inner)
+        self.img_mlp = mlp(hidden_size, inner)
         self.txt_mod = Modulation(hidden_size, double=True)
         self.txt_attn = SelfAttention(hidden_size, num_heads, qkv_bias)
-        self.txt_mlp = MLP(hidden_size, inner)
+        self.txt_mlp = mlp(hidden_size, inner)
 
     def forward(
         self, img: Tensor, txt: Tensor, vec: Tensor, pe: RotaryTable, mask: Tensor | None
@@ -114,10 +106,10 @@ class DoubleStreamBlock(nn.Module):
         img_mod1, img_mod2 = self.img_mod(vec)
         txt_mod1, txt_mod2 = self.txt_mod(vec)
 
-        image = self.img_attn.stream(modulate(img, img_mod1.shift, img_mod1.scale))
-        text = self.txt_attn.stream(modulate(txt, txt_mod1.shift, txt_mod1.scale))
-        heads = self.img_attn.num_heads
-        txt_out, img_out = joint_attention((text, image), heads, pe, mask)  # text first
+        img_qkv = self.img_attn.qkv(modulate(img, img_mod1.shift, img_mod1.scale))
+        txt_qkv = self.txt_attn.qkv(modulate(txt, txt_mod1.shift, txt_mod1.scale))
+        streams = ((txt_qkv, self.txt_attn.norm), (img_qkv, self.img_attn.norm))  # text first
+        txt_out, img_out = self.attention(streams, self.img_attn.num_heads, pe, mask)
 
         img = img + img_mod1.gate * self.img_attn.proj(img_out)
         img = img + img_mod2.gate * self.img_mlp(modulate(img, img_mod2.shift, img_mod2.scale))
@@ -129,22 +121,25 @@ class DoubleStreamBlock(nn.Module):
 class SingleStreamBlock(nn.Module):
     """One stream over text and image together; attention and MLP side by side, in two products."""
 
+    attention = staticmethod(joint_attention)
+
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
         self.hidden_size = hidden_size
         self.num_heads = num_heads
         self.inner = int(hidden_size * mlp_ratio)
-        self.linear1 = Linear(hidden_size, 3 * hidden_size + self.inner)  # qkv and MLP in
-        self.linear2 = Linear(hidden_size + self.inner, hidden_size)  # attention and MLP out
+        self.linear1 = nn.Linear(hidden_size, 3 * hidden_size + self.inner)  # qkv and MLP in
+        self.linear2 = nn.Linear(hidden_size + self.inner, hidden_size)  # attention and MLP out
         self.norm = QKNorm(hidden_size // num_heads)
         self.modulation = Modulation(hidden_size, double=False)
 
     def forward(self, x: Tensor, vec: Tensor, pe: RotaryTable, mask: Tensor | None) -> Tensor:
         (mod,) = self.modulation(vec)
         x_mod = modulate(x, mod.shift, mod.scale)
-        qkv, inner = self.linear1(x_mod, sizes=(3 * self.hidden_size, self.inner), gelu=True)
-        (attended,) = joint_attention((Stream(qkv, self.norm),), self.num_heads, pe, mask)
-        return x + mod.gate * self.linear2(attended, inner)
+        qkv, inner = self.linear1(x_mod).split((3 * self.hidden_size, self.inner), dim=-1)
+        (attended,) = self.attention(((qkv, self.norm),), self.num_heads, pe, mask)
+        inner = F.gelu(inner, approximate="tanh")
+        return x + mod.gate * self.linear2(torch.cat((attended, inner), dim=-1))
 
 
 class LastLayer(nn.Module):
@@ -152,15 +147,34 @@ class LastLayer(nn.Module):
 
     def __init__(self, hidden_size: int, out_channels: int) -> None:
         super().__init__()
-        self.linear = Linear(hidden_size, out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(hidden_size, 2 * hidden_size))
-
-    @property
-    def modulation(self) -> nn.Linear:
-        linear = self.adaLN_modulation[1]
-        assert isinstance(linear, nn.Linear)
-        return linear
+        self.linear = nn.Linear(hidden_size, out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
 
     def forward(self, x: Tensor, vec: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(vec)[:, None, :].chunk(2, dim=-1)
         return self.linear(modulate(x, shift, scale))
+
+
+def initialise(network: nn.Module) -> None:
+    """The weights that training from scratch starts from: the network predicts exactly 0, and each
+    of its blocks is the identity. As DiT (Peebles & Xie 2023, sec. 3.2 "adaLN-Zero" and its
+    reference implementation):
+
+    - linear layers: Xavier uniform (Glorot & Bengio 2010, eq. 16), biases 0;
+    - the embedders of time, guidance and pooled text: normal, standard deviation 0.02;
+    - every modulation and the output layer: 0, so gates are closed and the prediction is 0.
+
+    The scales of the RMS norms stay at the 1 that they were made with.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in network.modules():
+        if isinstance(module, MLPEmbedder):
+            nn.init.normal_(module.in_layer.weight, std=0.02)
+            nn.init.normal_(module.out_layer.weight, std=0.02)
+        elif isinstance(module, Modulation | LastLayer):
+            for weight in module.parameters():
+                nn.init.zeros_(weight)

@@ -13,10 +13,9 @@ from fluxsmith.model.blocks import (
     LastLayer,
     MLPEmbedder,
     SingleStreamBlock,
+    initialise,
     timestep_embedding,
 )
-from fluxsmith.model.initialisation import initialise
-from fluxsmith.model.linear import Linear
 from fluxsmith.model.rope import RotaryCache
 
 TIMESTEP_WIDTH = 256  # of the sinusoidal embedding, as in every released FLUX.1
@@ -42,12 +41,11 @@ class FluxParams:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axes_dim", tuple(self.axes_dim))  # lists come from YAML
-        for name in ("in_channels", "vec_in_dim", "context_in_dim", "hidden_size", "num_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("depth", "depth_single_blocks"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        widths = ("in_channels", "vec_in_dim", "context_in_dim", "hidden_size", "num_heads")
+        for name in (*widths, "depth", "depth_single_blocks"):
+            value, least = getattr(self, name), 1 if name in widths else 0
+            if value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}")
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}"
@@ -102,11 +100,11 @@ class Flux(nn.Module):
         super().__init__()
         self.params = params
         hidden = params.hidden_size
-        self.img_in = Linear(params.in_channels, hidden)
+        self.img_in = nn.Linear(params.in_channels, hidden)
         self.time_in = MLPEmbedder(TIMESTEP_WIDTH, hidden)
         self.vector_in = MLPEmbedder(params.vec_in_dim, hidden)
         self.guidance_in = MLPEmbedder(TIMESTEP_WIDTH, hidden) if params.guidance_embed else None
-        self.txt_in = Linear(params.context_in_dim, hidden)
+        self.txt_in = nn.Linear(params.context_in_dim, hidden)
         self.double_blocks = nn.ModuleList(
             DoubleStreamBlock(hidden, params.num_heads, params.mlp_ratio, params.qkv_bias)
             for _ in range(params.depth)
@@ -117,7 +115,6 @@ class Flux(nn.Module):
         )
         self.final_layer = LastLayer(hidden, params.out_channels or params.in_channels)
         self.rotary = RotaryCache(params.axes_dim, params.theta)
-        self.streamed = False  # whether blocks' weights come only for the time they compute
         initialise(self)
 
     @property

@@ -3,9 +3,6 @@
 Each axis of a token's id rotates its own slice of a head, in pairs of neighbouring channels.
 """
 
-import weakref
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -18,7 +15,7 @@ def rotary_table(ids: Tensor, axes_dim: tuple[int, ...], theta: float) -> Rotary
     """The cosines and sines of every angle, from ids (l, n_axes) or (b, l, n_axes), in float32.
 
     Angle of pair i on an axis of width w: position * theta^(-2i/w) (RoFormer, eq. 15). Computed in
-    float64 on the CPU, since not every device has it and positions times frequencies want it.
+    float64, for accuracy at large positions, and on the CPU, since not every device has float64.
     """
     angles = []
     for axis, width in enumerate(axes_dim):
@@ -31,55 +28,36 @@ def rotary_table(ids: Tensor, axes_dim: tuple[int, ...], theta: float) -> Rotary
 
 
 def rotate(x: Tensor, table: RotaryTable) -> Tensor:
-    """Rotates x (b, h, l, k) pair by pair, in float32, and returns it in its own dtype.
-
-    A pair is a complex number, which a rotation multiplies by cos + i sin: one pass over memory
-    where real numbers take many. Compilers fuse the real form, and not the complex one.
-    """
+    """Rotates x (b, h, l, k) pair by pair, in float32, and returns it in its own dtype."""
     cos, sin = table
-    pairs = x.float().unflatten(-1, (-1, 2))  # (b, h, l, k/2, 2)
-    if torch.compiler.is_compiling() or x.device.type not in ("cpu", "cuda"):
-        even, odd = pairs.unbind(-1)
-        turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
-    else:
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin))
-    return turned.flatten(-2).to(x.dtype)
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (b, h, l, k/2) each
+    rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
 
 
 class RotaryCache:
-    """Remembers the tables of the ids seen lately, so that they are computed once per shape.
+    """Keeps the tables of the ids seen lately, so that each is computed once.
 
-    Ids are recognised by identity, not by value (comparing values would wait for the device), so
-    a hit needs the caller to pass the same tensors again, as `tokens.image_ids` makes easy.
+    Ids are recognised by identity and version, not by value: comparing values would make the host
+    wait for the device. So a hit needs the same tensors again, such as `tokens.image_ids` returns.
     """
 
     def __init__(self, axes_dim: tuple[int, ...], theta: float, size: int = 64) -> None:
         self.axes_dim = axes_dim
         self.theta = theta
         self.size = size
-        self._tables: dict[tuple[int, ...], tuple[list[weakref.ref[Tensor]], RotaryTable]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the tables: weak references can't be pickled, and tables are soon made anew."""
-        return {**self.__dict__, "_tables": {}}
-
-    def tables(self) -> list[RotaryTable]:
-        """All that are remembered now."""
-        return [table for _, table in self._tables.values()]
+        # The ids are kept with their table: while they live, no other tensor has the same id().
+        self.tables: dict[tuple[int, ...], tuple[tuple[Tensor, ...], RotaryTable]] = {}
 
     def __call__(self, *ids: Tensor) -> RotaryTable:
         """The table of the concatenation of `ids` along the sequence."""
-        if any(x.is_inference() for x in ids):  # these carry no version to recognise them by
+        if any(x.is_inference() for x in ids):  # these have no version
             return rotary_table(torch.cat(ids, dim=-2), self.axes_dim, self.theta)
-        # An id() is unique only while its object lives: the weak references tell a tensor that
-        # died and whose address was used again, the version one that was written to.
         key = tuple(part for x in ids for part in (id(x), x._version))
-        if key in self._tables:
-            owners, table = self._tables[key]
-            if all(ref() is x for ref, x in zip(owners, ids, strict=True)):
-                return table
-        if len(self._tables) >= self.size:
-            del self._tables[next(iter(self._tables))]
-        table = rotary_table(torch.cat(ids, dim=-2), self.axes_dim, self.theta)
-        self._tables[key] = ([weakref.ref(x) for x in ids], table)
+        kept, table = self.tables.get(key, ((), None))
+        if table is None or any(a is not b for a, b in zip(kept, ids, strict=True)):  # a copy's
+            if len(self.tables) >= self.size:
+                del self.tables[next(iter(self.tables))]
+            table = rotary_table(torch.cat(ids, dim=-2), self.axes_dim, self.theta)
+            self.tables[key] = (ids, table)
         return table

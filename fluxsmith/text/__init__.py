@@ -1,14 +1,16 @@
 """From prompts to what the network is conditioned on.
 
-An encoder is one function `build` from its settings to a `TextEncoder`, and one line in `ENCODERS`.
-Their modules are imported when they are asked for, so that no encoder pays for another's libraries.
+An encoder is a module with a dataclass `Settings`, its keys in a config's text section, and a
+function `build` from these to a `TextEncoder`, and one line in `ENCODERS`. The module is imported
+when it is asked for, so that no encoder pays for another's libraries.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import Protocol
 
 import torch
 
+from fluxsmith.text.cache import Store
 from fluxsmith.text.encoder import TextEncoder
 
 ENCODERS = {
@@ -18,10 +20,16 @@ ENCODERS = {
 }
 
 
-def build(encoder: str, device: torch.device, **settings: Any) -> TextEncoder:
-    """A text encoder for a network on `device`; `settings` are those of the config's text section.
+class TextSettings(Protocol):
+    """A config's text section; the encoder's own keys stand beside its name."""
+
+    encoder: str
+
+
+def build(settings: TextSettings, device: torch.device, store: Store) -> TextEncoder:
+    """A text encoder for a network on `device`; `store` keeps the embeddings of a frozen one.
 
     What is learned is drawn from torch's global generator, on the CPU.
     """
-    encode: TextEncoder = import_module(ENCODERS[encoder]).build(device=device, **settings)
+    encode: TextEncoder = import_module(ENCODERS[settings.encoder]).build(settings, device, store)
     return encode

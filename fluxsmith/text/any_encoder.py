@@ -1,16 +1,19 @@
 """Any one pretrained encoder that `transformers` loads: its last hidden states are the tokens, and
 their mean over the prompt is the pooled vector."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fluxsmith.errors import UserError
-from fluxsmith.text.frozen import FrozenText, device_of
+from fluxsmith.text.cache import Store
+from fluxsmith.text.encoder import Width
+from fluxsmith.text.frozen import CacheChoice, FrozenText, Padding
 from fluxsmith.text.padding import Encoded
-from fluxsmith.text.pretrained import Pretrained, Source
+from fluxsmith.text.pretrained import Device, Dtype, Pretrained
 
 
 class AnyEncoder(Pretrained):
@@ -27,58 +30,47 @@ class AnyEncoder(Pretrained):
         return model.get_encoder() if self.config.is_encoder_decoder else model
 
 
-class OneEncoder:
-    """The encoder as `FrozenText` runs it."""
+@dataclass(frozen=True)
+class Settings:
+    LOCAL: ClassVar = ("pretrained", "pretrained_device", "cache")
 
+    pretrained: Annotated[str, "Hub id or folder of the encoder."]
+    max_tokens: Annotated[Width, "Tokens of a prompt that the network gets."] = 128
+    padding: Padding = "trim"
+    cache: CacheChoice = "auto"
+    pretrained_dtype: Annotated[Dtype, "Arithmetic of the encoder."] = "float32"
+    pretrained_device: Annotated[Device, "Where it runs; network is where the network runs."] = (
+        "network"
+    )
+
+
+class OneEncoder(FrozenText):
     kind = "transformers"
 
-    def __init__(self, encoder: AnyEncoder) -> None:
-        self.encoder = encoder
-        self.reader: Pretrained = encoder
-        self.parts: Mapping[str, Pretrained] = {"pretrained": encoder}
+    def __init__(self, settings: Settings, device: torch.device, store: Store) -> None:
+        self.encoder = AnyEncoder(settings, "pretrained", "max_tokens", device)
+        super().__init__(
+            {"pretrained": self.encoder}, self.encoder, settings.padding, device, store
+        )
 
     def widths(self) -> tuple[int, int]:
         return self.encoder.width, self.encoder.width
 
-    def encode(self, prompts: Sequence[str], full: bool) -> list[Encoded]:
-        ids, needed = self.encoder.cut_ids(prompts)
-        real = [len(row) for row in ids]
-        rows, mask = self.encoder.padded(ids, self.encoder.source.max_tokens if full else max(real))
-        states = self._states(rows, torch.ones_like(mask) if full else mask).cpu()  # (n, l, d)
+    def encode(self, prompts: Sequence[str]) -> list[Encoded]:
+        read = self.encoder.tokenize(prompts, self.full)
+        mask = torch.ones_like(read.mask) if self.full else read.mask
         encoded = []
-        for i, n in enumerate(real):
-            pooled = states[i, :n].float().mean(dim=0).to(states.dtype)
-            encoded.append(Encoded(states[i] if full else states[i, :n], pooled, n, needed[i]))
+        try:
+            states = self.encoder.model(read.ids, attention_mask=mask.long()).last_hidden_state
+        except (AttributeError, TypeError, ValueError):  # a model of something else
+            raise UserError(
+                f"text.pretrained={self.encoder.name}: gives no vector for each token of a text; "
+                f"name an encoder of text"
+            ) from None
+        for row, n, needed in zip(states.cpu(), read.real, read.needed, strict=True):  # (l, d)
+            pooled = row[:n].float().mean(dim=0).to(row.dtype)
+            encoded.append(Encoded(row if self.full else row[:n], pooled, n, needed))
         return encoded
 
-    def _states(self, rows: Tensor, mask: Tensor) -> Tensor:
-        try:
-            states = self.encoder.model(rows, attention_mask=mask.long()).last_hidden_state
-            fits = states.shape[:2] == rows.shape
-        except (AttributeError, TypeError, ValueError):  # a model of something else
-            fits = False
-        if not fits:
-            source = self.encoder.source
-            raise UserError(
-                f"{source.key}={source.name}: gives no vector for each token of a text; name an "
-                f"encoder of text"
-            )
-        return states
 
-
-def build(
-    *,
-    pretrained: str,
-    max_tokens: int,
-    pretrained_dtype: str,
-    pretrained_device: str,
-    padding: str,
-    cache: str,
-    device: torch.device,
-) -> FrozenText:
-    """The encoder of this name, behind the cache; nothing is loaded yet."""
-    on = device_of("text.pretrained_device", pretrained_device, device)
-    source = Source(
-        "text.pretrained", pretrained, max_tokens, "text.max_tokens", pretrained_dtype, on
-    )
-    return FrozenText(OneEncoder(AnyEncoder(source)), padding, cache, device)
+build = OneEncoder

@@ -9,27 +9,39 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval, MultipleOf
 from torch import Tensor, nn
 
 from fluxsmith.device import to_device
 from fluxsmith.errors import UserError
-from fluxsmith.text.encoder import TextEmbedding, check_unicode, distinct
+from fluxsmith.text.encoder import TextEmbedding, Width, check_unicode, distinct
 
 PIECE_BYTES = 16  # at most this many bytes of a word go into one token
 CONTINUED = b"\xff"  # a byte that UTF-8 never uses
 HEAD = 64  # width of an attention head
 NO_BYTE = 256  # fills a piece up, and is masked out
-ROOM = 4 * PIECE_BYTES  # characters of a prompt for each token that it may make, spaces included
 
 
-def build(
-    *, width: int, hidden_size: int, depth: int, max_tokens: int, device: torch.device
-) -> "ByteEncoder":
+@dataclass(frozen=True)
+class Settings:
+    width: Annotated[Width, "Width of the tokens and of the pooled vector that it gives."] = 768
+    hidden_size: Annotated[
+        int,
+        Interval(ge=HEAD, le=2**17),
+        MultipleOf(HEAD),
+        "Width inside the encoder, a multiple of 64.",
+    ] = 128
+    depth: Annotated[int, Interval(ge=0, le=256), "Transformer layers inside the encoder."] = 1
+    max_tokens: Annotated[Width, "The longest prompt; a word of up to 16 bytes is a token."] = 64
+
+
+def build(settings: Settings, device: torch.device, store: object) -> "ByteEncoder":
     """A new encoder on the CPU, whose weights are the same whatever `device` it moves to."""
-    return ByteEncoder(width, hidden_size, depth, max_tokens)
+    return ByteEncoder(settings.width, settings.hidden_size, settings.depth, settings.max_tokens)
 
 
 @dataclass(frozen=True)
@@ -51,8 +63,6 @@ class ByteEncoder(nn.Module):
 
     def __init__(self, width: int, hidden_size: int, depth: int, max_tokens: int) -> None:
         super().__init__()
-        if hidden_size % HEAD:
-            raise ValueError(f"hidden_size is {hidden_size}; it must be a multiple of {HEAD}")
         self.token_width = self.pooled_width = width
         self.max_tokens = max_tokens
         self.bytes_in = nn.Embedding(PIECE_BYTES * (NO_BYTE + 1), hidden_size)
@@ -87,16 +97,10 @@ class ByteEncoder(nn.Module):
     def check(self, prompts: Sequence[str]) -> None:
         check_unicode(prompts)
         for number, prompt in enumerate(prompts, start=1):
-            if len(prompt) > self.max_tokens * ROOM:  # not worth cutting up, nor remembering
-                raise UserError(
-                    f"prompt {number} ({prompt[:40]!r}...) has {len(prompt):,} characters; this "
-                    f"encoder takes {self.max_tokens} tokens (text.max_tokens): shorten the prompt"
-                )
-            count = len(pieces(prompt))
-            if count > self.max_tokens:
+            if (count := len(pieces(prompt))) > self.max_tokens:
                 raise UserError(
                     f"prompt {number} ({prompt[:40]!r}...) makes {count} tokens; this encoder "
-                    f"takes {self.max_tokens} (text.max_tokens): shorten the prompt"
+                    f"takes {self.max_tokens} tokens (text.max_tokens): shorten the prompt"
                 )
 
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
@@ -108,8 +112,6 @@ class ByteEncoder(nn.Module):
 
     def read(self, prompts: Sequence[str], room: int = 0) -> Pieces:
         """Each distinct prompt once, and the last one again up to `room` rows."""
-        if not prompts:
-            raise ValueError("there is no prompt to encode")
         self.check(prompts)
         strings, rows = distinct(prompts)
         cut = [pieces(string) for string in strings]
@@ -137,7 +139,7 @@ class ByteEncoder(nn.Module):
         for layer in self.layers:
             x = layer(x, src_key_padding_mask=ignore)
         x = self.norm(x)
-        # Over the root of their number: a mean would make each word of a long prompt a whisper.
+        # Over the root of their number: in a mean, a word of a long prompt would count for little.
         if mask is None:
             pooled = x.sum(dim=1) / math.sqrt(x.shape[1])  # (n, d)
         else:
@@ -156,7 +158,7 @@ def _filled_up(piece: bytes) -> tuple[int, ...]:
 def pieces(prompt: str) -> tuple[bytes, ...]:
     """The words of a prompt in UTF-8, in pieces of at most PIECE_BYTES; one empty piece for "".
 
-    A piece that goes on with a word begins with CONTINUED, which tells it from a word of its own.
+    A piece that continues a word begins with CONTINUED, so that it differs from a whole word.
     """
     cut = []
     for word in map(str.encode, prompt.split()):

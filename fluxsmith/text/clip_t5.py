@@ -4,14 +4,17 @@ With `full` padding this is what FLUX.1 was trained on and diffusers' FluxPipeli
 reads its padding unmasked. CLIP is causal, so what pads it can't reach its pooled vector.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import torch
 
-from fluxsmith.text.frozen import FrozenText, device_of
+from fluxsmith.text.cache import Store
+from fluxsmith.text.encoder import Width
+from fluxsmith.text.frozen import CacheChoice, FrozenText, Padding
 from fluxsmith.text.padding import Encoded
-from fluxsmith.text.pretrained import Pretrained, Source
+from fluxsmith.text.pretrained import Device, Dtype, Pretrained
 
 
 class Clip(Pretrained):
@@ -28,56 +31,48 @@ class T5(Pretrained):
         return transformers.T5EncoderModel
 
 
-class ClipT5:
-    """Both encoders, as `FrozenText` runs them."""
+@dataclass(frozen=True)
+class Settings:
+    LOCAL: ClassVar = ("clip", "clip_device", "t5", "t5_device", "cache")
 
+    padding: Padding = "trim"
+    cache: CacheChoice = "auto"
+    clip: Annotated[str, "Hub id or folder of CLIP."] = "openai/clip-vit-large-patch14"
+    clip_tokens: Annotated[Width, "Tokens that CLIP reads of a prompt."] = 77
+    clip_dtype: Annotated[Dtype, "Arithmetic of CLIP."] = "float32"
+    clip_device: Annotated[Device, "Where CLIP runs; network is where the network runs."] = (
+        "network"
+    )
+    t5: Annotated[str, "Hub id or folder of T5."] = "google/t5-v1_1-base"
+    t5_tokens: Annotated[
+        Width, "Tokens of a prompt that the network gets; FLUX.1 dev takes 512."
+    ] = 128
+    t5_dtype: Annotated[Dtype, "Arithmetic of T5."] = "float32"
+    t5_device: Annotated[Device, "Where T5 runs; network is where the network runs."] = "network"
+
+
+class ClipT5(FrozenText):
     kind = "clip_t5"
 
-    def __init__(self, clip: Clip, t5: T5) -> None:
-        self.clip, self.t5 = clip, t5
-        self.reader: Pretrained = t5
-        self.parts: Mapping[str, Pretrained] = {"clip": clip, "t5": t5}
+    def __init__(self, settings: Settings, device: torch.device, store: Store) -> None:
+        nested = ("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")
+        self.clip = Clip(settings, "clip", "clip_tokens", device, nested[0])
+        self.t5 = T5(settings, "t5", "t5_tokens", device, nested[1])
+        parts = {"clip": self.clip, "t5": self.t5}
+        super().__init__(parts, self.t5, settings.padding, device, store)
 
     def widths(self) -> tuple[int, int]:
         return self.t5.width, self.clip.width
 
-    def encode(self, prompts: Sequence[str], full: bool) -> list[Encoded]:
-        ids, needed = self.t5.cut_ids(prompts)
-        real = [len(row) for row in ids]
-        rows, mask = self.t5.padded(ids, self.t5.source.max_tokens if full else max(real))
-        seen = None if full else mask
-        tokens = self.t5.model(rows, attention_mask=seen).last_hidden_state.cpu()  # (n, l, d)
-
-        ids, _ = self.clip.cut_ids(prompts)
-        rows, _ = self.clip.padded(ids, max(map(len, ids)))
-        pooled = self.clip.model(rows).pooler_output.cpu()  # (n, p)
+    def encode(self, prompts: Sequence[str]) -> list[Encoded]:
+        read = self.t5.tokenize(prompts, self.full)
+        mask = None if self.full else read.mask
+        tokens = self.t5.model(read.ids, attention_mask=mask).last_hidden_state.cpu()  # (n, l, d)
+        pooled = self.clip.model(self.clip.tokenize(prompts).ids).pooler_output.cpu()  # (n, p)
         return [
-            Encoded(row if full else row[:n], vector, n, uncut)
-            for row, vector, n, uncut in zip(tokens, pooled, real, needed, strict=True)
+            Encoded(row if self.full else row[:n], vector, n, needed)
+            for row, vector, n, needed in zip(tokens, pooled, read.real, read.needed, strict=True)
         ]
 
 
-def build(
-    *,
-    clip: str,
-    clip_tokens: int,
-    clip_dtype: str,
-    clip_device: str,
-    t5: str,
-    t5_tokens: int,
-    t5_dtype: str,
-    t5_device: str,
-    padding: str,
-    cache: str,
-    device: torch.device,
-) -> FrozenText:
-    """The encoders of these names, behind the cache; nothing is loaded yet."""
-    clip_source = Source(
-        "text.clip", clip, clip_tokens, "text.clip_tokens", clip_dtype,
-        device_of("text.clip_device", clip_device, device), ("text_encoder", "tokenizer"),
-    )  # fmt: skip
-    t5_source = Source(
-        "text.t5", t5, t5_tokens, "text.t5_tokens", t5_dtype,
-        device_of("text.t5_device", t5_device, device), ("text_encoder_2", "tokenizer_2"),
-    )  # fmt: skip
-    return FrozenText(ClipT5(Clip(clip_source), T5(t5_source)), padding, cache, device)
+build = ClipT5

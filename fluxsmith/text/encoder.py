@@ -1,15 +1,18 @@
 """What a text encoder gives, and what it has to offer to be used as one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from torch import Tensor
 
 from fluxsmith.device import to_device
 from fluxsmith.errors import UserError
+
+Width = Annotated[int, Interval(ge=1, le=2**17)]  # as a setting of an encoder
 
 NULL_PROMPT = ""  # what caption dropout puts in a caption's place, and guidance steers away from
 
@@ -28,20 +31,17 @@ class TextEmbedding:
 
     def __getitem__(self, rows: slice | Tensor) -> "TextEmbedding":
         """The embeddings of some rows of the batch, in that order, padding and all."""
-        mask = None if self.mask is None else self.mask[rows]
-        return TextEmbedding(self.tokens[rows], self.pooled[rows], mask)
+        return self._each(lambda part: part[rows])
 
     def to(self, device: torch.device) -> "TextEmbedding":
         """On the device; itself where it is there already."""
         if self.pooled.device == device:
             return self
-        mask = None if self.mask is None else to_device(self.mask, device)
-        return TextEmbedding(to_device(self.tokens, device), to_device(self.pooled, device), mask)
+        return self._each(lambda part: to_device(part, device))
 
     def expand(self, batch: int) -> "TextEmbedding":
         """A single prompt's embedding repeated, without copying, for a batch."""
-        mask = None if self.mask is None else self.mask.expand(batch, -1)
-        return TextEmbedding(self.tokens.expand(batch, -1, -1), self.pooled.expand(batch, -1), mask)
+        return self._each(lambda part: part.expand(batch, *part.shape[1:]))
 
     def followed_by(self, other: "TextEmbedding") -> "TextEmbedding":
         """The rows of both in one batch, (b + b', max(t, t'), d): first its own, then the other's.
@@ -71,6 +71,10 @@ class TextEmbedding:
         if self.mask is not None:
             return self.mask
         return self.tokens.new_ones(self.tokens.shape[:2], dtype=torch.bool)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "TextEmbedding":
+        mask = None if self.mask is None else change(self.mask)
+        return TextEmbedding(change(self.tokens), change(self.pooled), mask)
 
 
 TextInput = Any  # a dataclass of tensors

@@ -1,4 +1,4 @@
-"""Prompts of uneven length in one batch: what a frozen encoder keeps of each, and how they are
+"""Prompts of uneven length in one batch: what a frozen encoder gives for each, and how they are
 brought to one length.
 
 `trim` and `mask` hold the same tokens and give the same velocity; `full` is how FLUX.1 was trained,
@@ -6,7 +6,7 @@ which attends to the padding.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,37 +15,28 @@ from torch import Tensor
 from fluxsmith.text.encoder import TextEmbedding
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """One prompt as an encoder gave it, on the CPU, to be kept."""
+class Encoded(NamedTuple):
+    """One prompt as an encoder gave it, on the CPU."""
 
     tokens: Tensor  # (l, d): the prompt's own first, then padding where that was encoded too
     pooled: Tensor  # (p,)
     real: int  # tokens that are the prompt's own
-    needed: int  # tokens it would have, had it not been cut at the encoder's limit
-
-    @property
-    def nbytes(self) -> int:
-        return self.tokens.nbytes + self.pooled.nbytes
+    needed: int  # tokens that it would have, had it not been cut at the encoder's limit
 
 
 def assemble(prompts: Sequence[Encoded], padding: str, max_tokens: int) -> TextEmbedding:
     """The prompts as one batch, padded as `padding` says: trim, mask or full."""
-    longest = max(len(prompt.tokens) for prompt in prompts)
-    length = longest if padding == "trim" else max_tokens
-    tokens = torch.stack([_padded(prompt.tokens, length) for prompt in prompts])  # (n, l, d)
-    pooled = torch.stack([prompt.pooled for prompt in prompts])  # (n, p)
+    length = batch_length([len(prompt.tokens) for prompt in prompts], padding, max_tokens)
+    tokens = [F.pad(one.tokens, (0, 0, 0, length - len(one.tokens))) for one in prompts]
     real = torch.tensor([prompt.real for prompt in prompts])
     masked = padding != "full" and int(real.min()) < length
-    mask = torch.arange(length) < real[:, None] if masked else None  # (n, l)
-    return TextEmbedding(tokens, pooled, mask)
+    return TextEmbedding(
+        torch.stack(tokens),  # (n, l, d)
+        torch.stack([prompt.pooled for prompt in prompts]),  # (n, p)
+        torch.arange(length) < real[:, None] if masked else None,  # (n, l)
+    )
 
 
-def batch_length(real: Sequence[int], padding: str, max_tokens: int) -> int:
-    """The tokens of each row of a batch of prompts with so many tokens of their own."""
-    return max(real) if padding == "trim" else max_tokens
-
-
-def _padded(tokens: Tensor, length: int) -> Tensor:
-    """(l, d) -> (length, d), zeros at the end."""
-    return F.pad(tokens, (0, 0, 0, length - len(tokens)))
+def batch_length(tokens: Sequence[int], padding: str, max_tokens: int) -> int:
+    """The length of the rows of a batch, whose prompts have so many tokens."""
+    return max(tokens) if padding == "trim" else max_tokens

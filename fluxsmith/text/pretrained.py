@@ -1,52 +1,45 @@
 """A pretrained encoder from `transformers`: found by hub id or folder, loaded when it is first
-needed, frozen, and told from others by a digest of what it computes with.
+needed, frozen, and identified by a digest of its weights and tokenizer.
 
-It is a submodule of nothing: whatever happens to the model around it, it stays in eval mode,
-untrained, where it is, and out of checkpoints.
+It is not a submodule of the model: so it stays in eval mode, untrained, on its own device, and out
+of checkpoints.
 """
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fluxsmith.device import pick_device
 from fluxsmith.errors import UserError
 from fluxsmith.optional import optional
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# What a tokenizer makes of these tells it from others: letters, numbers, signs, scripts.
+Dtype = Literal["float32", "bfloat16", "float16"]  # as a setting
+Device = Literal["network", "auto", "cpu", "cuda", "mps"]
+
+# The ids of these texts distinguish tokenizers: letters, numbers, signs, scripts.
 PROBES = (
     "the quick brown fox jumps over the lazy dog 0123456789 zero one two three four five six seven",
     "A Photo of a RED cat, it's 3:05! (well-known) #1 @home 50% $4.99 a/b\\c <x> {y} [z] ~ ^ | & *",
     "été naïve größer señor 零一二三 семь восемь שלום مرحبا 한국어 ひらがな 🙂 \t\n e\u0301 ﬁ ½",
 )
-LEAST_KNOWN = 8  # different tokens among the probes' of any tokenizer
+LEAST_KNOWN = 8  # a tokenizer gives the probes at least so many different tokens
 
 
-@dataclass(frozen=True)
-class Source:
-    """A pretrained encoder as the config names it."""
+class Tokenized(NamedTuple):
+    """Prompts as an encoder reads them, on its device."""
 
-    key: str  # the config's key for the name, such as text.t5
-    name: str  # a hub id or a folder
-    max_tokens: int
-    max_tokens_key: str
-    dtype: str
-    device: torch.device
-    subfolders: tuple[str, str] | None = None  # its model and tokenizer in FLUX.1's repositories
-
-    @property
-    def folder(self) -> Path | None:
-        """The local folder that the name stands for; None for a hub id."""
-        path = Path(self.name).expanduser()
-        return path if path.is_dir() else None
+    ids: Tensor  # (n, l)
+    mask: Tensor  # (n, l), true at real tokens
+    real: list[int]  # tokens of each prompt
+    needed: list[int]  # those that it would have uncut
 
 
 class Pretrained:
@@ -58,9 +51,35 @@ class Pretrained:
 
     families: tuple[str, ...] = ()  # model types that fit; empty: all
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self._in_subfolders = False
+    def __init__(
+        self,
+        settings: Any,
+        part: str,
+        tokens: str,
+        network: torch.device,
+        subfolders: tuple[str, str] | None = None,
+    ) -> None:
+        """`settings` name it under the keys `part`, `part`_dtype and `part`_device, and under
+        `tokens` the longest prompt. `network` is the network's device; `subfolders` are those of
+        model and tokenizer in FLUX.1's repositories."""
+        self.key = f"text.{part}"
+        self.name: str = getattr(settings, part)  # a hub id or a folder
+        self.dtype: str = getattr(settings, f"{part}_dtype")
+        self.max_tokens: int = getattr(settings, tokens)
+        self._tokens_key = f"text.{tokens}"
+        # Of model and tokenizer; those that are tried until the config is found in one.
+        self._subfolders = [("", ""), *([subfolders] if subfolders else [])]
+        device = getattr(settings, f"{part}_device")
+        try:
+            self.device = network if device == "network" else pick_device(device)
+        except UserError as error:
+            raise UserError(f"{self.key}_device: {error}") from None
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder that the name stands for; None for a hub id."""
+        path = Path(self.name).expanduser()
+        return path if path.is_dir() else None
 
     def model_class(self, transformers: Any) -> Any:
         raise NotImplementedError
@@ -72,18 +91,16 @@ class Pretrained:
     @cached_property
     def config(self) -> Any:
         """The configuration, of a family that fits and for as many tokens as are asked for."""
-        transformers = _transformers()
-        config = self._load_config(transformers)
+        config = self._load(_transformers().AutoConfig, 0)
         if self.families and config.model_type not in self.families:
             raise UserError(
                 f"{self._named}: is a model of type {config.model_type}, not {self.families[0]}; "
                 f"give one that is, or use text.encoder=transformers"
             )
-        text = config.get_text_config()
-        positions = getattr(text, "max_position_embeddings", None)
-        if positions is not None and self.source.max_tokens > positions:
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if positions is not None and self.max_tokens > positions:
             raise UserError(
-                f"{self.source.max_tokens_key}={self.source.max_tokens}: {self.source.name} takes "
+                f"{self._tokens_key}={self.max_tokens}: {self.name} takes "
                 f"{positions} tokens at most"
             )
         return config
@@ -95,9 +112,8 @@ class Pretrained:
 
     @cached_property
     def tokenizer(self) -> Any:
-        transformers = _transformers()
         _ = self.config  # finds out where the tokenizer lies
-        found = self._from_pretrained(transformers, transformers.AutoTokenizer, 1)
+        found = self._load(_transformers().AutoTokenizer, 1)
         # Where its files are missing, the library may make up one that knows nothing.
         if len({i for ids in found(list(PROBES))["input_ids"] for i in ids}) < LEAST_KNOWN:
             raise UserError(
@@ -111,18 +127,16 @@ class Pretrained:
         """The part that reads text: frozen, in eval mode, on its device."""
         transformers = _transformers()
         _ = self.config  # checked, and finds out where the weights lie
-        kind = self.model_class(transformers)
-        word = "dtype" if _version(transformers) >= (4, 56) else "torch_dtype"
-        options = {word: DTYPES[self.source.dtype], "output_loading_info": True}
-        with torch.random.fork_rng(devices=[]):  # what it initialises and overwrites is not ours
-            whole, info = self._from_pretrained(transformers, kind, 0, **options)
+        with torch.random.fork_rng(devices=[]):  # it draws weights before it reads them
+            kind = self.model_class(transformers)
+            whole, info = self._load(kind, 0, output_loading_info=True, dtype=DTYPES[self.dtype])
         missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
         if missing:
             raise UserError(
                 f"{self._named}: {len(missing)} of its weights are missing, such as {missing[0]}; "
                 f"fetch it again, or name another"
             )
-        return self.text_part(whole).eval().requires_grad_(False).to(self.source.device)
+        return self.text_part(whole).eval().requires_grad_(False).to(self.device)
 
     @property
     def is_loaded(self) -> bool:
@@ -139,102 +153,89 @@ class Pretrained:
         transformers, nor on how files hold them.
         """
         weights = sorted(_tensor_digest(p) for p in self.model.parameters())
-        ids = [self.ids(probe) for probe in PROBES]
+        ids = [self.ids([probe])[0] for probe in PROBES]
         return hashlib.sha256(repr((weights, ids)).encode()).hexdigest()[:16]
 
     def fingerprint(self) -> str | None:
-        """Names, sizes and times of its files, cheap to compare; None where it isn't here yet."""
-        folder = self.source.folder or _in_hub_cache(self.source)
+        """Names, sizes and times of its files, cheap to compare; None where it isn't here yet. The
+        key is in it since FLUX.1's repositories hold two encoders in one folder."""
+        folder = self.folder or _in_hub_cache(self.name)
         if folder is None:
             return None
         found = [str(folder.resolve())]
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             stat = path.stat()
             found.append(f"{path.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}")
-        return hashlib.sha256("\n".join(found).encode()).hexdigest()
-
-    def ids(self, prompt: str) -> list[int]:
-        """The token ids of a prompt, uncut; at least one."""
-        with _quiet(_transformers()):
-            found = list(self.tokenizer(prompt, truncation=False)["input_ids"])
-        return found or [self.pad]
-
-    def cut_ids(self, prompts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
-        """The ids of each prompt, cut at max_tokens as its tokenizer cuts, and their uncut
-        numbers."""
-        limit = self.source.max_tokens
-        with _quiet(_transformers()):
-            whole = self.tokenizer(list(prompts), truncation=False)["input_ids"]
-            cut = self.tokenizer(list(prompts), truncation=True, max_length=limit)["input_ids"]
-        return [list(ids) or [self.pad] for ids in cut], [max(1, len(ids)) for ids in whole]
+        files = hashlib.sha256("\n".join(found).encode()).hexdigest()
+        return f"{self.key} {self.dtype} {files}"
 
     @property
-    def pad(self) -> int:
-        """The id that fills up; any will do where the padding is masked."""
-        tokenizer = self.tokenizer
-        ids = (tokenizer.pad_token_id, tokenizer.eos_token_id)
-        return next((int(i) for i in ids if i is not None), 0)
+    def label(self) -> str:
+        """What it is called, at its arithmetic."""
+        return f"{self.key} {self.dtype} {self.name}"
 
-    def padded(self, ids: Sequence[Sequence[int]], length: int) -> tuple[Tensor, Tensor]:
-        """Ids and mask of the real ones, (n, length) each, on the encoder's device."""
-        rows = torch.tensor([[*row, *[self.pad] * (length - len(row))] for row in ids])
-        real = torch.tensor([len(row) for row in ids])
-        mask = torch.arange(length) < real[:, None]
-        return rows.to(self.source.device), mask.to(self.source.device)
+    def ids(self, prompts: Sequence[str], **truncation: Any) -> list[list[int]]:
+        """The token ids of each prompt, at least one; uncut, unless `truncation` says otherwise."""
+        with _quiet(_transformers()):
+            found = self.tokenizer(list(prompts), **{"truncation": False, **truncation})
+        return [list(ids) or [self._pad] for ids in found["input_ids"]]
+
+    def tokenize(self, prompts: Sequence[str], full: bool = False) -> Tokenized:
+        """The prompts cut at max_tokens as their tokenizer cuts, and padded to the longest of them,
+        or to max_tokens where `full`."""
+        limit = self.max_tokens
+        cut = self.ids(prompts, truncation=True, max_length=limit)
+        real = list(map(len, cut))
+        length = limit if full else max(real)
+        rows = torch.tensor([[*row, *[self._pad] * (length - len(row))] for row in cut])
+        mask = torch.arange(length) < torch.tensor(real)[:, None]
+        needed = list(map(len, self.ids(prompts)))
+        return Tokenized(rows.to(self.device), mask.to(self.device), real, needed)
+
+    @property
+    def _pad(self) -> int:
+        """The id that fills up; any will do where the padding is masked."""
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        return next((int(i) for i in ids if i is not None), 0)
 
     @property
     def _named(self) -> str:
-        return f"{self.source.key}={self.source.name}"
+        return f"{self.key}={self.name}"
 
-    def _load_config(self, transformers: Any) -> Any:
-        """From the folder or repository itself, or from where FLUX.1's repositories keep it."""
-        errors = []
-        for local in (True,) if self.source.folder else (True, False):
-            for nested in (False, True) if self.source.subfolders else (False,):
-                self._in_subfolders = nested
+    def _load(self, kind: Any, place: int, **options: Any) -> Any:
+        """`kind.from_pretrained`, from disk where it's there, else from the hub; the model lies in
+        the first of a pair of subfolders, the tokenizer in the second (`place`)."""
+        for local in (True,) if self.folder else (True, False):
+            for subfolders in self._subfolders:
                 try:
-                    return self._call(transformers, transformers.AutoConfig, 0, local)
+                    with _quiet(_transformers(), bars=not local):
+                        found = kind.from_pretrained(
+                            str(self.folder or self.name),
+                            subfolder=subfolders[place],
+                            local_files_only=local,
+                            trust_remote_code=False,  # nor asked about
+                            **options,
+                        )
                 except Exception as error:  # the library raises many kinds
-                    errors.append(error)
-        raise UserError(self._not_found(errors)) from None
+                    failure = error
+                    continue
+                self._subfolders = [subfolders]
+                return found
+        raise UserError(self._not_found(failure)) from None
 
-    def _from_pretrained(self, transformers: Any, kind: Any, place: int, **options: Any) -> Any:
-        """`kind.from_pretrained`, from disk where it's there; place 0 is the model's, 1 the
-        tokenizer's."""
-        errors = []
-        for local in (True,) if self.source.folder else (True, False):
-            try:
-                return self._call(transformers, kind, place, local, **options)
-            except Exception as error:  # the library raises many kinds
-                errors.append(error)
-        raise UserError(self._not_found(errors)) from None
-
-    def _call(self, transformers: Any, kind: Any, place: int, local: bool, **options: Any) -> Any:
-        nested = self.source.subfolders if self._in_subfolders else None
-        if nested is not None:
-            options["subfolder"] = nested[place]
-        name = str(self.source.folder or self.source.name)
-        options |= {"local_files_only": local, "trust_remote_code": False}  # nor asked about
-        with _quiet(transformers, bars=not local):
-            return kind.from_pretrained(name, **options)
-
-    def _not_found(self, errors: Sequence[Exception]) -> str:
+    def _not_found(self, error: Exception) -> str:
         """One line for why it could not be loaded, and what to do."""
-        lines = str(errors[-1]).strip().splitlines()
-        reason = lines[0] if lines else type(errors[-1]).__name__
-        key, name = self.source.key, self.source.name
-        if self.source.folder:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if self.folder:
             return (
                 f"{self._named}: can't be loaded from that folder ({reason}); it needs what "
                 f"save_pretrained writes: config.json, the weights and the tokenizer's files"
             )
-        if name.startswith((".", "/", "~")) or name.count("/") > 1:
-            return f"{self._named}: there is no such folder; set {key} to one, or to a hub id"
         return (
-            f"{self._named}: is neither a folder nor in the Hugging Face cache, and can't be "
-            f"downloaded here ({reason}); put the model {name} in a folder and set {key}=FOLDER, "
-            f"or copy a cache that has it and point HF_HOME at it; HF_HUB_OFFLINE=1 and "
-            f"TRANSFORMERS_OFFLINE=1 keep it from looking on the network"
+            f"{self._named}: there is no such folder, it is not in the Hugging Face cache, and it "
+            f"can't be downloaded here ({reason}); put the model in a folder and set "
+            f"{self.key}=FOLDER, or copy a cache that has it and point HF_HOME at it; "
+            f"HF_HUB_OFFLINE=1 keeps it from looking on the network"
         )
 
 
@@ -242,13 +243,9 @@ def _transformers() -> Any:
     return optional("transformers", "hf", "a pretrained text encoder")
 
 
-def _version(transformers: Any) -> tuple[int, ...]:
-    return tuple(int(part) for part in transformers.__version__.split(".")[:2])
-
-
 @contextmanager
 def _quiet(transformers: Any, bars: bool = False) -> Iterator[None]:
-    """Keeps the library from reporting what we check ourselves; `bars` are for downloads."""
+    """Silences the library's warnings about what is checked here; `bars` are for downloads."""
     log = transformers.utils.logging
     verbosity, shown = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
@@ -269,15 +266,10 @@ def _tensor_digest(tensor: Tensor) -> str:
     return found.hexdigest()
 
 
-def _in_hub_cache(source: Source) -> Path | None:
+def _in_hub_cache(name: str) -> Path | None:
     """The folder that holds a hub id's files on this machine."""
     hub = optional("huggingface_hub", "hf", "a pretrained text encoder")
-    nested = f"{source.subfolders[0]}/config.json" if source.subfolders else None
-    for file in filter(None, ("config.json", nested)):
-        try:
-            found = hub.try_to_load_from_cache(source.name, file)
-        except ValueError:  # the name can't be a hub id
-            return None
-        if isinstance(found, str):
-            return Path(found).parents[file.count("/")]
-    return None
+    try:
+        return Path(hub.snapshot_download(name, local_files_only=True))
+    except (OSError, ValueError):  # not here, or no hub id at all
+        return None

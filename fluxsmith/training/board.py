@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fluxsmith.files import AppendedFile, make_folder
+from fluxsmith.storage.files import AppendedFile, make_folder
 
 
 class Board:

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar in a terminal, a line now and then in a file."""
+"""What a person sees of long work: a progress bar in a terminal, a line now and then in a file."""
 
 import contextlib
 import os
@@ -6,41 +6,36 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 SECONDS_BETWEEN_LINES = 15
 
 
 class _Terminal(Console):
-    """A run goes on when whoever read what it prints has left."""
+    """Printing goes on without an error when the reader of a pipe is gone."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-class TrainingConsole:
-    """Shows step, loss, images/s and time left. A terminal that is gone ends no run."""
+class ProgressConsole:
+    """Shows what is done and the time left. If the terminal is gone, the work goes on."""
 
-    def __init__(self, steps: int, start: int) -> None:
+    def __init__(self) -> None:
         self.console = _Terminal(highlight=False, soft_wrap=True)
         self._progress = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            TextColumn("loss {task.fields[loss]}"),
-            TextColumn("{task.fields[speed]} images/s"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
+            TextColumn("{task.fields[left]}"),
             console=self.console,
             disable=not self.console.is_terminal,
-            speed_estimate_period=60,
         )
-        self._task = self._progress.add_task("", total=steps, completed=start, loss="–", speed="–")
-        self._steps, self._start, self._began = steps, start, time.monotonic()
+        self._task = self._progress.add_task("", total=None, left="")
+        self._began = time.monotonic()
         self._last_line = -float("inf")
 
-    def __enter__(self) -> "TrainingConsole":
+    def __enter__(self) -> "ProgressConsole":
         self._progress.start()
         return self
 
@@ -53,26 +48,54 @@ class TrainingConsole:
         with contextlib.suppress(OSError):
             self._progress.stop()
 
-    def advance(self, step: int) -> None:
-        """`step` steps are done."""
-        self._progress.update(self._task, completed=step)
-
-    def show(self, step: int, loss: float | None, images_per_second: float) -> None:
-        """New figures, which is where the loss is read; None where no step was finite."""
-        figure = "not finite" if loss is None else f"{loss:.4f}"
-        self._progress.update(
-            self._task, completed=step, loss=figure, speed=f"{images_per_second:.0f}"
-        )
+    def report(self, text: str, left: float | None, last: bool = False) -> None:
+        """What is going on, and the seconds that are left, None where nobody knows yet. A file
+        gets a line if the last one is some time ago, or if it is the `last` one."""
         now = time.monotonic()
-        due = now - self._last_line >= SECONDS_BETWEEN_LINES or step == self._steps
+        elapsed = now - self._began
+        in_words = "" if left is None else f"{int(left) // 60}:{int(left) % 60:02d} left"
+        self._progress.update(
+            self._task,
+            description=text,
+            left=in_words,
+            completed=elapsed,
+            total=None if left is None else elapsed + left,
+        )
+        due = last or now - self._last_line >= SECONDS_BETWEEN_LINES
         if not self.console.is_terminal and due:
             self._last_line = now
-            left = (now - self._began) / (step - self._start) * (self._steps - step)
-            self.say(
-                f"step {step}/{self._steps}  loss {figure}  {images_per_second:.0f} images/s  "
-                f"{int(left) // 60}:{int(left) % 60:02d} left"
-            )
+            self.say(f"{text}  {in_words}".rstrip())
 
     def say(self, line: str) -> None:
         with contextlib.suppress(OSError):
             self.console.print(line, markup=False)
+
+
+class TrainingConsole(ProgressConsole):
+    """Shows step, loss, images/s and time left."""
+
+    def __init__(self, steps: int, start: int) -> None:
+        super().__init__()
+        self._steps, self._start = steps, start
+        self._figures = "loss –"
+
+    def __enter__(self) -> "TrainingConsole":
+        super().__enter__()
+        return self
+
+    def advance(self, step: int) -> None:
+        """`step` steps are done: the bar moves, and no line is written."""
+        if self.console.is_terminal:
+            self._show(step)
+
+    def show(self, step: int, loss: float | None, images_per_second: float) -> None:
+        """New figures, which is where the loss is read; None where no step was finite."""
+        figure = "not finite" if loss is None else f"{loss:.4f}"
+        self._figures = f"loss {figure}  {images_per_second:.0f} images/s"
+        self._show(step)
+
+    def _show(self, step: int) -> None:
+        done = max(1, step - self._start)
+        left = (time.monotonic() - self._began) / done * (self._steps - step)
+        text = f"step {step}/{self._steps}  {self._figures}"
+        self.report(text, left, last=step == self._steps)

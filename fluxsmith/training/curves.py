@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from fluxsmith.training.metrics import QUARTILES, read_metrics
+from fluxsmith.training.averages import QUARTILES
+from fluxsmith.training.recorder import read_metrics
 
 # Okabe & Ito's colours, told apart by colour-blind readers.
 COLOURS = ("#56B4E9", "#009E73", "#E69F00", "#CC79A7")

@@ -5,31 +5,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.utils.deterministic
 
 
 @contextmanager
-def repeatable(wanted: bool) -> Iterator[None]:
+def deterministic(wanted: bool) -> Iterator[None]:
     """Inside, where wanted, torch takes deterministic kernels only, and cuBLAS a workspace of fixed
     size, without which it may split its sums differently (its documentation, "Results
-    Reproducibility"). A CPU with a fixed number of threads is repeatable anyway."""
+    Reproducibility"). A CPU with a fixed number of threads is deterministic anyway."""
     if not wanted:
         yield
         return
     before = torch.are_deterministic_algorithms_enabled()
     cudnn, tuned = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    filling = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA first multiplies
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    _fill(False)  # costs time, and nothing here reads memory that it has not written
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn, tuned
-        _fill(filling)
-
-
-def _fill(wanted: bool) -> None:
-    torch.utils.deterministic.fill_uninitialized_memory = wanted  # type: ignore[attr-defined]

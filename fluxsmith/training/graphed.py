@@ -1,40 +1,56 @@
 """A training step as a CUDA graph (train.cuda_graphs)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from fluxsmith.graphs import Capture, Graphed
+from fluxsmith.kernels.cuda_graphs import CudaCapture, Graphed
 from fluxsmith.pipeline import Pipeline
-from fluxsmith.training.descent import Descent, Step
+from fluxsmith.training.step import Step, TrainStep
 
 
-def graphed(descent: Descent, pipeline: Pipeline, capture: Capture) -> Graphed[Step, None]:
-    """The same steps, by graphs. They have to be forgotten where the optimiser's state or the
-    average moves."""
+def graphed(step_on_device: TrainStep, pipeline: Pipeline, capture: CudaCapture) -> Graphed:
+    """The same steps, replayed from graphs. They have to be forgotten where the optimiser's state
+    or the average gets other tensors."""
 
     def warm_up(step: Step) -> object:
-        """A step at times that are no numbers is not finite, so it leaves weights, moments and
-        average as they are, and is counted nowhere."""
-        with _uncounted(descent):
-            pieces = [replace(one, t=torch.full_like(one.t, torch.nan)) for one in step.pieces]
-            descent(replace(step, pieces=pieces))
-        return pipeline.network.rotary.tables()  # which it may forget
+        """Real steps, whatever the objective, after which everything is put back."""
+        with unchanged(lambda: _state(step_on_device, pipeline), step_on_device.update.optimiser):
+            step_on_device(step)
+        # The graph reads these tables, which the cache may drop: so they are kept with it.
+        return list(pipeline.network.rotary.tables.values())
 
-    def mode() -> tuple[str, bool]:
-        return pipeline.precision, pipeline.training
-
-    return Graphed(descent, warm_up, pipeline, mode, capture, "train.cuda_graphs=true")
+    return Graphed(step_on_device, warm_up, pipeline, capture, "train.cuda_graphs=true")
 
 
 @contextmanager
-def _uncounted(descent: Descent) -> Iterator[None]:
-    counts = [descent.window.totals, descent.guard.in_a_row]
-    before = [count.clone() for count in counts]
+def unchanged(
+    state: Callable[[], Iterable[Tensor]], optimiser: torch.optim.Optimizer
+) -> Iterator[None]:
+    """Inside, steps may change the tensors of `state` and the optimiser's; then their values are
+    put back, in place. State that the optimiser made inside becomes zero, as before a step."""
+    before = {id(x): (x, x.detach().clone()) for x in (*state(), *_moments(optimiser))}
     try:
         yield
     finally:
-        for count, value in zip(counts, before, strict=True):
-            count.copy_(value)
+        with torch.no_grad():
+            for x, value in before.values():
+                x.copy_(value)
+            for x in _moments(optimiser):
+                if id(x) not in before:
+                    x.zero_()
+
+
+def _state(step_on_device: TrainStep, pipeline: Pipeline) -> Iterator[Tensor]:
+    for module in filter(None, (pipeline, step_on_device.objective.module)):
+        yield from module.parameters()
+        yield from module.buffers()
+    yield from step_on_device.update.ema.weights.values()
+    yield from (step_on_device.means.totals, step_on_device.guard.in_a_row)
+
+
+def _moments(optimiser: torch.optim.Optimizer) -> list[Tensor]:
+    found = (value for state in optimiser.state.values() for value in state.values())
+    return [value for value in found if isinstance(value, Tensor)]

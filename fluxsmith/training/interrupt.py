@@ -1,5 +1,5 @@
-"""Ctrl-C, SIGTERM and the loss of the terminal end a run after the step at hand; a second signal
-ends it at once."""
+"""Ctrl-C, SIGTERM and a closed terminal end a run after the current step; a second signal ends it
+at once."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def watch() -> Iterator[Interrupt]:
-    """Inside, the first SIGINT, SIGTERM or SIGHUP is noted; the second ends it all at once."""
+    """Inside, the first SIGINT, SIGTERM or SIGHUP is noted; the second one ends the process."""
     interrupt = Interrupt()
     watched = [signal.SIGINT, signal.SIGTERM]
     hangup = getattr(signal, "SIGHUP", None)  # Windows has none, and nohup ignores it

@@ -1,12 +1,10 @@
-"""One run, one output folder: a lock that the operating system drops when its process ends, however
-it ends, so a dead run never has to be cleaned up after."""
+"""A lock on a run's output folder, so that no two runs write to it. The operating system releases
+it when its process ends, even after a crash."""
 
 import contextlib
 import os
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -16,7 +14,7 @@ if sys.platform == "win32":
     import msvcrt
 
     def _lock(stream: IO[str]) -> None:
-        stream.seek(2**30)  # far behind the text: others may not read a locked byte
+        stream.seek(2**30)  # far behind the text, since others can't read a locked byte
         msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
         stream.seek(0)
 else:
@@ -40,9 +38,9 @@ class FolderLock:
         self._stream: IO[str] | None = None
 
     def take(self) -> None:
-        """Takes the lock, or makes sure that it is still held, and taken again where the folder
-        was deleted meanwhile. Raises a FolderTakenError that names the
-        process which has it, and a UserError where the folder can't be written to."""
+        """Takes the lock if it is not held, or no longer, since the folder was deleted. Raises a
+        FolderTakenError that names the process which has it, and a UserError where the folder can't
+        be written to."""
         while not self._held():
             self.release()
             try:
@@ -58,19 +56,25 @@ class FolderLock:
             except (BlockingIOError, PermissionError):
                 raise FolderTakenError(self._refusal(stream)) from None
             except OSError:
-                pass  # a file system without locks: one has to take care oneself
+                pass  # this file system has no locks, so nothing is protected
             self._stream = stream
-            with contextlib.suppress(OSError):  # on a full disk it is held without a name on it
+            with contextlib.suppress(OSError):  # on a full disk the lock has no name in it
                 stream.truncate(0)
                 stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
                 stream.flush()
+
+    def __enter__(self) -> "FolderLock":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
 
     def release(self) -> None:
         if self._stream is None:
             return
         with contextlib.suppress(OSError):
             if self._held():
-                self.path.unlink()  # while it is locked, so nobody can have taken it yet
+                self.path.unlink()  # while it is still locked, so that nobody else has it
         with contextlib.suppress(OSError):
             self._stream.close()
         self._stream = None
@@ -92,13 +96,3 @@ class FolderLock:
             f"{self.path.parent} is being written to by {holder}; wait for it, stop it, or set "
             f"output_dir to another folder"
         )
-
-
-@contextmanager
-def lock_on(folder: Path) -> Iterator[FolderLock]:
-    """A lock that is not taken yet, and released at the end."""
-    lock = FolderLock(folder)
-    try:
-        yield lock
-    finally:
-        lock.release()

@@ -1,104 +1,75 @@
-"""What training minimises: a batch's random part is drawn first, so that a batch cut into pieces
-meets the same noise and timesteps as one that is not. Then comes what the host has to do, and last
-what the device does alone."""
+"""What training minimises. The trainer knows an objective by this interface alone.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+A step has three parts, so that each can be done where it belongs: `draw` makes all that is random,
+`prepare` does what needs the host, and `losses` is what the device does alone.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pkgutil import resolve_name
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fluxsmith.config import RunConfig
 from fluxsmith.data.loader import Batch
-from fluxsmith.flow.path import flow_matching_loss
-from fluxsmith.flow.timesteps import Density, sample
 from fluxsmith.pipeline import Pipeline
-from fluxsmith.text.encoder import TextInput
-
-
-@dataclass(frozen=True)
-class Example:
-    """A batch with everything random that the objective needs."""
-
-    batch: Batch
-    t: Tensor  # (b,)
-    eps: Tensor  # (b, c, h, w)
-
-    def split(self, parts: int) -> "list[Example]":
-        """Equal pieces, in order."""
-        size = len(self.batch) // parts
-        pieces = zip(self.batch.split(parts), self.t.split(size), self.eps.split(size), strict=True)
-        return [Example(*piece) for piece in pieces]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """An example as the losses are computed from it: tensors on the device."""
-
-    x0: Tensor  # (b, c, h, w)
-    eps: Tensor
-    t: Tensor  # (b,)
-    text: TextInput
 
 
 @dataclass(frozen=True)
 class Losses:
-    """The loss of each image and the time it was taken at, (b,) each."""
+    """The losses of b images."""
 
-    values: Tensor
-    t: Tensor
-
-    def detached(self) -> "Losses":
-        return Losses(self.values.detach(), self.t)
-
-    @staticmethod
-    def joined(parts: "Sequence[Losses]") -> "Losses":
-        """The losses of a batch from those of its pieces."""
-        return Losses(torch.cat([p.values for p in parts]), torch.cat([p.t for p in parts]))
+    total: Tensor  # (b,), whose mean is minimised
+    t: Tensor  # (b,), the time that each was taken at
+    terms: Mapping[str, Tensor] = field(default_factory=dict)  # more to be recorded, (b,) by name
 
 
-class Objective(Protocol):
-    def draw(self, batch: Batch, generator: torch.Generator) -> Example:
-        """Draws what is random, for the whole batch."""
+class Example(Protocol):
+    """A batch with everything random that an objective needs."""
+
+    def split(self, parts: int) -> Sequence[Any]:
+        """Equal parts of it, in order."""
         ...
 
-    def prepare(self, example: Example, alike: bool = False) -> Inputs:
+
+class Objective(ABC):
+    """What a step minimises."""
+
+    module: nn.Module | None = None  # what is trained beside the pipeline, and saved with it
+    terms: tuple[str, ...] = ()  # the names in `Losses.terms`
+    # Whether the losses contain gradients of the network, as a gradient penalty does. Attention is
+    # then computed by operations that torch can differentiate twice, which its fused ones are not.
+    second_derivatives: bool = False
+
+    @classmethod
+    @abstractmethod
+    def build(cls, config: RunConfig, pipeline: Pipeline) -> "Objective":
+        """The objective of a run, with what it needs beside the model: a teacher, a second
+        network."""
+
+    @abstractmethod
+    def draw(self, batch: Batch, generator: torch.Generator) -> Example:
+        """Draws what is random for a whole batch: one cut in two meets the same noise."""
+
+    @abstractmethod
+    def prepare(self, example: Any, alike: bool = False) -> Any:
         """What needs the host: images encoded, text read. Draws nothing, and has no gradient.
 
-        With `alike`, examples of as many images and as long texts give tensors of equal shapes.
+        Returns a dataclass of tensors on the device. With `alike`, examples of as many images and
+        as long texts give tensors of equal shapes.
         """
-        ...
 
-    def losses(self, inputs: Inputs) -> Losses:
-        """The losses, differentiable, without a look at any number on the device."""
-        ...
+    @abstractmethod
+    def losses(self, inputs: Any) -> Losses:
+        """The losses of what `prepare` gave, differentiable, without a look at any number on the
+        device."""
 
 
-class FlowMatching:
-    """The rectified-flow loss of a pipeline's velocity (Esser et al. 2024, eq. 13 and sec. 3.1)."""
-
-    def __init__(self, pipeline: Pipeline, density: Density, stratified: bool) -> None:
-        self.pipeline = pipeline
-        self.density = density
-        self.stratified = stratified
-
-    def draw(self, batch: Batch, generator: torch.Generator) -> Example:
-        t = sample(self.density, len(batch), generator, self.stratified)
-        shape = (len(batch), *self.pipeline.latent_shape)
-        eps = torch.randn(shape, generator=generator, device=generator.device)
-        return Example(batch, t, eps)
-
-    def prepare(self, example: Example, alike: bool = False) -> Inputs:
-        batch = example.batch
-        x0 = self.pipeline.autoencoder.encode(batch.images)
-        text = self.pipeline.text.read(batch.captions, room=len(batch) if alike else 0)
-        return Inputs(x0, example.eps, example.t, text)
-
-    def losses(self, inputs: Inputs) -> Losses:
-        cond = self.pipeline.embed_text(inputs.text)
-
-        def velocity(x_t: Tensor, t: Tensor) -> Tensor:
-            return self.pipeline.velocity(x_t, t, cond)
-
-        loss = flow_matching_loss(velocity, inputs.x0, inputs.eps, inputs.t)
-        return Losses(loss, inputs.t)
+def build_objective(config: RunConfig, pipeline: Pipeline) -> Objective:
+    """The objective that a config names."""
+    entry = config.objective.kinds()[config.objective.kind]
+    objective: type[Objective] = resolve_name(entry) if isinstance(entry, str) else entry
+    return objective.build(config, pipeline)

@@ -1,27 +1,39 @@
-"""AdamW and the course of its learning rate."""
+"""Optimisers, and the course of their learning rate. To add one, write a function from parameter
+groups and settings to a `torch.optim.Optimizer`, and a line in `OPTIMISERS`."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from fluxsmith.config.sections import TrainConfig
+from fluxsmith.config.train_section import TrainConfig
+from fluxsmith.errors import UserError
 
 DEFAULT_TAIL = 0.3
 
+Groups = list[dict[str, Any]]
 
-def build_optimiser(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019), fused where there is a fused one.
+
+def build_optimiser(modules: Sequence[nn.Module], config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimiser that a config names, of all parameters of the modules that are trained.
 
     Matrices decay; biases and scales do not.
     """
-    trained = [p for p in module.parameters() if p.requires_grad]
+    if config.optimiser not in OPTIMISERS:
+        known = ", ".join(OPTIMISERS)
+        raise UserError(f"train.optimiser={config.optimiser}: must be one of {known}")
+    trained = [p for module in modules for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    return OPTIMISERS[config.optimiser](groups, config)
+
+
+def adamw(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
+    """Loshchilov & Hutter 2019, algorithm 2; fused where there is a fused one."""
     beta1, beta2 = config.betas
     settings: dict[str, Any] = {"lr": config.learning_rate, "betas": (beta1, beta2)}
     try:
@@ -30,18 +42,21 @@ def build_optimiser(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW
         return torch.optim.AdamW(groups, **settings, foreach=True)
 
 
+OPTIMISERS: dict[str, Callable[[Groups, TrainConfig], torch.optim.Optimizer]] = {"adamw": adamw}
+
+
 def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Takes over moments and step counts; the settings stay those the optimiser was built with."""
+    """Takes over moments and step counts; the settings stay those it was built with."""
     settings = [
         {key: value for key, value in group.items() if key != "params"}
         for group in optimiser.param_groups
     ]
     optimiser.load_state_dict(state)
-    for parameter, moments in optimiser.state.items():
-        for name in ("exp_avg", "exp_avg_sq"):
-            if moments[name].shape != parameter.shape:
+    for parameter, state_of_one in optimiser.state.items():
+        for name, value in state_of_one.items():  # moments; counts of steps are scalars
+            if value.ndim and value.shape != parameter.shape:
                 raise ValueError(
-                    f"{name} is {tuple(moments[name].shape)} for {tuple(parameter.shape)} weights"
+                    f"{name} is {tuple(value.shape)} for {tuple(parameter.shape)} weights"
                 )
     for group, own in zip(optimiser.param_groups, settings, strict=True):
         group.update(own)

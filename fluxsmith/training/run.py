@@ -5,31 +5,32 @@ from pathlib import Path
 
 import torch
 
-from fluxsmith import checkpoint as checkpoints
 from fluxsmith.config import RunConfig, show
-from fluxsmith.config.size import TRAINING_BYTES, parameters_at_least
 from fluxsmith.data import build_loader
 from fluxsmith.data.shard_loader import ShardLoader
 from fluxsmith.device import explaining_memory, memory_of, pick_device
 from fluxsmith.errors import UserError
-from fluxsmith.files import make_folder, write_text
-from fluxsmith.flow.timesteps import DENSITIES
-from fluxsmith.interop.initial import load_initial
-from fluxsmith.model.libraries import slower_because
-from fluxsmith.pipeline import Pipeline
+from fluxsmith.interop.open_pipeline import load_initial
+from fluxsmith.kernels.accelerate import accelerate, why_plain
+from fluxsmith.kernels.compiling import compile_blocks, pays, prepare_compiling
+from fluxsmith.model.flops import training_flops
+from fluxsmith.pipeline import Pipeline, parameters_at_least
+from fluxsmith.storage import checkpoint as checkpoints
+from fluxsmith.storage.files import make_folder, write_text
 from fluxsmith.text.byte_encoder import ByteEncoder
-from fluxsmith.training.compiling import compile_for_training
+from fluxsmith.training.caption_encoding import keep_text, prepare_text
 from fluxsmith.training.console import TrainingConsole
 from fluxsmith.training.curves import plot_loss
-from fluxsmith.training.deterministic import repeatable
+from fluxsmith.training.deterministic import deterministic
 from fluxsmith.training.interrupt import watch
-from fluxsmith.training.lock import FolderLock, lock_on
-from fluxsmith.training.metrics import Recorder, pictures
-from fluxsmith.training.objective import FlowMatching
+from fluxsmith.training.lock import FolderLock
+from fluxsmith.training.objective import build_objective
+from fluxsmith.training.recorder import Recorder, pictures
+from fluxsmith.training.resume import Start, find_start, refuse_to_write_over
 from fluxsmith.training.saving import Saver
-from fluxsmith.training.start import Start, find_start, refuse_to_write_over
-from fluxsmith.training.text import keep_text, prepare_text
 from fluxsmith.training.trainer import Evaluate, Trainer
+
+TRAINING_BYTES = 20  # of a parameter: itself, gradient, average and AdamW's two moments, in float32
 
 
 def train(
@@ -49,36 +50,41 @@ def train(
     device = pick_device(config.device)
     trying = f"train.batch_size={config.train.batch_size}"
     with (
-        lock_on(folder) as lock,
-        repeatable(config.train.deterministic),
-        explaining_memory(trying, _less_memory(config)),
+        FolderLock(folder) as lock,
+        deterministic(config.train.deterministic),
+        explaining_memory(trying, less_memory(config)),
     ):
         if folder.is_dir():
             lock.take()
         start = find_start(folder, config, resume, overwrite, fork)
         trainer = build_trainer(config, device, evaluate, fresh=start.path is None)
-        start = start.load_into(trainer)
-        return _run(config, trainer, start, lock, overwrite)
+        notes = start.load_into(trainer)
+        notes += prepare_text(trainer.pipeline, trainer.loader.captions())
+        notes += compile_for_training(trainer.pipeline, trainer.captions)
+        return _run(config, trainer, start, lock, overwrite, notes)
 
 
 def _run(
-    config: RunConfig, trainer: Trainer, start: Start, lock: FolderLock, overwrite: bool
+    config: RunConfig,
+    trainer: Trainer,
+    start: Start,
+    lock: FolderLock,
+    overwrite: bool,
+    notes: list[str],
 ) -> int:
     folder, steps = trainer.folder, config.train.steps
     curve = folder / "loss.png"
-    about_text = prepare_text(trainer.pipeline, trainer.loader.captions())
-    about_compiling = compile_for_training(trainer.pipeline, trainer.captions)
     with watch() as interrupt, TrainingConsole(steps, trainer.step) as console:
         if start.resumes and trainer.step >= steps:
             console.say(f"nothing to do: {start.path} is at step {trainer.step} of {steps}")
-            if not curve.exists():  # killed between the last checkpoint and its end
+            if not curve.exists():  # the run was killed after its last checkpoint
                 _plot(folder, curve, config, console)
             return 0
         _prepare(folder, config, overwrite, trainer.step, lock)
         for path in start.damaged:
             console.say(f"passed over, and renamed to {checkpoints.set_aside(path).name}: {path}")
         _announce(console, config, trainer, start)
-        for line in (*about_text, *about_compiling):
+        for line in notes:
             console.say(line)
         recorder = Recorder(folder, trainer.step, console.say)
         try:
@@ -111,20 +117,45 @@ def build_trainer(
             f"train.cuda_graphs=true: needs a CUDA GPU, and this run is on {device}; leave it out"
         )
     _check_size(config, device)
-    loader = build_loader(config.data.settings(), config.train.batch_size, config.seed, device)
+    loader = build_loader(config.data, config.train.batch_size, config.seed, device)
     pipeline = Pipeline.build(config, device)
     if fresh and config.train.init_from is not None:
         load_initial(pipeline, config.train.init_from)
+    accelerate(pipeline.network, config.train.kernels)
     if isinstance(loader, ShardLoader) and isinstance(pipeline.text, ByteEncoder):
-        loader.check_caption = pipeline.text.check  # pretrained encoders cut what is too long
+        loader.check_caption = pipeline.text.check  # pretrained encoders cut long captions
     pipeline.text.check(loader.captions())
-    density = DENSITIES[config.flow.timesteps](**config.flow.parameters())
-    objective = FlowMatching(pipeline, density, config.flow.stratified)
+    objective = build_objective(config, pipeline)
     return Trainer(config, pipeline, loader, objective, evaluate)
 
 
+def compile_for_training(pipeline: Pipeline, captions: list[str]) -> list[str]:
+    """Compiles the blocks where train.compile asks for it; returns what there is to say of it."""
+    train = pipeline.config.train
+    if train.compile is False or (train.compile == "auto" and not _pays(pipeline, captions)):
+        return []
+    if reason := prepare_compiling(pipeline.device):
+        return [f"compile     not possible here, so training is slower: {reason}"]
+    compile_blocks(pipeline.network)
+    return ["compile     the network's blocks, during the first steps (train.compile)"]
+
+
+def _pays(pipeline: Pipeline, captions: list[str]) -> bool:
+    """Whether the run is long enough for compiling, and its captions of few enough lengths."""
+    if not captions:
+        return False
+    with torch.no_grad():
+        text = pipeline.encode_text(captions)
+    trimmed = text.mask is not None and getattr(pipeline.config.text, "padding", "trim") == "trim"
+    lengths = len(text.mask.sum(dim=1).unique()) if text.mask is not None and trimmed else 1
+    image_tokens = pipeline.image_tokens(pipeline.latent_shape)
+    each = training_flops(pipeline.network.params, text.tokens.shape[1], image_tokens)
+    train = pipeline.config.train
+    return pays(pipeline.device, each * train.batch_size * train.steps, lengths)
+
+
 def _check_size(config: RunConfig, device: torch.device) -> None:
-    """Refuses a model that can't be trained here before it is built, which may take long."""
+    """Refuses a model that does not fit this machine before it is built, which can take long."""
     parameters, memory = parameters_at_least(config), memory_of(device)
     needed = parameters * TRAINING_BYTES
     if memory and needed > memory:
@@ -136,8 +167,8 @@ def _check_size(config: RunConfig, device: torch.device) -> None:
 
 
 def _prepare(folder: Path, config: RunConfig, overwrite: bool, step: int, lock: FolderLock) -> None:
-    """Makes the folder and empties it of what is not this run's up to `step`: another run's files
-    if asked to, half-written ones, pictures of steps still to come. Writes config.yaml."""
+    """Makes the folder and writes config.yaml. Deletes what does not belong to this run up to
+    `step`: half-written files, pictures of later steps and, with `overwrite`, the run before."""
     make_folder(folder, "output_dir")
     lock.take()
     if step == 0 and not overwrite:
@@ -162,8 +193,8 @@ def _plot(folder: Path, curve: Path, config: RunConfig, console: TrainingConsole
         console.say(f"no loss curve: {error}")
 
 
-def _less_memory(config: RunConfig) -> str:
-    """How to train the same with less memory, else what else to change."""
+def less_memory(config: RunConfig) -> str:
+    """Which settings to change for less memory; first those that leave the result as it is."""
     size, now = config.train.batch_size, config.train.accumulate
     more = next((n for n in range(now + 1, size + 1) if size % n == 0), None)
     ways = ["a smaller train.batch_size, model or data.image_size"]
@@ -183,9 +214,8 @@ def _announce(console: TrainingConsole, config: RunConfig, trainer: Trainer, sta
         f"{trainer.loader.describe()}, on {trainer.pipeline.device}"
     )
     console.say(f"writing to {trainer.folder}, {start}")
-    if trainer.pipeline.device.type == "cpu" and (reason := slower_because()):
+    on_cpu = trainer.pipeline.device.type == "cpu"
+    if config.train.kernels == "auto" and on_cpu and (reason := why_plain()):
         console.say(f"C++         not possible here, so training is slower: {reason}")
     if config.train.cuda_graphs:
         console.say("CUDA graphs steps are captured as they first come (train.cuda_graphs)")
-    for warning in start.warnings():
-        console.say(warning)

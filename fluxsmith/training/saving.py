@@ -1,12 +1,11 @@
-"""Checkpoints are written while training goes on: it waits only for a copy of the state in memory.
+"""Writing checkpoints in the background: training waits only until its state is copied in memory.
 
-A checkpoint that can't be written costs no run: the one before it is intact, and the next interval
-brings the next attempt, unless train.on_save_error says to stop.
+If a checkpoint can't be written, training goes on and tries again at the next interval, unless
+train.on_save_error says to stop; the checkpoint before it stays intact.
 """
 
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -15,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxsmith import checkpoint as checkpoints
-from fluxsmith.config.sections import TrainConfig
+from fluxsmith.config.train_section import TrainConfig
 from fluxsmith.device import memory_wanted
 from fluxsmith.errors import UserError
+from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.training.lock import FolderLock, FolderTakenError
 
 
@@ -38,12 +37,11 @@ class Saver:
     ) -> None:
         self.folder = folder
         self.config = config
-        self.waited = 0.0  # seconds that training stood still for checkpoints
         self._say = say
         self._lock = lock
         self._writing: threading.Thread | None = None
         self._saved: Path | None = None
-        self._error: Exception | None = None  # of the last attempt, until someone asks
+        self._error: Exception | None = None  # of the last attempt, until it is reported
         self._given_up = threading.Event()
 
     def __enter__(self) -> "Saver":
@@ -55,17 +53,16 @@ class Saver:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        """After an error the checkpoint under way is still completed; a second signal ends it at
-        once, and leaves no half-written file."""
+        """After an error the checkpoint being written is completed; a second signal stops it at
+        once, and the half-written file is deleted."""
         if kind is not None and not issubclass(kind, Exception):
-            self._given_up.set()  # the writing looks up between any two tensors
+            self._given_up.set()  # the writing checks this between tensors
         if self._writing is not None:
             self._writing.join(timeout=5 if self._given_up.is_set() else None)
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Starts to write the checkpoint of this state. Raises a UserError where the one before
         could not be written and the run is to stop for it."""
-        began = time.perf_counter()
         self.finish()
         copy = self._copy(state) if self.config.background_save else None
         if copy is not None:
@@ -76,12 +73,6 @@ class Saver:
         else:
             self._attempt(state)
             self.check()
-        self.waited += time.perf_counter() - began
-
-    @property
-    def busy(self) -> bool:
-        """Whether a checkpoint is being written at this moment."""
-        return self._writing is not None and self._writing.is_alive()
 
     def finish(self) -> None:
         """Waits for the checkpoint being written, if there is one."""
@@ -90,20 +81,20 @@ class Saver:
         self.check()
 
     def save_last(self, state: Mapping[str, Any]) -> Path:
-        """Sees to it that this state is saved, and says where. Raises a UserError if it can't be,
-        whatever the policy: there is no next interval."""
+        """Makes sure that this state is saved, and returns where. Raises a UserError if it can't
+        be, whatever train.on_save_error says: there is no next interval."""
         path = checkpoints.checkpoint_path(self.folder, state["step"])
         if self._writing is not None:
             self._writing.join()
         if self._saved != path:
-            self._error = None  # this attempt says all that there is to say
+            self._error = None  # an earlier failure no longer matters
             self._attempt(state)
             self._report(stop=True)
         return path
 
     def check(self) -> None:
-        """Looks, without waiting, whether a checkpoint failed, and says so or stops the run."""
-        if not self.busy:
+        """Reports a checkpoint that failed, or stops the run for it. Does not wait."""
+        if self._writing is None or not self._writing.is_alive():
             self._writing = None
             self._report(stop=self.config.on_save_error == "stop")
 
@@ -136,7 +127,7 @@ class Saver:
     def _attempt(self, state: Mapping[str, Any]) -> None:
         try:
             self._write(on_host(state))
-        except Exception as error:  # it belongs to the training thread, which asks for it
+        except Exception as error:  # reported by the training thread
             self._error = error
 
     def _write(self, state: Mapping[str, Any]) -> None:
@@ -149,7 +140,7 @@ class Saver:
                 f"train.learning_rate"
             )
         if self._lock is not None:
-            self._lock.take()  # a folder that was deleted is made again
+            self._lock.take()  # makes the folder again if it was deleted
         checkpoints.save(path, state, self._given_up.is_set)
         self._saved = path
         checkpoints.prune(self.folder, self.config.keep_checkpoints, self.config.keep_every)
@@ -164,8 +155,8 @@ def copied(state: Any) -> Any:
 
 
 def on_host(state: Any) -> Any:
-    """The same, where what is in this machine's memory already stays as it is. Slower from a GPU,
-    and takes no memory that can't be paged."""
+    """The same, but tensors in this machine's memory are not copied. Slower from a GPU than
+    `copied`, and needs no pinned memory."""
     return _each(state, Tensor.cpu)
 
 
@@ -173,12 +164,12 @@ def _copied(tensor: Tensor) -> Tensor:
     if not tensor.is_cuda:
         return tensor.to("cpu", copy=True)
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return pinned.copy_(tensor, non_blocking=True)  # they all come side by side
+    return pinned.copy_(tensor, non_blocking=True)  # all at once, without waiting for each
 
 
 def _each(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Nested plain data with each of its tensors changed. Equal states give equal files: a pickle
-    tells one text from another that only reads the same, so keys are made one."""
+    """Nested plain data with each of its tensors changed. Keys are interned, so that equal states
+    give equal files: a pickle stores an object that occurs twice only once."""
     if isinstance(state, Tensor):
         return change(state.detach())
     if isinstance(state, dict):

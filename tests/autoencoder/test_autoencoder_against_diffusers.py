@@ -13,42 +13,27 @@ from fluxsmith.autoencoder.network import AutoencoderNetwork, AutoencoderParams
 
 diffusers = pytest.importorskip("diffusers")
 
-SIZES = {
-    "tiny": TINY,
-    "grey": replace(TINY, in_channels=1, ch_mult=(1, 2), num_res_blocks=2),
-    "flux": AutoencoderParams(),  # FLUX.1's own
-}
+GREY = replace(TINY, in_channels=1, ch_mult=(1, 2), num_res_blocks=2)
+FLUX1 = pytest.param(AutoencoderParams(), id="flux", marks=pytest.mark.slow)
 
 
-def theirs_like(ours: FluxAutoencoder) -> "diffusers.AutoencoderKL":
-    with torch.device("meta"):
-        theirs = diffusers.AutoencoderKL.from_config(diffusers_config(ours))
-    theirs.load_state_dict(to_diffusers(ours.network), assign=True)
-    return theirs.eval()
-
-
-@pytest.mark.parametrize("params", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("params", [TINY, GREY, FLUX1])
 @torch.no_grad()
 def test_equals_diffusers(params):
-    """Encoding, the mean and a draw, and decoding, at a size that is not square."""
+    """Encoding, the mean, and decoding, at a size that is not square."""
     ours = FluxAutoencoder(tiny_network(params))
-    theirs = theirs_like(ours)
+    with torch.device("meta"):
+        theirs = diffusers.AutoencoderKL.from_config(diffusers_config(ours)).eval()
+    theirs.load_state_dict(to_diffusers(ours.network), assign=True)
     draw = torch.Generator().manual_seed(1)
     height, width = 4 * params.factor, 6 * params.factor
     images = torch.rand(2, params.in_channels, height, width, generator=draw) * 2 - 1
-    posterior = theirs.encode(images).latent_dist
-
-    def normalised(latents):
-        return (latents - theirs.config.shift_factor) * theirs.config.scaling_factor
-
+    expected = theirs.encode(images).latent_dist.mean
     mean = ours.encode(images)
     assert mean.shape == (2, params.z_channels, 4, 6)
     assert mean.std() > 0.01
-    assert_agree(mean, normalised(posterior.mean), within=1e-4)
-    drawn = ours.encode(images, torch.Generator().manual_seed(7))
-    expected = normalised(posterior.sample(torch.Generator().manual_seed(7)))
-    assert_agree(drawn, expected, within=1e-4)
-    assert (drawn - mean).abs().mean() > 0.01
+    expected = (expected - theirs.config.shift_factor) * theirs.config.scaling_factor
+    assert_agree(mean, expected, within=1e-4)
 
     latents = torch.randn(2, params.z_channels, 4, 6, generator=draw)
     pictures = ours.decode(latents)
@@ -66,12 +51,8 @@ def test_the_released_file_has_these_names_and_this_many_parameters():
     assert len(ours.state_dict()) == len(theirs.state_dict()) == 244
     count = sum(p.numel() for p in ours.parameters())
     assert count == sum(p.numel() for p in theirs.parameters()) == 83_819_683
-    for name in (
-        "encoder.down.0.downsample.conv.weight",
+    assert ours.state_dict().keys() >= {
         "encoder.down.1.block.0.nin_shortcut.weight",
         "encoder.mid.attn_1.proj_out.weight",
         "decoder.up.3.upsample.conv.bias",
-        "decoder.up.0.block.2.norm2.weight",
-        "decoder.norm_out.weight",
-    ):
-        assert name in ours.state_dict()
+    }

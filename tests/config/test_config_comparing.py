@@ -14,7 +14,7 @@ def difference(before, now, keys=MODEL) -> str:
 
 
 @pytest.mark.parametrize("keys", [MODEL, COURSE], ids=["model", "course"])
-def test_equal_configs_fit(read, keys):
+def test_equal_configs_are_not_refused(read, keys):
     check_same(read(), read(), keys, "old.pt")
 
 
@@ -23,7 +23,6 @@ def test_equal_configs_fit(read, keys):
     [
         ("model.depth=5", "model.depth=6", "model.depth=5"),
         ("data.image_size=16", "data.image_size=32", "data.image_size=16"),
-        ("text.width=64", "text.width=768", "text.width=64"),
         ("model.axes_dim=[8, 28, 28]", "model.axes_dim=[16, 24, 24]", "model.axes_dim=[8, 28, 28]"),
     ],
 )
@@ -43,7 +42,8 @@ def test_the_first_of_several_differences_is_named(read):
     ["data.path=elsewhere", "name=other", "output_dir=other", "train.steps=5", "sample.steps=5"],
 )
 def test_what_a_model_does_not_depend_on_may_differ(read, override):
-    check_same(read(), read(override), COURSE, "old.pt")
+    text = "data: {source: mnist}\n"
+    check_same(read(text=text), read(override, text=text), COURSE, "old.pt")
 
 
 @pytest.mark.parametrize("override", ["seed=1", "train.batch_size=32", "flow.timesteps=uniform"])

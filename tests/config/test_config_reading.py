@@ -3,25 +3,17 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fluxsmith.config import RunConfig, read_config
-from fluxsmith.config.reading import all_keys
+from fluxsmith.config.reading import all_keys, build_config
 from fluxsmith.errors import UserError
 
 TINY = Path(__file__).parents[2] / "configs/image/digits/tiny.yaml"
 
 # Where YAML's own readers of numbers, dates and tags raise something other than a YAMLError.
-TREACHEROUS = [
-    "2024-13-45",
-    "0b_",
-    "!!int x",
-    "!!bool x",
-    "!!timestamp x",
-    "1" * 5000,
-    "[" * 2000,
-]
+TREACHEROUS = ["2024-13-45", "0b_", "!!int x", "!!bool x", "!!timestamp x", "1" * 5000, "[" * 2000]
 
 
 def test_what_is_not_given_is_the_default(read):
@@ -38,12 +30,6 @@ def test_numbers_with_exponents_are_numbers(read, text, number):
     assert from_file.train.learning_rate == number
 
 
-@given(st.floats(min_value=1e-300, max_value=1e300))
-@settings(max_examples=50, deadline=None, derandomize=True)
-def test_any_number_is_read_as_python_writes_it(number):
-    assert read_config(TINY, [f"model.theta={number!r}"]).model.theta == number
-
-
 def test_a_whole_number_may_be_written_with_an_exponent(read):
     steps = read("train.steps=1e4").train.steps
     assert steps == 10_000
@@ -55,18 +41,12 @@ def test_overrides_reach_into_sections_and_the_last_one_holds(read):
     assert (config.seed, config.train.steps, config.train.batch_size) == (3, 8, 2)
 
 
-def test_an_override_replaces_what_the_file_says(read):
+def test_an_override_replaces_what_the_file_says_by_any_yaml_after_its_first_equals_sign(read):
     text = "data: {source: digits}\ntrain: {steps: 5, batch_size: 2}\n"
     config = read("train.steps=7", text=text)
     assert (config.train.steps, config.train.batch_size) == (7, 2)
-
-
-def test_an_override_takes_lists_and_whole_sections(read):
     assert read("model.axes_dim=[8, 28, 28]").model.axes_dim == [8, 28, 28]
     assert read("train={steps: 3}").train.steps == 3
-
-
-def test_an_override_ends_at_its_first_equals_sign(read):
     assert read("name=a=b").name == "a=b"
 
 
@@ -79,12 +59,11 @@ def test_an_override_with_broken_yaml_names_itself(mistake):
     assert "train.betas=[0.9," in mistake("train.betas=[0.9,")
 
 
-@pytest.mark.parametrize("section", ["3", "", "[a]"])
-def test_an_override_below_what_is_no_section_does_not_call_a_known_key_unknown(read, section):
-    try:
-        read("data.source=digits", text=f"data: {section}\n")
-    except UserError as error:
-        assert "unknown" not in str(error)
+def test_an_override_below_what_is_no_section(read, mistake):
+    read("data.source=digits", text="data:\n")
+    for section in ("3", "[a]"):
+        message = mistake("data.source=digits", text=f"data: {section}\n")
+        assert "must be a section of keys" in message
 
 
 def test_a_key_given_twice_is_refused(mistake):
@@ -125,7 +104,7 @@ def test_a_file_without_settings(mistake, text):
 
 def test_a_config_needs_its_data(mistake):
     assert "data: missing" in mistake(text="seed: 0\n")
-    assert "data.source: missing" in mistake(text="data: {image_size: 16}\n")
+    assert "data.source: must be one of" in mistake(text="data: {image_size: 16}\n")
 
 
 def test_a_file_that_is_no_text(tmp_path):
@@ -144,14 +123,6 @@ def test_a_missing_file_suggests_the_nearest_one(tmp_path, monkeypatch):
     Path("configs/image/mnist/flux.yaml").touch()
     with pytest.raises(UserError, match=r"did you mean configs/image/mnist/small\.yaml\?"):
         read_config("configs/image/mnist/smal.yaml")
-    with pytest.raises(UserError, match=r"there are .*flux\.yaml, .*small\.yaml"):
-        read_config("xyz")
-
-
-def test_a_missing_file_where_there_are_no_configs_at_all(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"no config at mine\.yaml"):
-        read_config("mine.yaml")
 
 
 @pytest.mark.parametrize(
@@ -175,18 +146,24 @@ def test_name_and_output_folder_follow_from_the_path(tmp_path, monkeypatch, path
         assert config.name == name
 
 
-def test_name_and_output_folder_are_kept_where_they_are_given(read):
+def test_name_and_output_folder_are_kept_where_they_are_given_and_not_null(read):
     text = "data: {source: digits}\nname: mine\noutput_dir: some/where\n"
-    config = read(text=text)
-    assert (config.name, config.resolved_output_dir) == ("mine", "some/where")
-    config = read("name=yours", "output_dir=else/where", text=text)
-    assert (config.name, config.resolved_output_dir) == ("yours", "else/where")
+    config = read("name=yours", text=text)
+    assert (config.name, config.resolved_output_dir) == ("yours", "some/where")
+    config = read("name=null", "output_dir=null", text=text)
+    assert (config.name, Path(config.resolved_output_dir)) == ("run", Path("output/run"))
 
 
-def test_null_stands_for_the_default_name_and_output_folder(read):
-    config = read(text="data: {source: digits}\nname: null\noutput_dir: null\n")
-    assert config.name == "run"
-    assert Path(config.resolved_output_dir) == Path("output/run")
+def test_a_config_of_an_older_checkpoint_is_read_without_the_keys_of_other_kinds():
+    """Those of version 0.1 hold null, or 0, for the keys of kinds that are not chosen."""
+    old = {
+        "data": {"source": "mnist", "path": None, "templates": None, "workers": None},
+        "text": {"encoder": "bytes", "width": 64, "t5": None, "cache": None},
+        "autoencoder": {"kind": "pixel", "weights": None, "tile_size": 0, "max_batch": 0},
+        "flow": {"timesteps": "mode", "mean": None, "scale": None, "shift": None},
+    }
+    new = {"data": {"source": "mnist"}, "text": {"width": 64}, "flow": {"timesteps": "mode"}}
+    assert build_config(old, "old.pt") == build_config(new, "new.pt")
 
 
 def test_a_config_does_not_change_once_it_is_built(read):
@@ -194,22 +171,10 @@ def test_a_config_does_not_change_once_it_is_built(read):
         read().train.steps = 3
 
 
-def only_user_errors(*overrides: str) -> None:
-    try:
-        read_config(TINY, overrides)
-    except UserError as error:
-        assert str(error)
-
-
 @pytest.mark.parametrize("value", TREACHEROUS, ids=lambda value: value[:16])
-def test_a_value_that_yaml_itself_chokes_on_is_a_mistake_not_a_crash(mistake, value):
+def test_what_yaml_itself_chokes_on_is_a_mistake_not_a_crash(mistake, value):
     assert "train.steps" in mistake(f"train.steps={value}")
-
-
-@pytest.mark.parametrize("value", TREACHEROUS, ids=lambda value: value[:16])
-def test_a_file_that_yaml_itself_chokes_on_is_a_mistake_not_a_crash(mistake, value):
-    text = f"data: {{source: digits}}\ntrain:\n  steps: {value}\n"
-    assert "run.yaml" in mistake(text=text)
+    assert "run.yaml" in mistake(text=f"data: {{source: digits}}\ntrain:\n  steps: {value}\n")
 
 
 SCALARS = st.one_of(
@@ -221,26 +186,7 @@ VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4), max_le
 @given(key=st.sampled_from(list(all_keys(RunConfig))), value=VALUES | st.text())
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_any_value_of_any_key_is_taken_or_is_a_user_error(key, value):
-    only_user_errors(f"{key}={value}")
-
-
-@given(st.text(), st.sampled_from(["", "train.", "data.source."]))
-@example("a\nb=3", "")
-@example("..=3", "")
-@settings(max_examples=100, deadline=None, derandomize=True)
-def test_any_override_is_taken_or_is_a_user_error(text, prefix):
-    only_user_errors(prefix + text)
-
-
-@given(st.text(alphabet="ab:-[]{}&*!#|>'\"%@`,?\n\t 01.", max_size=30))
-@settings(
-    max_examples=100,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-def test_any_file_is_read_or_is_a_user_error(tmp_path, text):
-    file = tmp_path / "any.yaml"
-    file.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError):  # never a config: these letters can't spell data.source
-        read_config(file)
+    try:
+        read_config(TINY, [f"{key}={value}"])
+    except UserError as error:
+        assert str(error)

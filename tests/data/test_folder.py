@@ -1,22 +1,25 @@
 """A folder is read the way its owner keeps it, and says in one line what is missing."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
+from helpers import data_settings, open_data
 from made_pictures import as_classes, as_folder, items
 
-from fluxsmith.data import DataSettings, build_loader, load, loading
-from fluxsmith.data.folder import load as open_folder
+from fluxsmith.config.data_section import DataConfig
+from fluxsmith.data import build_loader, load, loading
+from fluxsmith.data.loader import RecordLoader
 from fluxsmith.data.pictures import decode
-from fluxsmith.data.record_loader import RecordLoader
 from fluxsmith.errors import UserError
 
 MADE = items(20)
+open_folder = partial(open_data, "folder")
 
 
-def settings(path, **options) -> DataSettings:
-    return DataSettings("folder", str(path), image_size=12, channels=3, options=options)
+def settings(path, **options) -> DataConfig:
+    return data_settings("folder", path, image_size=12, channels=3, **options)
 
 
 def both(path, **options):
@@ -44,32 +47,26 @@ def test_class_folders_are_captioned_by_their_names(tmp_path):
     as_classes(tmp_path, MADE, ["sports_car", "owl"])
     records = open_folder(str(tmp_path), "train", templates=["a {}", "{}!"], test_share=0.0)
     assert list(records.classes) == ["owl", "sports_car"]
-    captions = {record.label: record.captions for record in records.records}
+    captions = {record.label: record.captions for record in records}
     assert captions == {0: ("a owl", "owl!"), 1: ("a sports car", "sports car!")}
     assert records[0].name.startswith("owl/")
 
 
-def test_in_memory_a_class_is_a_label_and_names_it(tmp_path):
-    data = load(settings(as_classes(tmp_path, MADE, ["b", "a"]), test_share=0.0), "train")
+def test_in_memory_each_image_keeps_its_caption_and_its_class(tmp_path):
+    free = load(settings(as_folder(tmp_path / "free", MADE), test_share=0.0), "train")
+    assert free.classes is None
+    assert free.images.dtype == torch.uint8
+    for image, label in zip(free.images, free.labels.tolist(), strict=True):
+        (caption,) = free.captions[label]
+        png = next(png for png, text in MADE if text == caption)
+        assert torch.equal(image, decode(png, 12, 3, "pad", 0.5))
+    path = as_classes(tmp_path / "classes", MADE, ["b", "a"])
+    data = load(settings(path, test_share=0.0), "train")
     assert data.classes.names == ("a", "b")
     assert list(data.captions) == [("a photo of a a",), ("a photo of a b",)]
     assert data.class_labels.tolist() == [0] * 10 + [1] * 10
-    pictures = {png_pixels(png) for i, (png, _) in enumerate(MADE) if i % 2 == 1}
-    assert {image.numpy().tobytes() for image in data.images[:10]} == pictures
-
-
-def png_pixels(png: bytes) -> bytes:
-    return decode(png, 12, 3, "pad", 0.5).numpy().tobytes()
-
-
-def test_in_memory_each_image_keeps_its_own_caption(tmp_path):
-    data = load(settings(as_folder(tmp_path, MADE), test_share=0.0), "train")
-    assert data.classes is None
-    assert data.images.dtype == torch.uint8
-    for image, label in zip(data.images, data.labels.tolist(), strict=True):
-        (caption,) = data.captions[label]
-        png = next(png for png, text in MADE if text == caption)
-        assert torch.equal(image, decode(png, 12, 3, "pad", 0.5))
+    expected = torch.stack([decode(png, 12, 3, "pad", 0.5) for png, _ in MADE])
+    assert torch.equal(data.images, torch.cat([expected[1::2], expected[::2]]))
 
 
 def test_several_captions_of_an_image(tmp_path):
@@ -94,12 +91,9 @@ def test_the_splits_share_nothing_and_together_are_everything(tmp_path):
     as_folder(tmp_path, [*made, *items(50, size=2)])  # more images: none changes its side
     later = open_folder(str(tmp_path), "test", test_share=0.1)
     assert names[1] <= {later[i].name for i in range(len(later))}
-
-
-def test_few_images_still_give_one_to_test(tmp_path):
-    as_folder(tmp_path, MADE[:5])
-    assert len(open_folder(str(tmp_path), "test")) == 1
-    assert len(open_folder(str(tmp_path), "train")) == 4
+    as_folder(tmp_path / "few", made[:5])  # few images still give one to test
+    few = [len(open_folder(str(tmp_path / "few"), split)) for split in ("train", "test")]
+    assert few == [4, 1]
 
 
 @pytest.mark.parametrize("inside", ["train", "."])
@@ -116,7 +110,7 @@ def test_a_test_folder_that_lacks_a_class_keeps_the_numbers(tmp_path):
     as_classes(tmp_path / "test", MADE[:4], ["c", "a"])
     test = open_folder(str(tmp_path), "test")
     assert list(test.classes) == ["a", "b", "c"]
-    assert {record.label for record in test.records} == {0, 2}
+    assert {record.label for record in test} == {0, 2}
     as_classes(tmp_path / "test", MADE[:4], ["c", "d"])
     assert "the class d is in test/ only" in refused(tmp_path, "test")
 
@@ -145,8 +139,8 @@ def test_what_is_missing_is_named(tmp_path):
         ('{"file_name": "00000.png"}', "no text; there is nothing else: set data.caption_key"),
         ('{"file_name": "00000.png", "words": "x"}', "there is words: set data.caption_key"),
         ('{"text": "x"}', "no file_name"),
-        ('{"file_name": ', "line 1 is not JSON"),
-        ("[1]", "must be an object"),
+        ('{"file_name": ', "line 1: must be a JSON object"),
+        ("[1]", "must be a JSON object"),
         ("", "names no images"),
     ],
 )
@@ -162,8 +156,8 @@ def test_settings_without_a_use_are_refused(tmp_path):
     as_folder(tmp_path, MADE[:2], "txt")
     assert "data.templates" in refused(tmp_path, templates=["a {}"])
     assert "data.caption_key=words" in refused(tmp_path, caption_key="words")
-    (tmp_path / "metadata.csv").write_text("file_name,text\n00000.png,x\n")
-    (tmp_path / "metadata.jsonl").write_text("{}")
+    (tmp_path / "metadata.csv").touch()
+    (tmp_path / "metadata.jsonl").touch()
     assert "keep one of them" in refused(tmp_path)
 
 
@@ -179,10 +173,7 @@ def test_bad_images_are_left_out_counted_and_named(tmp_path, caplog):
     as_folder(tmp_path, MADE, "txt")
     (tmp_path / "00003.png").write_bytes(MADE[3][0][:100])
     (tmp_path / "00004.txt").unlink()
-    lenient = DataSettings(
-        "folder", str(tmp_path), image_size=12, channels=3, max_bad=0.2,
-        options={"test_share": 0.0},
-    )  # fmt: skip
+    lenient = settings(tmp_path, max_bad=0.2, test_share=0.0)
     data = load(lenient, "train")
     assert len(data) == 18
     assert "picture number 3" not in data.distinct_captions()
@@ -200,7 +191,7 @@ def test_nothing_left_is_a_line(tmp_path):
         build_loader(settings(tmp_path, test_share=1.0), 2, seed=0)
     for i in range(3):
         (tmp_path / f"0000{i}.png").write_bytes(b"")
-    lenient = DataSettings("folder", str(tmp_path), max_bad=1.0, options={"test_share": 0.0})
+    lenient = data_settings("folder", tmp_path, max_bad=1.0, test_share=0.0)
     with pytest.raises(UserError, match="there are no images for this split"):
         build_loader(lenient, 2, seed=0)
 

@@ -1,18 +1,20 @@
 """Hugging Face data sets, local ones, whole and streaming."""
 
 import io
+from functools import partial
 
 import pytest
+from helpers import data_settings, open_data
 from made_pictures import as_classes, as_parquet, items
 from PIL import Image
 
-from fluxsmith.data import DataSettings, load
-from fluxsmith.data.hf import load as open_rows
+from fluxsmith.data import load
 from fluxsmith.data.records import Shards
 from fluxsmith.errors import UserError
 
 datasets = pytest.importorskip("datasets")
 MADE = items(40, size=4)
+open_rows = partial(open_data, "hf")
 
 
 @pytest.fixture(autouse=True)
@@ -67,10 +69,7 @@ def test_splits_are_told_by_name_and_held_out_where_there_is_one(tmp_path):
         assert not train & test
         assert len(train | test) == 40
         assert 3 <= len(test) <= 25
-
-
-def test_captions_without_pictures_are_those_of_the_records(tmp_path):
-    source = open_rows(str(as_parquet(tmp_path / "x.parquet", MADE)), "train", test_share=0.3)
+    source = open_rows(file, "train", test_share=0.3)
     assert list(source.captions()) == [record.captions for record in everything(source)]
 
 
@@ -107,9 +106,7 @@ def test_an_imagefolder_is_read_with_its_classes(tmp_path):
     source = open_rows(str(tmp_path / "pictures"), "train", test_share=0.0)
     assert list(source.classes) == ["x", "y", "z"]
     data = load(
-        DataSettings(
-            "hf", str(tmp_path / "pictures"), image_size=4, channels=3, options={"test_share": 0.0}
-        ),
+        data_settings("hf", str(tmp_path / "pictures"), image_size=4, channels=3, test_share=0.0),
         "train",
     )
     assert data.class_labels.bincount().tolist() == [2, 2, 2]
@@ -120,9 +117,9 @@ def test_pictures_of_bytes_alone_are_read(tmp_path):
     Image.new("L", (4, 4), 7).save(stream, format="PNG")
     made = datasets.Dataset.from_dict({"raw": [stream.getvalue()] * 3, "text": ["a", "b", "c"]})
     made.to_parquet(tmp_path / "x.parquet")
-    settings = DataSettings(
+    settings = data_settings(
         "hf", str(tmp_path / "x.parquet"), image_size=4,
-        options={"image_key": "raw", "test_share": 0.0},
+        image_key="raw", test_share=0.0,
     )  # fmt: skip
     assert load(settings, "train").images.unique().tolist() == [7]
 

@@ -1,13 +1,20 @@
-"""A batch is a pure function of its step, and an epoch holds every image exactly once."""
+"""A batch is a pure function of its step, and an epoch holds every image exactly once, whether the
+images are in memory or decoded on the way."""
 
 import math
 from collections import Counter
 
 import pytest
 import torch
+from helpers import data_settings
+from made_pictures import as_folder, items
+from PIL import Image
 
+from fluxsmith.config.data_section import DataConfig
+from fluxsmith.data import build_loader
 from fluxsmith.data.imageset import ImageSet
-from fluxsmith.data.loader import Batch, MemoryLoader
+from fluxsmith.data.loader import Batch, MemoryLoader, RecordLoader
+from fluxsmith.errors import UserError
 
 N = 10
 
@@ -19,109 +26,155 @@ def numbered(n: int = N) -> ImageSet:
     return ImageSet(images, torch.arange(n), [(str(i), f"number {i}") for i in range(n)])
 
 
-def seen(batch: Batch, column: int = 2) -> list[int]:
+def seen(batch: Batch) -> list[int]:
     """The numbers of the images in a batch."""
-    return ((batch.images[:, 0, 0, column] + 1) * 127.5).round().int().tolist()
+    return ((batch.images[:, 0, 0, 2] + 1) * 127.5).round().int().tolist()
+
+
+def memory_loader(data: ImageSet, batch_size: int, seed: int, **settings) -> MemoryLoader:
+    given = {"caption_dropout": 0.0} | settings
+    return MemoryLoader(data, batch_size, seed, data_settings("digits", **given))
 
 
 def equal(one: Batch, other: Batch) -> bool:
     return torch.equal(one.images, other.images) and one.captions == other.captions
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 5, 7, 10, 16, 25])
-def test_every_image_comes_exactly_once_an_epoch(batch_size):
-    loader = MemoryLoader(numbered(), batch_size, seed=0)
-    epochs = 5
-    steps = math.ceil(epochs * N / batch_size)
-    stream = [image for step in range(steps) for image in seen(loader.batch(step))]
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 10, 16, 25])
+def test_every_image_comes_exactly_once_an_epoch_with_a_caption_of_its_own(batch_size):
+    loader = memory_loader(numbered(), batch_size, seed=0)
+    epochs, stream = 5, []
+    for step in range(math.ceil(epochs * N / batch_size)):
+        batch = loader.batch(step)
+        assert batch.images.shape == (batch_size, 1, 4, 4)
+        assert batch.images.dtype == torch.float32
+        assert batch.images[..., 0].unique().tolist() == [1.0]
+        stream += seen(batch)
+        for image, caption in zip(seen(batch), batch.captions, strict=True):
+            assert caption in (str(image), f"number {image}")
     for epoch in range(epochs):
         assert sorted(stream[epoch * N : (epoch + 1) * N]) == list(range(N))
 
 
-def test_captions_belong_to_their_images():
-    loader = MemoryLoader(numbered(), 4, seed=0)
-    for step in range(10):
-        batch = loader.batch(step)
-        for image, caption in zip(seen(batch), batch.captions, strict=True):
-            assert caption in (str(image), f"number {image}")
+def test_a_batch_depends_on_nothing_but_its_step(settings):
+    def loaders():
+        yield memory_loader(numbered(), 3, seed=1, caption_dropout=0.3, flip=True)
+        cropped = settings.model_copy(update={"resize": "random-crop", "workers": 3})
+        yield build_loader(cropped, 7, seed=1)
+
+    for in_order, jumping in zip(loaders(), loaders(), strict=True):
+        batches = {step: jumping.batch(step) for step in (11, 0, 7, 3, 4, 11, 2)}
+        torch.manual_seed(5)  # a global stream has no say in it
+        for step in range(12):
+            batch = in_order.batch(step)
+            assert step not in batches or equal(batch, batches[step])
 
 
-def test_images_are_floats_in_the_unit_range():
-    batch = MemoryLoader(numbered(), 4, seed=0).batch(0)
-    assert batch.images.shape == (4, 1, 4, 4)
-    assert batch.images.dtype == torch.float32
-    assert batch.images[..., 0].unique().tolist() == [1.0]
-    assert batch.images.min() >= -1
+def test_epochs_and_seeds_have_orders_and_captions_of_their_own():
+    loader, other = memory_loader(numbered(), N, seed=0), memory_loader(numbered(), N, seed=1)
+    batches = [one.batch(epoch) for one in (loader, other) for epoch in range(4)]
+    assert len({tuple(seen(batch)) for batch in batches}) == 8
+    assert len({tuple(sorted(batch.captions)) for batch in batches[:4]}) == 4
 
 
-def test_a_batch_depends_on_nothing_but_its_step():
-    options = {"caption_dropout": 0.3, "flip": True}
-    in_order = MemoryLoader(numbered(), 3, seed=1, **options)
-    jumping = MemoryLoader(numbered(), 3, seed=1, **options)
-    batches = {step: jumping.batch(step) for step in (11, 0, 7, 3, 11, 2)}
-    torch.manual_seed(5)  # a global stream has no say in it
-    for step in range(12):
-        batch = in_order.batch(step)
-        assert step not in batches or equal(batch, batches[step])
-
-
-def test_epochs_and_seeds_have_orders_of_their_own():
-    loader, other = MemoryLoader(numbered(), N, seed=0), MemoryLoader(numbered(), N, seed=1)
-    orders = {tuple(seen(loader.batch(epoch))) for epoch in range(4)}
-    orders |= {tuple(seen(other.batch(epoch))) for epoch in range(4)}
-    assert len(orders) == 8
-
-
-def test_an_image_is_described_anew_in_another_epoch():
-    loader = MemoryLoader(numbered(), N, seed=0)
-    epochs = [loader.batch(epoch) for epoch in range(4)]
-    described = {tuple(sorted(batch.captions)) for batch in epochs}
-    assert len(described) == 4
-
-
-def test_dropout_empties_captions_at_its_rate():
-    loader = MemoryLoader(numbered(200), 200, seed=0, caption_dropout=0.25)
-    captions = Counter(text for step in range(20) for text in loader.batch(step).captions)
-    n, p = 4000, 0.25
-    assert abs(captions[""] - n * p) <= 5 * math.sqrt(n * p * (1 - p))
-
-
-def test_a_mirrored_image_has_its_left_edge_on_the_right():
-    loader = MemoryLoader(numbered(200), 200, seed=0, flip=True)
-    plain = MemoryLoader(numbered(200), 200, seed=0)
-    mirrored = 0
-    for step in range(20):
+def test_captions_are_dropped_and_images_mirrored_at_their_rates():
+    plain = memory_loader(numbered(200), 200, seed=0)
+    loader = memory_loader(numbered(200), 200, seed=0, caption_dropout=0.25, flip=True)
+    dropped = mirrored = 0
+    n = 4000
+    for step in range(n // 200):
         batch, straight = loader.batch(step), plain.batch(step)
+        assert (straight.images[..., 0] == 1).all()
         right = batch.images[..., -1].eq(1).all(-1).squeeze(1)  # (b,)
         mirrored += int(right.sum())
+        dropped += batch.captions.count("")
         assert torch.equal(batch.images[right], straight.images[right].flip(-1))
         assert torch.equal(batch.images[~right], straight.images[~right])
-    n = 4000
     assert abs(mirrored - n / 2) <= 5 * math.sqrt(n / 4)
-
-
-def test_nothing_is_mirrored_unless_asked_for():
-    loader = MemoryLoader(numbered(200), 200, seed=0)
-    assert (loader.batch(0).images[..., 0] == 1).all()
+    assert abs(dropped - n / 4) <= 5 * math.sqrt(n * 3 / 16)
 
 
 def test_the_position_counts_the_images_of_the_epoch_already_seen():
-    loader = MemoryLoader(numbered(), 4, seed=0)
-    assert loader.position(0) == {"epoch": 0, "offset": 0, "images": N}
-    assert loader.position(2) == {"epoch": 0, "offset": 8, "images": N}
-    assert loader.position(3) == {"epoch": 1, "offset": 2, "images": N}
-    assert loader.position(5) == {"epoch": 2, "offset": 0, "images": N}
+    loader = memory_loader(numbered(), 4, seed=0)
+    stood = {0: (0, 0), 2: (0, 8), 3: (1, 2), 5: (2, 0)}
+    for step, (epoch, offset) in stood.items():
+        assert loader.position(step) == {"epoch": epoch, "offset": offset, "images": N}
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 6])
 def test_a_batch_splits_into_equal_pieces_in_order(parts):
-    batch = MemoryLoader(numbered(), 6, seed=0).batch(0)
+    batch = memory_loader(numbered(), 6, seed=0).batch(0)
     pieces = batch.split(parts)
     assert [len(piece) for piece in pieces] == [6 // parts] * parts
     assert torch.equal(torch.cat([piece.images for piece in pieces]), batch.images)
     assert [text for piece in pieces for text in piece.captions] == batch.captions
 
 
-def test_images_and_labels_come_in_pairs():
-    with pytest.raises(ValueError, match="3 images but 2 labels"):
-        ImageSet(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(2).long(), [("a",)])
+@pytest.fixture
+def settings(tmp_path) -> DataConfig:
+    as_folder(tmp_path, items(30), "txt")
+    return data_settings(
+        "folder", str(tmp_path), image_size=8, channels=3, resize="stretch", flip=True,
+        caption_dropout=0.3, in_memory=False, test_share=0.0,
+    )  # fmt: skip
+
+
+def test_batches_decoded_on_the_way_are_those_from_memory_to_the_bit(settings):
+    lazy = build_loader(settings, 7, seed=3)
+    memory = build_loader(settings.model_copy(update={"in_memory": True}), 7, seed=3)
+    assert isinstance(lazy, RecordLoader)
+    assert isinstance(memory, MemoryLoader)
+    for step in range(12):
+        assert equal(lazy.batch(step), memory.batch(step)), step
+    assert lazy.position(12) == memory.position(12)
+    assert lazy.captions() == memory.captions()
+
+
+def test_random_crops_are_drawn_anew_each_epoch(settings, tmp_path):
+    one = tmp_path / "one"
+    as_folder(one, items(1, size=40), "txt")
+    with Image.open(one / "00000.png") as picture:
+        picture.crop((0, 0, 40, 8)).save(one / "00000.png")
+    changed = {"path": str(one), "resize": "random-crop", "in_memory": "auto", "flip": False}
+    loader = build_loader(settings.model_copy(update=changed), 1, seed=0)
+    assert isinstance(loader, RecordLoader)  # which memory could not do
+    cuts = {loader.batch(epoch).images.numpy().tobytes() for epoch in range(20)}
+    assert len(cuts) > 10
+
+
+def test_a_bad_image_is_replaced_named_once_and_counted(settings, tmp_path, caplog):
+    (tmp_path / "00005.png").write_bytes(b"broken")
+    lenient = settings.model_copy(update={"max_bad": 0.1, "caption_dropout": 0.0})
+    loader = build_loader(lenient, 10, seed=0)
+    captions = Counter(text for step in range(9) for text in loader.batch(step).captions)
+    assert sum(captions.values()) == 90
+    assert "picture number 5" not in captions
+    assert len(caplog.records) == 1
+    assert "00005.png" in caplog.text
+    again = build_loader(lenient, 10, seed=0)
+    assert equal(again.batch(4), loader.batch(4))  # by an address, so the same one each time
+
+
+@pytest.mark.parametrize(
+    ("bad", "allowed", "said"),
+    [
+        (3, 0.05, r"2 of 30 images can't be used, more than data\.max_bad"),
+        (30, 1.0, "no image that can be used"),
+    ],
+)
+def test_too_many_bad_images_stop_with_a_line(settings, tmp_path, bad, allowed, said):
+    for i in range(bad):
+        (tmp_path / f"{i:05d}.png").write_bytes(b"broken")
+    loader = build_loader(settings.model_copy(update={"max_bad": allowed}), 10, seed=0)
+    with pytest.raises(UserError, match=said):
+        for step in range(3):
+            loader.batch(step)
+
+
+def test_other_images_are_refused_on_resuming(settings):
+    loader = build_loader(settings, 7, seed=0)
+    loader.resume(loader.position(5), 5, "x.pt")
+    with pytest.raises(UserError, match=r"x\.pt was trained on 29 images, and there are 30"):
+        loader.resume({"images": 29}, 5, "x.pt")
+    with pytest.raises(UserError, match="was trained on a stream"):
+        loader.resume({"epoch": 0, "shards": 3}, 5, "x.pt")

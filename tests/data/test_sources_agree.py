@@ -1,20 +1,21 @@
-"""The same thousand images are the same tensors and captions, whichever way they are kept."""
+"""The same images are the same tensors and captions, whichever way they are kept."""
 
 from collections import Counter
-from dataclasses import replace
 
 import pytest
+from helpers import data_settings
 from made_pictures import as_folder, as_parquet, as_shards, items
 
-from fluxsmith.data import DataSettings, build_loader, load
+from fluxsmith.config.data_section import DataConfig
+from fluxsmith.data import build_loader, load
 
 datasets = pytest.importorskip("datasets")
 pytest.importorskip("webdataset")
-N = 1000
+N = 300
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory) -> list[DataSettings]:
+def kept(tmp_path_factory) -> list[DataConfig]:
     """The settings of each way to keep them."""
     root = tmp_path_factory.mktemp("kept")
     made = items(N)
@@ -24,13 +25,13 @@ def kept(tmp_path_factory) -> list[DataSettings]:
         ("folder", str(as_folder(root / "csv", made, "csv")), {}),
         ("folder", str(as_folder(root / "txt", made, "txt")), {}),
         ("hf", parquet, {}),
-        ("hf", parquet, {"streaming": True}),
-        ("webdataset", as_shards(root / "shards", made, 7), {}),
+        ("hf", parquet, {"streaming": True, "shuffle_buffer": 64}),
+        ("webdataset", as_shards(root / "shards", made, 7), {"shuffle_buffer": 64}),
     ]
     return [
-        DataSettings(
+        data_settings(
             source, path, image_size=8, channels=3, resize="center-crop", workers=1,
-            shuffle_buffer=64, options={"test_share": 0.0, **options},
+            test_share=0.0, **options,
         )
         for source, path, options in paths
     ]  # fmt: skip
@@ -43,7 +44,7 @@ def own_cache(tmp_path_factory, monkeypatch):
     datasets.disable_progress_bars()
 
 
-def loaded(settings: DataSettings) -> Counter:
+def loaded(settings: DataConfig) -> Counter:
     data = load(settings, "train")
     return Counter(
         (image.numpy().tobytes(), data.captions[label])
@@ -51,7 +52,7 @@ def loaded(settings: DataSettings) -> Counter:
     )
 
 
-def epoch(settings: DataSettings) -> Counter:
+def epoch(settings: DataConfig) -> Counter:
     """What an epoch of training batches holds."""
     loader = build_loader(settings, 50, seed=0)
     batches = [loader.batch(step) for step in range(N // 50)]
@@ -70,7 +71,9 @@ def test_loaded_whole_they_are_equal(kept):
 
 def test_in_an_epoch_of_batches_they_are_equal(kept):
     lazily = [
-        replace(settings, in_memory=False) for settings in kept if settings.source == "folder"
+        settings.model_copy(update={"in_memory": False})
+        for settings in kept
+        if settings.source == "folder"
     ]
     first, *others = (epoch(settings) for settings in [*kept, *lazily])
     assert len(first) == N

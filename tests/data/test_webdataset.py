@@ -1,19 +1,24 @@
-"""Tar shards, by path and by URL."""
+"""Tar shards, by path and by URL; compressed or not, and none of their names is a command."""
 
+import bz2
+import gzip
 import json
+import lzma
 import tarfile
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
+from helpers import open_data
 from made_pictures import add, as_shards, items
 
-from fluxsmith.data.webdataset import load as open_shards
 from fluxsmith.errors import UserError
 
 pytest.importorskip("webdataset")
 MADE = items(12, size=4)
+open_shards = partial(open_data, "webdataset")
 
 
 def everything(shards) -> dict[str, tuple[bytes, tuple[str, ...]]]:
@@ -70,42 +75,36 @@ def test_reading_may_begin_anywhere_in_a_shard(tmp_path):
     assert list(shards.read(0, 5)) == whole[5:]
 
 
-def test_a_share_is_held_out_by_name(tmp_path):
-    made = items(200, size=1)
-    pattern = as_shards(tmp_path, made, 4)
+def test_test_images_are_a_share_told_by_name_or_shards_of_their_own(tmp_path):
+    pattern = as_shards(tmp_path / "all", items(200, size=1), 4)
     train, test = (captions(pattern, split, test_share=0.1) for split in ("train", "test"))
-    assert sorted(train + test) == sorted(caption for _, caption in made)
+    assert sorted(train + test) == sorted(caption for _, caption in items(200, size=1))
     assert 5 <= len(test) <= 40
-
-
-def test_shards_of_their_own_for_testing(tmp_path):
-    train = as_shards(tmp_path / "a", MADE[:8], 2)
-    test = as_shards(tmp_path / "b", MADE[8:], 1)
-    assert captions(train, "train", test_path=test) == sorted(c for _, c in MADE[:8])
-    assert captions(train, "test", test_path=test) == sorted(c for _, c in MADE[8:])
+    own = as_shards(tmp_path / "own", MADE, 1)
+    assert captions(pattern, "train", test_path=own) == sorted(train + test)
+    assert captions(pattern, "test", test_path=own) == ALL
 
 
 def test_endings_may_be_mixed_and_captions_several(tmp_path):
-    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
         add(tar, "a.jpg", MADE[0][0])
         add(tar, "a.txt", b"one\ntwo\n")
         add(tar, "b.webp", MADE[1][0])
         add(tar, "b.json", json.dumps({"caption": ["drei", "vier"], "id": 3}).encode())
         add(tar, "c.png", MADE[2][0])
-    path = tmp_path / "x.tar"
     found = everything(open_shards(str(path), "train", test_share=0.0))
-    assert found[f"{path}/a"][1] == ("one", "two")
-    assert found[f"{path}/c"][1] == ()  # which counts as a bad image when it is decoded
-    assert found[f"{path}/b"][1] == ("drei", "vier")
-
-
-def test_the_key_of_the_caption(tmp_path):
-    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+    assert {name: captions for name, (_, captions) in found.items()} == {
+        f"{path}/a": ("one", "two"),
+        f"{path}/b": ("drei", "vier"),
+        f"{path}/c": (),  # which counts as a bad image when it is decoded
+    }
+    with tarfile.open(path, "w") as tar:
         add(tar, "b.png", MADE[1][0])
         add(tar, "b.json", json.dumps({"words": ["drei", "vier"], "id": 3}).encode())
     assert captions(tmp_path, test_share=0.0, caption_key="words") == ["drei", "vier"]
-    assert "has words, id" in refused(tmp_path, test_share=0.0)
-    assert "has words, id" in refused(tmp_path, test_share=0.0, caption_key="text")
+    for key in (None, "text"):
+        assert "has words, id" in refused(tmp_path, test_share=0.0, caption_key=key)
 
 
 def test_what_is_wrong_is_named(tmp_path):
@@ -120,3 +119,36 @@ def test_what_is_wrong_is_named(tmp_path):
         add(tar, "a.mp3", b"la la la")
         add(tar, "a.txt", b"a song")
     assert "has no jpg, jpeg, png, webp but mp3, txt" in refused(tmp_path / "001.tar", test_share=0)
+
+
+@pytest.mark.parametrize("press", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_shard_holds_the_same(tmp_path, press):
+    as_shards(tmp_path, MADE, 1)
+    plain = tmp_path / "000.tar"
+    (tmp_path / "pressed").write_bytes(press(plain.read_bytes()))
+    assert captions(tmp_path / "pressed", test_share=0.0) == captions(plain, test_share=0.0) == ALL
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "pipe:touch executed;://",
+        "pipe://x; touch executed",
+        "http://x/'$(touch executed)'",
+        "https://x/`touch executed`.tar",
+        "ftp://x/a.tar",
+    ],
+)
+def test_no_url_is_a_command(tmp_path, monkeypatch, url):
+    """The library runs what follows `pipe:`, and earlier ones put URLs into a shell's quotes."""
+    monkeypatch.chdir(tmp_path)
+    assert "commands are not run for data" in refused(url)
+    as_shards(tmp_path, MADE, 1)
+    Path("000.tar").rename("pipe:touch executed.tar")
+    assert captions(".", test_share=0.0) == ALL  # a file of that name is a file
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("pattern", ["{1..", "${NOWHERE}.tar"])
+def test_patterns_that_mean_nothing_are_named(pattern):
+    assert "data.path=" in refused(pattern)

@@ -1,12 +1,10 @@
-"""The kernel distance against its definition, exact moments and torchmetrics."""
+"""The kernel distance against its definition and exact moments."""
 
 import pytest
 import torch
-from evaluation_draws import Pixels, normal
-from torchmetrics.image.kid import KernelInceptionDistance
+from evaluation_models import covered, normal
 
-import fluxsmith.evaluation.kernel as kernel
-from fluxsmith.evaluation.kernel import kernel_distance, kernel_interval
+from fluxsmith.evaluation.evaluators.feature_distance import kernel_distance
 
 
 def by_definition(x, y):
@@ -19,26 +17,14 @@ def by_definition(x, y):
     return float(xx + yy - 2 * sum(k(a, b) for a in x for b in y) / (n * m))
 
 
-@pytest.mark.parametrize("block", [1, 4, 100])
-def test_every_block_size_gives_the_definition(monkeypatch, block):
-    monkeypatch.setattr(kernel, "BLOCK", block)
+def test_the_definition():
     x, y = normal(9, 3), normal(7, 3, seed=1) + 0.5
-    assert kernel_distance(x, y) == pytest.approx(by_definition(x, y), rel=1e-12)
-
-
-def test_agrees_with_torchmetrics():
-    """One subset of all rows is the whole set."""
-    a, b = normal(60, 3, 4, 4), normal(60, 3, 4, 4, seed=1) * 1.3 + 0.2
-    theirs = KernelInceptionDistance(Pixels(), subsets=1, subset_size=60, normalize=True)
-    theirs.update(a.float(), real=True)
-    theirs.update(b.float(), real=False)
-    mean, _ = theirs.compute()
-    assert kernel_distance(b.flatten(1), a.flatten(1)) == pytest.approx(float(mean), rel=1e-4)
+    assert kernel_distance(x, y).value == pytest.approx(by_definition(x, y), rel=1e-12)
 
 
 def test_no_bias_between_equal_distributions():
     """400 draws of 8 rows each: the mean is 0 within 4 standard errors, and signs are mixed."""
-    found = torch.tensor([kernel_distance(*normal(2, 8, 2, seed=s)) for s in range(400)])
+    found = torch.tensor([kernel_distance(*normal(2, 8, 2, seed=s)).value for s in range(400)])
     assert abs(found.mean()) < 4 * found.std() / 20
     assert 100 < (found < 0).sum() < 350
 
@@ -54,12 +40,12 @@ def test_exact_moments_and_coverage_in_one_dimension():
     """Unbiased within 4 standard errors, and the interval covers the truth in 90% to 99%."""
     truth = moments_distance(0.5)
     found = [
-        kernel_interval(normal(500, 1, seed=s) + 0.5, normal(500, 1, seed=s + 9999))
+        kernel_distance(normal(500, 1, seed=s) + 0.5, normal(500, 1, seed=s + 9999))
         for s in range(200)
     ]
     values = torch.tensor([each.value for each in found])
     assert abs(values.mean() - truth) < 4 * values.std() / 200**0.5
-    assert 180 <= sum(each.low <= truth <= each.high for each in found) <= 198
+    assert 180 <= covered(found, truth) <= 198
 
 
 def test_the_interval_is_the_jackknife():
@@ -70,14 +56,9 @@ def test_the_interval_is_the_jackknife():
         values = torch.tensor(values, dtype=torch.float64)
         return (len(values) - 1) * values.var(correction=0)
 
-    out_x = [kernel_distance(torch.cat([x[:i], x[i + 1 :]]), y) for i in range(8)]
-    out_y = [kernel_distance(x, torch.cat([y[:i], y[i + 1 :]])) for i in range(6)]
-    found = kernel_interval(x, y)
+    out_x = [kernel_distance(torch.cat([x[:i], x[i + 1 :]]), y).value for i in range(8)]
+    out_y = [kernel_distance(x, torch.cat([y[:i], y[i + 1 :]])).value for i in range(6)]
+    found = kernel_distance(x, y)
     margin = 1.959964 * float((spread(out_x) + spread(out_y)).sqrt())
     assert found.high - found.value == pytest.approx(margin, rel=1e-6)
     assert found.value - found.low == pytest.approx(margin, rel=1e-6)
-
-
-def test_too_few_rows():
-    with pytest.raises(ValueError, match="three rows"):
-        kernel_distance(normal(2, 3), normal(5, 3))

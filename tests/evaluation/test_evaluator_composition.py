@@ -1,26 +1,21 @@
 """Composition is measured rightly: real pictures are right, and each part goes wrong on its own."""
 
-import importlib
-
 import pytest
 import torch
 from evaluation_models import DIGITS
 
+from fluxsmith import Pipeline
 from fluxsmith.config.reading import build_config
 from fluxsmith.data.captions import DIGIT_CLASSES
 from fluxsmith.data.colored_digits import COLORS, PALETTE, captions, paint
 from fluxsmith.data.imageset import ImageSet
 from fluxsmith.errors import UserError
-from fluxsmith.evaluation import judge
-from fluxsmith.evaluation.evaluators import EVALUATORS, JUDGED, without_judge
-from fluxsmith.evaluation.evaluators.composition import colors, luminance
-from fluxsmith.evaluation.reference import Reference
-from fluxsmith.evaluation.samples import Samples
-from fluxsmith.evaluation.settings import Settings
-from fluxsmith.evaluation.table import ROWS
-from fluxsmith.pipeline import Pipeline
+from fluxsmith.evaluation import classifier
+from fluxsmith.evaluation.evaluators import EVALUATORS
+from fluxsmith.evaluation.evaluators.composition import colors, luminance, triples_of
+from fluxsmith.evaluation.samples import Reference, Samples, Settings
+from fluxsmith.sampling.generate import Sampler
 
-module = importlib.import_module("fluxsmith.evaluation.evaluators.composition")
 HELD_OUT = [["red", 7], ["blue", 3]]
 COLORED = DIGITS | {
     "data": {
@@ -34,16 +29,15 @@ COLORED = DIGITS | {
 def colored(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLUXSMITH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(judge, "UPDATES", (25, 25))  # a quick one
+        patch.setattr(classifier, "UPDATES", (25, 25))  # a quick one
         yield Reference(build_config(COLORED, "test"))
 
 
-class Painter(Pipeline):
+class Painter(Sampler):
     """Draws test images of the digit, ink and paper asked for, or as `wrong` turns them."""
 
     def __init__(self, pictures: ImageSet, wrong=lambda digit, ink, paper: (digit, ink, paper)):
-        built = Pipeline.build(build_config(COLORED, "test"))
-        super().__init__(built.config, built.network, built.text, built.autoencoder)
+        super().__init__(Pipeline.build(build_config(COLORED, "test")))
         inks = range(len(COLORS))
         self.meant = {
             caption: (d, i, p)
@@ -62,16 +56,15 @@ class Painter(Pipeline):
         return images.float() / 127.5 - 1
 
 
-def measured(pipeline, reference, n=60):
-    samples = Samples(pipeline, reference, Settings(num_samples=n))
-    return EVALUATORS["composition"](pipeline, reference, samples)
+def measured(sampler, reference, n=60):
+    samples = Samples(sampler, reference, Settings(num_samples=n))
+    return EVALUATORS["composition"].measure(samples)
 
 
 def test_colours_of_real_pictures_are_read_without_a_mistake(colored):
     data = colored.train
     ink, paper = colors(data.images)
-    wanted = [module._triples(data)[ways[0]] for ways in data.captions]
-    wanted = torch.tensor(wanted)[data.labels]
+    wanted = triples_of([data.captions[label][0] for label in data.labels.tolist()])
     assert torch.equal(ink, wanted[:, 1])
     assert torch.equal(paper, wanted[:, 2])
 
@@ -97,16 +90,16 @@ def test_right_pictures_score_as_test_images_do_and_wrong_ones_by_their_part(col
 
 
 def test_it_is_for_coloured_digits_alone():
-    reference = Reference(build_config(DIGITS, "test"))
-    pipeline = Pipeline.build(build_config(DIGITS, "test"))
-    samples = Samples(pipeline, reference, Settings(num_samples=4))
+    sampler = Sampler(Pipeline.build(build_config(DIGITS, "test")))
+    samples = Samples(sampler, Reference(sampler.pipeline.config), Settings(num_samples=4))
     with pytest.raises(UserError, match=r"is for data\.source=colored-digits"):
-        EVALUATORS["composition"](pipeline, reference, samples)
+        EVALUATORS["composition"].measure(samples)
 
 
 def test_the_table_shows_every_part(colored):
-    rows = dict(ROWS["composition"](measured(Painter(colored.train), colored)))
-    assert list(rows) == ["composition", "of held-out pairs", "of test images"]
+    figures = EVALUATORS["composition"].figures(measured(Painter(colored.train), colored))
+    assert [figure.name for figure in figures] == ["Composition", "Composition of held-out pairs"]
+    assert all(figure.floor for figure in figures)
 
 
 def test_classes_of_coloured_digits_are_the_digits(colored):
@@ -115,9 +108,3 @@ def test_classes_of_coloured_digits_are_the_digits(colored):
     assert prompts["a red six on blue"] == prompts["on blue, a red six"] == 6
     assert "a red seven on blue" not in prompts
     assert PALETTE.keys() >= set(COLORS)
-
-
-def test_without_classes_what_needs_a_judge_is_left_out():
-    assert without_judge(["validation_loss", "diversity"]) == ("validation_loss",)
-    with pytest.raises(UserError, match="needs classes to judge by"):
-        without_judge(JUDGED)

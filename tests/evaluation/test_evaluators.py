@@ -1,43 +1,65 @@
 """The evaluation tells truths: about real images, copies, deaf models and dull ones."""
 
-from importlib import import_module
-
 import pytest
 import torch
 from evaluation_models import DIGITS, Shown, any_picture, of_the_label, the_first_of_the_label
 from helpers import randomise, same
 
-from fluxsmith import checkpoint as checkpoints
+from fluxsmith import Pipeline
 from fluxsmith.config.reading import build_config
 from fluxsmith.data.images import to_unit
 from fluxsmith.errors import UserError
-from fluxsmith.evaluation.cheapest import cheapest_setting, keep_cheapest
-from fluxsmith.evaluation.compare import comparisons
-from fluxsmith.evaluation.during_training import during_training
-from fluxsmith.evaluation.evaluators import EVALUATORS
-from fluxsmith.evaluation.evaluators.sweep import choose
-from fluxsmith.evaluation.frechet import GaussianStatistics, frechet_draws
-from fluxsmith.evaluation.samples import Samples
-from fluxsmith.evaluation.settings import Settings
-from fluxsmith.evaluation.table import ROWS
+from fluxsmith.evaluation.comparison import comparisons
+from fluxsmith.evaluation.evaluators import (
+    EVALUATORS,
+    for_training,
+    named,
+)
+from fluxsmith.evaluation.evaluators.sweep import cheapest_setting, choose, solvers_and_steps
+from fluxsmith.evaluation.frechet import Gaussian, frechet_draws
+from fluxsmith.evaluation.measurement import during_training
+from fluxsmith.evaluation.samples import Samples, Settings
+from fluxsmith.flow.solvers import SOLVERS, Solver, euler
 from fluxsmith.flow.timesteps import stratified_grid
-from fluxsmith.pipeline import Pipeline
 from fluxsmith.randomness import image_noise
-from fluxsmith.training.metrics import read_metrics
+from fluxsmith.sampling.generate import Sampler
+from fluxsmith.storage import checkpoint as checkpoints
+from fluxsmith.training.recorder import read_metrics
 from fluxsmith.training.run import train
 
 
-def measured(pipeline, reference, name, **settings):
-    samples = Samples(pipeline, reference, Settings(**{"num_samples": 300, **settings}))
-    return EVALUATORS[name](pipeline, reference, samples)
+def measured(sampler, reference, name, **settings):
+    samples = Samples(sampler, reference, Settings(**{"num_samples": 300, **settings}))
+    return EVALUATORS[name].measure(samples)
+
+
+@pytest.fixture
+def model():
+    return Sampler(Pipeline.build(build_config(DIGITS, "test")))
+
+
+def test_evaluators_are_chosen_by_name():
+    assert set(named(None)) < set(EVALUATORS)
+    assert set(named("all")) - set(named(None)) == {"sweep", "likelihood"}
+    assert named("sweep, inception") == ("sweep", "inception")
+    with pytest.raises(UserError, match="--metrics taste: must be among validation_loss, "):
+        named("taste")
+
+
+def test_only_evaluators_with_a_single_number_run_during_training():
+    known = ["validation_loss", "prompt_accuracy", "diversity", "straightness"]
+    assert list(for_training(known)) == known
+    for name in ("taste", "sweep"):
+        with pytest.raises(UserError, match=rf"evaluate\.metrics={name}: .*among {known[0]}, "):
+            for_training([name])
 
 
 def test_real_test_images_score_at_the_floor(reference):
-    """They are right as often as the judge is, as near to the training images, and no copies."""
+    """They are right as often as the classifier, as near to the training images, and no copies."""
     honest = Shown(reference.test, of_the_label)
     accuracy = measured(honest, reference, "prompt_accuracy")
     low, high = accuracy["interval"]
-    assert low - 0.02 <= accuracy["judge_test_accuracy"] <= high + 0.02
+    assert low - 0.02 <= accuracy["classifier_test_accuracy"] <= high + 0.02
     found = measured(honest, reference, "feature_distance", num_samples=382)
     assert found["frechet"]["value"] == pytest.approx(found["frechet"]["floor"], rel=0.3)
     for name in ("precision", "recall", "density", "coverage"):
@@ -57,7 +79,7 @@ def test_a_model_that_copies_training_images_is_caught(reference):
     first = found["closest"][0]
     samples = Samples(copier, reference, Settings(num_samples=300))
     copied = reference.train.images[first["training_image"]]
-    assert torch.equal(samples.pictures([first["sample"]])[0], copied)
+    assert torch.equal(samples.pictures[first["sample"]], copied)
     # Every other figure finds nothing wrong with it, which is why this one is needed.
     assert measured(copier, reference, "prompt_accuracy")["accuracy"] > 0.95
 
@@ -96,13 +118,12 @@ def test_accuracy_by_caption_and_phrasing_adds_up(reference):
     )
 
 
-def test_a_new_model_has_the_loss_of_predicting_nothing(reference):
-    """v = 0, so the loss is the mean of (eps - x0)^2 at every time, whatever the time."""
-    pipeline = Pipeline.build(build_config(DIGITS, "test"))
-    found = measured(pipeline, reference, "validation_loss", validation_images=30)
-    x0 = to_unit(reference.test.images[:30])
-    expected = (image_noise((1, 16, 16), 0, range(30)) - x0).square().mean()
-    assert found["images"] == 30
+def test_a_new_model_has_the_loss_of_predicting_nothing(reference, model):
+    """v = 0, so the loss is the mean of (eps - x0)^2 at every time, over more than one batch."""
+    found = measured(model, reference, "validation_loss", validation_images=130)
+    x0 = to_unit(reference.test.images[:130])
+    expected = (image_noise((1, 16, 16), 0, range(130)) - x0).square().mean()
+    assert found["images"] == 130
     for grid, offset in (("i/8", 0.0), ("(i+1/2)/8", 0.5)):
         at = found["grids"][grid]
         times = [f"{t:g}" for t in stratified_grid(8, offset).tolist()]
@@ -112,44 +133,40 @@ def test_a_new_model_has_the_loss_of_predicting_nothing(reference):
             assert 0 < figure["stderr"] < 0.05
 
 
-def test_validation_loss_does_not_depend_on_its_batches(reference, monkeypatch):
-    module = import_module("fluxsmith.evaluation.evaluators.validation_loss")
-    pipeline = Pipeline.build(build_config(DIGITS, "test"))
-    randomise(pipeline)
-    one = measured(pipeline, reference, "validation_loss", validation_images=24)
-    monkeypatch.setattr(module, "BATCH", 7)
-    two = measured(pipeline, reference, "validation_loss", validation_images=24)
-    for grid in one["grids"]:
-        assert one["grids"][grid]["mean"] == pytest.approx(two["grids"][grid]["mean"], rel=1e-5)
-
-
-def test_samples_are_what_the_pipeline_draws_and_are_drawn_once(reference):
-    pipeline = Pipeline.build(build_config(DIGITS, "test"))
-    randomise(pipeline)
+def test_samples_are_what_the_model_draws_and_are_drawn_once(reference, model):
+    randomise(model.pipeline)
     calls = []
-    pipeline.network.register_forward_hook(lambda *_: calls.append(1))
-    samples = Samples(pipeline, reference, Settings(num_samples=130, steps=2, guidance=1.0, seed=3))
+    model.pipeline.network.register_forward_hook(lambda *_: calls.append(1))
+    samples = Samples(model, reference, Settings(num_samples=130, steps=2, guidance=1.0, seed=3))
     assert not calls
-    kept = samples.pictures(slice(90, 130))
-    assert len(calls) == 2 * 2  # two batches of two steps
+    kept = samples.pictures[90:130]
+    drawn_by = len(calls)
     assert len(samples.features) == len(samples.seen) == 130
-    assert len(calls) == 4
-    drawn = pipeline.generate(samples.prompts[90:], steps=2, guidance=1.0, seed=3, first_index=90)
+    assert len(calls) == drawn_by
+    drawn = model.generate(samples.prompts[90:], steps=2, guidance=1.0, seed=3, first_index=90)
     assert (to_unit(kept) - drawn).abs().max() < 1.01 / 127.5
     assert samples.prompts[:4] == ["0", "zero", "1", "one"]
     assert samples.labels[:4].tolist() == [0, 0, 1, 1]
 
 
-def test_straightness_and_likelihood_of_a_model_give_finite_figures(reference):
-    """Their truths, on fields in closed form, stand beside the numerics."""
-    pipeline = Pipeline.build(build_config(DIGITS, "test"))
-    randomise(pipeline, 0.05)
-    bend = measured(pipeline, reference, "straightness", trajectories=20, guidance=2.0)
+def test_straightness_and_likelihood_of_a_model_give_finite_figures(reference, model):
+    """Their truths, on fields in closed form, stand in tests of their own."""
+    randomise(model.pipeline, 0.05)
+    bend = measured(model, reference, "straightness", trajectories=20, guidance=2.0)
     assert 0 < bend["interval"][0] <= bend["value"] <= bend["interval"][1]
     assert len(bend["by_t"]) == 16
-    bits = measured(pipeline, reference, "likelihood", likelihood_images=3)
+    bits = measured(model, reference, "likelihood", likelihood_images=3)
     assert 0 < bits["bits_per_dimension"] < 20
     assert bits["images"] == 3
+
+
+def test_the_sweep_takes_every_solver_at_equal_cost(monkeypatch):
+    monkeypatch.setitem(SOLVERS, "dear", Solver(euler, order=1, evaluations=lambda n: 3 * n + 2))
+    found = solvers_and_steps()
+    assert {solver for solver, _ in found} == SOLVERS.keys()
+    assert {("euler", 20), ("midpoint", 10), ("heun", 6), ("adams2", 12), ("dear", 6)} <= set(found)
+    assert ("dear", 0) not in found
+    assert all(1 <= SOLVERS[solver].evaluations(steps) <= 20 for solver, steps in found)
 
 
 def test_the_cheapest_setting_is_the_least_work_within_the_tolerance():
@@ -188,7 +205,8 @@ def test_the_cheapest_setting_is_kept_for_sampling(tmp_path):
     file = tmp_path / "diffusion-6.pt"
     with pytest.raises(UserError, match=r"no sweep of .*diffusion-6\.pt was made"):
         cheapest_setting(file, "ema")
-    keep_cheapest(file, "ema", {"solver": "heun", "steps": 5, "guidance": 1.5, "evaluations": 10})
+    setting = {"solver": "heun", "steps": 5, "guidance": 1.5, "evaluations": 10}
+    EVALUATORS["sweep"].keep({"cheapest": setting}, file, "ema")
     assert cheapest_setting(file, "ema") == {"solver": "heun", "steps": 5, "guidance": 1.5}
     with pytest.raises(UserError, match="no sweep"):
         cheapest_setting(file, "model")
@@ -197,14 +215,10 @@ def test_the_cheapest_setting_is_kept_for_sampling(tmp_path):
         cheapest_setting(file, "ema")
 
 
-def test_every_evaluator_has_rows_in_the_table():
-    assert ROWS.keys() == EVALUATORS.keys()
-
-
 def scores_of(reference, pick, seed, pictures=None):
-    pipeline = Shown(pictures or reference.test, pick)
-    samples = Samples(pipeline, reference, Settings(num_samples=300, seed=seed))
-    data = GaussianStatistics.of(reference.train_features)
+    sampler = Shown(pictures or reference.test, pick)
+    samples = Samples(sampler, reference, Settings(num_samples=300, seed=seed))
+    data = Gaussian.of(reference.train_features)
     right = (samples.seen == samples.labels).double()
     return right, frechet_draws(samples.features, data, 0)
 
@@ -212,7 +226,7 @@ def scores_of(reference, pick, seed, pictures=None):
 def test_models_that_differ_by_chance_alone_are_equal_and_a_worse_one_is_worse(reference):
     good, again = (scores_of(reference, of_the_label, seed) for seed in (0, 1))
     worse = scores_of(reference, any_picture, 0)
-    found = comparisons({"good": good, "again": again, "deaf": worse}, seed=0)
+    found = comparisons({"good": good, "again": again, "deaf": worse})
     verdicts = {(r["a"], r["b"], r["metric"]): r["verdict"] for r in found}
     assert verdicts["good", "again", "prompt accuracy"] == "equal"
     assert verdicts["good", "again", "Fréchet distance"] == "equal"
@@ -229,7 +243,7 @@ def test_distances_that_differ_by_less_than_another_seed_changes_are_equal():
     draws = 100 + torch.randn(400, generator=torch.Generator().manual_seed(0)).double()
     right = torch.ones(10)
     for factor, verdict in ((1.02, "equal"), (1.08, "equal"), (1.2, "better"), (0.8, "worse")):
-        found = comparisons({"a": (right, draws), "b": (right, draws * factor)}, seed=0)
+        found = comparisons({"a": (right, draws), "b": (right, draws * factor)})
         (row,) = [each for each in found if each["metric"] == "Fréchet distance"]
         assert row["verdict"] == verdict
         assert row["interval"][0] > 0 or row["interval"][1] < 0

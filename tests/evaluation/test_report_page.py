@@ -1,40 +1,42 @@
 """A report is one page that needs nothing else, says every number, and can be trusted with any
-text."""
+text: of one model, and of several side by side."""
 
-import copy
+import base64
 import json
 import re
+from copy import deepcopy
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-import report_example
 import torch
+from evaluation_models import Shown, any_picture, of_the_label
+from helpers import randomise
 
-from fluxsmith.evaluation.report import Gallery, write_report
+from fluxsmith.evaluation.evaluators import named
+from fluxsmith.evaluation.measurement import measure
+from fluxsmith.evaluation.report.page import Evaluation, write_report
+from fluxsmith.evaluation.report.parts import Picture
+from fluxsmith.evaluation.samples import Samples, Settings
 
 HOSTILE = "<script>alert(\"1\")</script> & '$x_1$' \x00 \ud800"
-SECTIONS = {  # by evaluator
-    "validation_loss": "loss",
-    "prompt_accuracy": "accuracy",
-    "feature_distance": None,  # among the headline's numbers only
-    "sweep": "cost-and-quality",
-    "memorisation": "memorisation",
-    "diversity": "diversity",
-    "straightness": "diversity",
-    "likelihood": "likelihood",
-}
+SETTINGS = Settings(
+    num_samples=60, steps=3, validation_images=6, trajectories=4, sweep_samples=20,
+    likelihood_images=2,
+)  # fmt: skip
+BY = {"checkpoint": Path("run/diffusion-0.pt"), "weights": "ema", "command": "fluxsmith evaluate x"}
 
 
 class Page(HTMLParser):
     """Fails on a page whose tags aren't closed in order; keeps what is on it."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__(convert_charrefs=True)
         self.open: list[str] = []
         self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(source)
+        self.words: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
         self.close()
         assert self.open == []
 
@@ -43,209 +45,199 @@ class Page(HTMLParser):
         if tag not in ("meta", "img"):
             self.open.append(tag)
 
-    def handle_startendtag(self, tag, attrs):  # in SVG
-        self.elements.append((tag, dict(attrs)))
-
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
         if "style" not in self.open:
-            self.text += data + " "
+            self.words += data.split()
+
+    @property
+    def drawn_text(self) -> str:
+        return " ".join(text for plot in self.plots for text in plot.itertext())
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
 
     def named(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
 
+    @property
+    def headings(self) -> list[str]:
+        return [heading["id"] for heading in self.named("h2")]
+
+    @property
+    def plots(self) -> list[ElementTree.Element]:
+        kind = "data:image/svg+xml;base64,"
+        sources = [image["src"] for image in self.named("img")]
+        files = [src.removeprefix(kind) for src in sources if src.startswith(kind)]
+        return [ElementTree.fromstring(base64.b64decode(file)) for file in files]
+
+
+def evaluation(reference, pick=of_the_label, name="test", metrics="all", settings=SETTINGS):
+    sampler = Shown(reference.test, pick)
+    randomise(sampler.pipeline, 0.05)
+    samples = Samples(sampler, reference, settings)
+    return Evaluation({**measure(samples, named(metrics), **BY), "name": name}, samples)
+
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("report")
-    path = write_report(report_example.results(), report_example.gallery(), folder)
-    assert path == folder / "index.html"
-    return path.read_text(encoding="utf-8")
+def whole(reference):
+    return evaluation(reference)
 
 
 @pytest.fixture(scope="module")
-def page(source) -> Page:
-    return Page(source)
+def page(whole, tmp_path_factory):
+    return Page(write_report(tmp_path_factory.mktemp("report") / "new" / "folder", whole))
 
 
-def written(folder, results, gallery=None) -> str:
-    path = write_report(results, gallery or Gallery(), folder)
-    return path.read_text(encoding="utf-8")
+def comparison(a, b, verdict, metric="prompt accuracy", **numbers):
+    given = {"difference": 0.0123, "interval": [-0.0045, 0.0291], "p": 0.152, "p_adjusted": 0.304}
+    return {"a": a, "b": b, "metric": metric, "verdict": verdict, **given, **numbers}
 
 
-def test_the_page_loads_nothing(page, source):
+@pytest.fixture(scope="module")
+def compared(reference, whole, tmp_path_factory):
+    models = [whole._replace(results={**whole.results, "name": "first"})]
+    models += [evaluation(reference, any_picture, "second")]
+    said = [
+        comparison("first", "second", "better", p=1e-9),
+        comparison("first", "second", "equal", "Fréchet distance", difference=48.86),
+    ]
+    return Page(write_report(tmp_path_factory.mktemp("compared"), *models, comparisons=said))
+
+
+@pytest.mark.parametrize("kind", ["page", "compared"])
+def test_the_page_loads_nothing_and_is_sound(kind, request):
+    page = request.getfixturevalue(kind)
     for tag, attributes in page.elements:
         assert tag not in ("script", "link", "iframe", "object", "base", "form")
         for key, value in attributes.items():
             assert not key.startswith("on")
             if key in ("src", "href", "srcset", "data", "action"):
-                assert value.startswith(("data:image/png;base64,", "#")), (tag, key, value)
-    assert not re.search(r"url\(\s*['\"]?(?!#)", source)
-    assert "@import" not in source
-    assert set(re.findall(r"https?://[^\s\"'<]+", source)) <= {"http://www.w3.org/2000/svg"}
-
-
-def test_the_page_says_what_it_is(page):
+                assert re.match(r"data:image/(png|svg\+xml);base64,|#", value), (tag, key, value)
     assert page.elements[0] == ("html", {"lang": "en"})
     assert page.named("meta")[0] == {"charset": "utf-8"}
-    assert any(meta.get("name") == "viewport" for meta in page.named("meta"))
-    assert "mnist-small" in page.text
     assert all(image["alt"] for image in page.named("img"))
     assert all(header["scope"] for header in page.named("th"))
-    drawings = [svg for svg in page.named("svg") if svg.get("aria-hidden") != "true"]
-    assert len(drawings) == 6
-    assert all(svg["role"] == "img" and svg["aria-label"] for svg in drawings)
-
-
-def test_no_identifier_is_used_twice_and_every_reference_leads_somewhere(page):
     names = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(names) == len(set(names))
-    links = [a["href"] for _, a in page.elements if (a.get("href") or "").startswith("#")]
-    assert len(links) > 20
-    assert {link.removeprefix("#") for link in links} <= set(names)
+    assert {link["href"].removeprefix("#") for link in page.named("a")} == set(page.headings)
+    assert len(page.plots) >= 6
 
 
-def test_each_drawing_is_xml_in_the_page_s_own_ink(source):
-    drawings = re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL)
-    assert len(drawings) > 20
-    for drawing in drawings:
-        ElementTree.fromstring(drawing)
-        assert "#000000" not in drawing
-        assert "font-family" not in drawing
-
-
-def test_every_number_is_on_the_page(page):
-    text = page.text.replace("−", "-").replace(",", "")
+def test_every_number_is_on_the_page(page, whole):
+    text = f"{page.text} {page.drawn_text}".replace("−", "-").replace(",", "")
     shown = {float(found) for found in re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", text)}
-    shown |= {
-        float(found) / 100 for found in re.findall(r"(-?\d+(?:\.\d+)?)(?:%| percentage)", text)
-    }
-    shown |= {60 * int(m) + int(s) for m, s in re.findall(r"(\d+) min (\d+) s", text)}
+    shown |= {float(found) / 100 for found in re.findall(r"(-?\d+(?:\.\d+)?)(?:%| percent)", text)}
 
     def missing(data, where=""):
         if isinstance(data, dict):
             return [m for key, value in data.items() for m in missing(value, f"{where}/{key}")]
-        if isinstance(data, list):
+        if isinstance(data, (list, tuple)):
             if where.endswith("_quantiles"):  # drawn; a table has some of them
                 data = [data[0], data[50], data[100]]
             return [m for value in data for m in missing(value, where)]
         if isinstance(data, str):
-            return [] if data in page.text else [(where, data)]
-        digits = 0.05 if where.endswith(("stderr", "spread")) else 0.006  # two digits or three
-        near = any(abs(data - value) <= digits * abs(data) for value in shown)
+            return [] if data in page.text or data == "ema" else [(where, data)]
+        if data is None or where.endswith(("stderr", "unbiased", "sample", "training_image")):
+            return []  # an interval says it; the place of a picture that is shown
+        slack = 6e-4 if where.endswith("spread") else 6e-5  # digits beyond the last shown
+        near = any(abs(data - value) <= 0.006 * abs(data) + slack for value in shown)
         return [] if near else [(where, data)]
 
-    results = report_example.results()
-    results["weights"] = "EMA"
-    assert missing(results) == []
+    assert missing({key: value for key, value in whole.results.items() if key != "config"}) == []
 
 
-@pytest.mark.parametrize("evaluator", SECTIONS)
-def test_only_what_was_measured_is_shown(evaluator, tmp_path):
-    whole = report_example.results()
-    found = {"results": {evaluator: whole["results"][evaluator]}}
-    headings = [a["id"] for name, a in Page(written(tmp_path, found)).elements if name == "h2"]
-    expected = {"headline", SECTIONS[evaluator]} - {None}
-    if evaluator == "sweep":  # has no single number
-        expected.remove("headline")
-    assert set(headings) == expected
-
-
-@pytest.mark.parametrize(
-    "results",
-    [
-        {},
-        {"name": "bare", "results": {}},
-        {"name": "null", "results": None, "settings": None, "provenance": None, "config": None},
-        {"results": {"prompt_accuracy": {"accuracy": 0.5}, "validation_loss": {}, "sweep": {}}},
-        {"results": {"prompt_accuracy": {"accuracy": None, "by_caption": {"3": {}}}}},
-        {"results": {"feature_distance": {"frechet": {"value": float("nan")}}}},
-        {"results": {"memorisation": {"near_copies": 0.1, "samples_quantiles": [1.0, 2.0]}}},
-        {"results": {name: {} for name in SECTIONS}},
-    ],
-)
-def test_a_page_of_little_or_nothing_is_a_page(results, tmp_path):
-    Page(written(tmp_path, results))
-    json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+def test_only_what_was_measured_is_shown(reference, tmp_path):
+    less = evaluation(reference, metrics="straightness,feature_distance")
+    page = Page(write_report(tmp_path, less))
+    assert page.headings == ["figures", "samples", "trajectories", "feature_distance",
+                             "straightness", "cost", "provenance"]  # fmt: skip
+    assert "Precision" in page.text
+    assert "Prompt accuracy" not in page.text
 
 
 def test_sections_follow_the_order_of_questions(page):
-    headings = [a["id"] for name, a in page.elements if name == "h2"]
-    assert headings == [
-        "headline",
-        "samples",
-        "trajectories",
-        "loss",
-        "accuracy",
-        "cost-and-quality",
-        "memorisation",
-        "diversity",
-        "likelihood",
-        "cost",
-        "repeat",
-    ]
+    assert page.headings[:3] == ["figures", "samples", "trajectories"]
+    assert page.headings[3:-2] == list(named("all"))
+    assert page.headings[-2:] == ["cost", "provenance"]
 
 
-def test_hostile_text_stays_text(tmp_path):
-    results = report_example.results(name=HOSTILE)
-    accuracy = results["results"]["prompt_accuracy"]
-    accuracy["by_caption"] = {HOSTILE: next(iter(accuracy["by_caption"].values()))}
-    accuracy["labels"] = [HOSTILE] * 10
-    results["config"]["name"] = HOSTILE
-    results["provenance"]["command"] = HOSTILE
-    results["results"]["diversity"]["by_label"] = {HOSTILE: 0.5}
-    grids = results["results"]["validation_loss"]["grids"]
-    grids[HOSTILE] = copy.deepcopy(grids["i/8"])
-    grids["_" + HOSTILE] = copy.deepcopy(grids["i/8"])
-    pictures = report_example.gallery(captions=[HOSTILE, "x"])
-    source = written(tmp_path, results, pictures)
-    page = Page(source)
-    assert page.named("script") == []
-    assert page.text.count('<script>alert("1")</script>') >= 10
-    assert not re.search(r"[\x00-\x08\x0b-\x1f]", source)
-    for drawing in re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL):
-        ElementTree.fromstring(drawing)
+def test_hostile_text_stays_text(whole, tmp_path):
+    found = whole._replace(results=deepcopy(whole.results) | {"name": HOSTILE})
+    results = found.results["results"]
+    found.results["config"]["name"] = found.results["provenance"]["command"] = HOSTILE
+    captions = results["prompt_accuracy"]["by_caption"]
+    captions[HOSTILE] = next(iter(captions.values()))
+    results["prompt_accuracy"]["labels"] = [HOSTILE] * 10
+    results["diversity"]["by_label"] = {HOSTILE: 0.5, "_" + HOSTILE: 0.6}
+    one = Page(write_report(tmp_path / "one", found))
+    said = [comparison(HOSTILE, "b", "<b>better", "<i>accuracy")]
+    two = Page(write_report(tmp_path / "two", found, whole, comparisons=said))
+    for page in (one, two):
+        assert not {"script", "b", "i"} & {tag for tag, _ in page.elements}
+        assert page.text.count('<script>alert("1")</script>') >= 5
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\ud800]", page.text)
+        assert page.plots  # they are XML
 
 
-def test_the_same_input_gives_the_same_bytes(tmp_path, source):
-    again = written(tmp_path, report_example.results(), report_example.gallery())
-    assert again == source
+def test_figures_that_are_no_numbers_still_make_a_page(reference, tmp_path):
+    """As of a model whose weights are NaN."""
+    found = evaluation(reference, metrics="straightness,validation_loss")
+    found.results["results"]["straightness"]["value"] = float("nan")
+    for grid in found.results["results"]["validation_loss"]["grids"].values():
+        grid["mean"] = float("inf")
+    Page(write_report(tmp_path, found))
+    data = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert data["results"]["straightness"].pop("value") is None
+    assert data["results"]["straightness"]["by_t"]
 
 
-def test_the_data_lie_beside_the_page(tmp_path):
-    results = report_example.results()
-    results["results"]["straightness"]["value"] = float("nan")
-    write_report(results, Gallery(), tmp_path / "new" / "folder")
-    data = json.loads((tmp_path / "new" / "folder" / "results.json").read_text(encoding="utf-8"))
-    results["results"]["straightness"]["value"] = None
-    assert data == results
-
-
-def test_the_cheapest_setting_is_named(page):
-    said = " ".join(page.text.split())
-    assert (
-        "within 1.3 percentage points of the best, and whose Fréchet distance is within 20% of the "
-        "smallest: euler, 8 steps, guidance 2.5 (16 evaluations" in said
-    )
-    assert "The best: euler, 20 steps, guidance 2.5 (40 evaluations)" in said
-
-
-def test_an_empty_prompt_has_a_name(tmp_path):
-    source = written(tmp_path, {}, report_example.gallery(captions=["", "3"]))
-    assert "(no prompt)" in Page(source).text
-
-
-def test_a_hundred_labels_and_large_coloured_pictures_still_make_a_page_to_mail(tmp_path):
-    results = report_example.results()
+def test_a_hundred_labels_and_large_coloured_pictures_still_make_a_page_to_mail(whole, tmp_path):
+    results = json.loads(json.dumps(whole.results))
     accuracy = results["results"]["prompt_accuracy"]
     accuracy["confusion"] = [[9 if i == j else 1 for j in range(100)] for i in range(100)]
     accuracy["labels"] = [f"label number {i}" for i in range(100)]
+    path = write_report(tmp_path, whole._replace(results=results))
+    assert path.stat().st_size < 2_000_000
+    assert "label number 99" not in Page(path).text  # not each has room for its name
     photo = torch.arange(256, dtype=torch.uint8).repeat(3, 1024, 4)  # (3, 1024, 1024)
-    pictures = Gallery(samples=[("a photo", photo[None].expand(10, -1, -1, -1))])
-    source = written(tmp_path, results, pictures)
-    page = Page(source)
-    assert len(source) < 2_000_000
-    assert {image["width"] for image in page.named("img")} == {"128"}
-    assert "label number 99" not in page.text  # not each has room for its name
+    shown = Picture.of(photo, "a photo")
+    assert (shown.width, shown.height) == (128, 128)
+    assert len(shown.source) < 50_000
+
+
+def test_each_model_has_a_column_and_each_difference_its_verdict(compared):
+    assert compared.headings[:3] == ["figures", "differences", "samples"]
+    for name in ("first", "second"):
+        assert compared.text.count(name) >= 10
+    numbers = ("1.23%", "−0.45% to 2.91%", "0.15", "0.30", "< 0.0001", "48.86")
+    for said in (*numbers, "equal", "better"):
+        assert said in compared.text, said
+    assert "no difference was seen at 95%" in compared.text
+    assert "Not measured alike" not in compared.text
+
+
+def test_samples_of_one_prompt_stand_beneath_each_other(compared):
+    pictures = [image["alt"] for image in compared.named("img")]
+    assert pictures[:2] == ["0, first, sample 1", "0, first, sample 2"]
+    assert pictures[3] == "0, second, sample 1"
+
+
+def test_the_same_evaluation_gives_the_same_bytes(whole, tmp_path):
+    files = [write_report(tmp_path / name, whole) for name in "ab"]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_unequal_measuring_is_pointed_out_and_evaluators_may_differ(whole, reference, tmp_path):
+    other = Settings(num_samples=30, guidance=4.5, trajectories=4)
+    fewer = evaluation(reference, name="b", metrics="straightness", settings=other)
+    text = Page(write_report(tmp_path, whole, fewer)).text
+    for setting in ("samples", "steps", "guidance"):
+        assert f"Not measured alike: {setting} differs" in text
+    assert "alike: solver" not in text
+    data = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert data["format"] == "fluxsmith-comparison/1"
+    assert [model["name"] for model in data["models"]] == ["test", "b"]

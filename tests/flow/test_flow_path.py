@@ -51,12 +51,6 @@ def test_data_and_noise_come_back_from_the_velocity(sample):
     torch.testing.assert_close(eps_from_velocity(x_t, v, t), eps)
 
 
-def test_one_time_for_all_is_that_time_for_each(sample):
-    x0, eps, t = sample
-    for function in (interpolate, x0_from_velocity, eps_from_velocity):
-        assert torch.equal(function(x0, eps, t[0]), function(x0, eps, t[0].expand(len(t))))
-
-
 @pytest.mark.parametrize("shape", [(1,), (4,), (3, 1), (3, 1, 1, 1)])
 def test_a_time_of_the_wrong_shape_is_refused(shape):
     x = torch.zeros(3, 1, 4, 4)

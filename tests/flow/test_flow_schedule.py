@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from fluxsmith.flow.schedule import (
+from fluxsmith.flow.solvers import (
     SCHEDULES,
     flux_grid,
     flux_mu,
     shift,
     uniform_grid,
-    uniform_schedule,
 )
 
 
@@ -56,10 +55,6 @@ def test_every_schedule_falls_from_1_to_0(name, steps):
     assert ts[0] == 1
     assert ts[-1] == 0
     assert (ts.diff() < 0).all()
-
-
-def test_uniform_schedule_does_not_see_the_resolution():
-    assert torch.equal(uniform_schedule(9, 16), uniform_schedule(9, 4096))
 
 
 @pytest.mark.parametrize("tokens", [16, 256, 1024, 4096])

@@ -85,13 +85,6 @@ def test_samples_follow_the_density(density, cdf, stratified):
     assert kolmogorov_distance(t, cdf) < 1.63 / math.sqrt(n)  # Kolmogorov-Smirnov at 1%
 
 
-@every_density
-def test_another_density_is_told_apart(density, cdf):
-    """The test above has teeth: t^2 of any of these densities fails it."""
-    t = sample(density, 20_000, generator(), stratified=False).square()
-    assert kolmogorov_distance(t, cdf) > 0.05
-
-
 @pytest.mark.parametrize("scale", [-1, -0.3, 0, 0.5, 1.29, 1.75])
 def test_mode_density_is_that_of_sd3(scale):
     """dt/du = -f'(1 - u), where f' = -1 + s (pi/2 sin(pi u) - 1) from Esser et al. 2024, eq. 20."""
@@ -157,9 +150,6 @@ def test_equal_generators_give_equal_times(stratified):
 
 def test_the_grid_of_mlperf_is_the_eighths_from_0():
     grid = stratified_grid(8, offset=0)
+    assert stratified_grid(4).tolist() == [0.125, 0.375, 0.625, 0.875]  # the middles by default
     assert grid.tolist() == [0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875]
     assert grid.dtype == torch.float32
-
-
-def test_the_grid_stands_in_the_middle_of_its_slices_by_default():
-    assert stratified_grid(4).tolist() == [0.125, 0.375, 0.625, 0.875]

@@ -2,22 +2,24 @@
 FluxInpaintPipeline, on miniature components: same noise, same prompts, same steps."""
 
 import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import assert_agree
-from interop_models import moved
+from helpers import assert_agree, randomise
 from test_exporting import save_checkpoint
 from tiny_autoencoder import save_autoencoder
 from tiny_encoders import save_flux_text
 
 from fluxsmith import Pipeline
 from fluxsmith.interop.exporting import export
-from fluxsmith.interop.released import load_released
+from fluxsmith.interop.importing import import_model
+from fluxsmith.interop.open_pipeline import open_released
 from fluxsmith.model.tokens import patchify, unpatchify
-from fluxsmith.pipeline import Edit
 from fluxsmith.randomness import generator, image_noise
+from fluxsmith.sampling.edit import Edit
+from fluxsmith.sampling.generate import Sampler
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -53,14 +55,16 @@ def made(toy, tmp_path, text_folder, dev, *more):
         f"sample.guidance={3.5 if dev else 1}",
     ]
     config = toy(*settings, *more)
-    checkpoint = save_checkpoint(tmp_path / "diffusion-7.pt", moved(Pipeline.build(config)))
+    checkpoint = save_checkpoint(
+        tmp_path / "diffusion-7.pt", randomise(Pipeline.build(config)).eval()
+    )
     export(checkpoint, tmp_path / "model", "diffusers", samples=False)
     return config, tmp_path / "model"
 
 
 def ours(config, folder):
     """Our pipeline on the weights that diffusers reads, with a list that its latents end up in."""
-    pipeline = load_released(config, folder, lambda _: PROMPTS, device="cpu")
+    pipeline = open_released(config, folder, lambda _: PROMPTS, device="cpu")
     seen = []
     decode = pipeline.autoencoder.decode
     pipeline.autoencoder.decode = lambda x: seen.append(x) or decode(x)
@@ -75,17 +79,6 @@ def theirs(kind, folder):
 
 def noise(height, width):
     return image_noise((4, height // 4, width // 4), 5, range(len(PROMPTS)))
-
-
-def generators():
-    """What draws that same noise."""
-    return [generator(5, "image", i) for i in range(len(PROMPTS))]
-
-
-def start_from_means(pipe):
-    """Its image latents the posterior's means, as ours are, in place of a draw."""
-    encode = pipe.vae.encode
-    pipe.vae.encode = lambda x: SimpleNamespace(latents=encode(x).latent_dist.mode())
 
 
 def arguments(config, height, width):
@@ -115,7 +108,7 @@ def test_text_to_image(model, height, width):
     call = arguments(config, height, width)
     expected = pipe(latents=x, **call).images
     pipeline, seen = ours(config, folder)
-    pictures = pipeline.generate(PROMPTS, steps=4, seed=5, size=(height, width))
+    pictures = Sampler(pipeline).generate(PROMPTS, steps=4, seed=5, size=(height, width))
     assert_same(seen[0], expected, height, width)
     assert (seen[0] - noise(height, width)).abs().mean() > 0.1
 
@@ -124,39 +117,24 @@ def test_text_to_image(model, height, width):
 
 
 @pytest.mark.parametrize("strength", [0.6, 1.0])
-def test_image_to_image(model, strength):
+@pytest.mark.parametrize("kind", ["FluxImg2ImgPipeline", "FluxInpaintPipeline"])
+def test_image_to_image_and_inpainting(model, kind, strength):
     config, folder = model
-    pipe = theirs(diffusers.FluxImg2ImgPipeline, folder)
-    start_from_means(pipe)
+    pipe = theirs(getattr(diffusers, kind), folder)
+    encode = pipe.vae.encode  # the posterior's mean, as ours, in place of a draw
+    pipe.vae.encode = lambda x: SimpleNamespace(latents=encode(x).latent_dist.mode())
     image = torch.rand(3, 32, 48, generator=generator("picture")) * 2 - 1
-    expected = pipe(
-        image=(image[None] + 1) / 2,
-        strength=strength,
-        generator=generators(),
-        **arguments(config, 32, 48),
-    ).images
+    call = {"image": (image[None] + 1) / 2, "strength": strength}
+    call["generator"] = [generator(5, "image", i) for i in range(len(PROMPTS))]  # our noise
+    mask = None
+    if kind == "FluxInpaintPipeline":
+        mask = torch.zeros(1, 32, 48)
+        mask[:, 8:24, :20] = 1
+        call["mask_image"] = mask[None]
+    expected = pipe(**call, **arguments(config, 32, 48)).images
     pipeline, seen = ours(config, folder)
-    pipeline.generate(PROMPTS, steps=4, seed=5, size=(32, 48), edit=Edit(image, strength))
-    assert_same(seen[0], expected, 32, 48)
-
-
-@pytest.mark.parametrize("strength", [0.6, 1.0])
-def test_inpainting(model, strength):
-    config, folder = model
-    pipe = theirs(diffusers.FluxInpaintPipeline, folder)
-    start_from_means(pipe)
-    image = torch.rand(3, 32, 48, generator=generator("picture")) * 2 - 1
-    mask = torch.zeros(1, 32, 48)
-    mask[:, 8:24, :20] = 1
-    expected = pipe(
-        image=(image[None] + 1) / 2,
-        mask_image=mask[None],
-        strength=strength,
-        generator=generators(),
-        **arguments(config, 32, 48),
-    ).images
-    pipeline, seen = ours(config, folder)
-    pipeline.generate(PROMPTS, steps=4, seed=5, size=(32, 48), edit=Edit(image, strength, mask))
+    edit = Edit(image, strength, mask)
+    Sampler(pipeline).generate(PROMPTS, steps=4, seed=5, size=(32, 48), edit=edit)
     assert_same(seen[0], expected, 32, 48)
 
 
@@ -171,20 +149,16 @@ def test_the_lines_of_the_card_draw(toy, tmp_path, text_folder):
 
 def test_an_imported_pipeline_folder_needs_no_config(model, tmp_path):
     """What the folder says of itself is enough, the exporter's own notes taken away."""
-    import shutil
-
-    from fluxsmith.interop.importing import import_model
-
     config, folder = model
     foreign = tmp_path / "foreign"
     shutil.copytree(folder, foreign)
     shutil.rmtree(foreign / "fluxsmith")
     import_model(foreign, tmp_path / "back.pt", overrides=[f"text.t5_tokens={TOKENS}"])
     pipeline = Pipeline.from_checkpoint(tmp_path / "back.pt", "cpu")
-    expected = load_released(config, folder, lambda _: PROMPTS, device="cpu")
+    expected = open_released(config, folder, lambda _: PROMPTS, device="cpu")
     guidance = config.sample.guidance
     drawn = [
-        p.generate(PROMPTS, steps=2, seed=1, size=(32, 32), guidance=guidance)
+        Sampler(p).generate(PROMPTS, steps=2, seed=1, size=(32, 32), guidance=guidance)
         for p in (pipeline, expected)
     ]
     assert torch.equal(*drawn)

@@ -1,8 +1,6 @@
-"""What happens to a run while it goes on: functions called after its steps, and limits."""
+"""What happens to a run while it goes on: functions called after its steps."""
 
-import contextlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,29 +33,3 @@ def eventful(toy: Callable[..., RunConfig]) -> Callable[..., int]:
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
     return tmp_path / "run"
-
-
-@contextlib.contextmanager
-def limited(kind: int, size: int) -> Iterator[None]:
-    """A soft limit of this process, as `ulimit` sets it."""
-    import resource
-
-    before = resource.getrlimit(kind)
-    resource.setrlimit(kind, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(kind, before)
-
-
-@contextlib.contextmanager
-def without_privileges() -> Iterator[None]:
-    """Root may write everywhere; inside, this process is nobody in particular."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)

@@ -1,71 +1,84 @@
-"""A command run in a forked process, which has everything imported already."""
+"""Commands run in forked processes, which have everything imported already."""
 
 import contextlib
 import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from fluxsmith.cli import main
 
 
+def fork(work: Callable[[], object]) -> int:
+    """A new process, by its id, that does the work and ends without cleaning up after pytest."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        work()
+        code = 0
+    except SystemExit as exit_:
+        code = int(exit_.code or 0)
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
+    finally:
+        os._exit(code)
+
+
+def forked(work: Callable[[], object]) -> int:
+    """The exit code of the work, done in a process of its own; negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(fork(work), 0)[1])
+
+
 class Life:
     """A process that runs one command; what it prints goes to `log`."""
 
     def __init__(
-        self, log: Path, *arguments: object, prepare: Callable[[], None] = lambda: None
+        self, log: Path, *arguments: object, prepare: Callable[[], object] = lambda: None
     ) -> None:
-        self.log = log
-        self.pid = os.fork()
-        if self.pid == 0:
-            self._live([str(argument) for argument in arguments], prepare)
-
-    def _live(self, arguments: list[str], prepare: Callable[[], None]) -> None:
-        code = 1
-        try:
-            file = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        def work() -> None:
+            file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(file, 1)
             os.dup2(file, 2)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             prepare()
-            # of its own: a test runner has put something in memory in their place
+            # pytest has put its own objects in the place of these
             sys.stdout = open(1, "w", encoding="utf-8", buffering=1)  # noqa: SIM115
             sys.stderr = open(2, "w", encoding="utf-8", buffering=1)  # noqa: SIM115
-            main(arguments)
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        except BaseException:
-            import traceback
+            main([str(argument) for argument in arguments])
 
-            os.write(2, traceback.format_exc().encode())
-        finally:
-            os._exit(code)
+        self.log = log
+        self.pid = fork(work)
 
     def send(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
+    def ended(self) -> bool:
+        """Whether it is over; `wait` can still be asked for its exit code."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
     def wait(self, seconds: float = 60) -> int:
         """Its exit code, negative for a signal."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                return os.waitstatus_to_exitcode(status)
+        while not self.ended() and time.monotonic() < end:
             time.sleep(0.005)
-        self.send(signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-        raise AssertionError(f"it did not end in time: {self.text()}")
+        in_time = self.ended()
+        if not in_time:
+            self.send(signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        assert in_time, f"it did not end in time: {self.text()}"
+        return code
 
     def until(self, condition: Callable[[], object], seconds: float = 60) -> None:
         """Waits for the condition while the process lives."""
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, f"it did not happen in time: {self.text()}"
-            assert os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None, (
-                self.text()
-            )
+            assert not self.ended(), self.text()
             time.sleep(0.002)
 
     def text(self) -> str:

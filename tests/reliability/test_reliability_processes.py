@@ -1,23 +1,21 @@
 """Runs as processes: killed, signalled, short of memory, and two on one folder."""
 
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from helpers import same
+from reliability.comparing import COURSE
 from reliability.lives import Life
 
-from fluxsmith import checkpoint as checkpoints
-from fluxsmith.training.metrics import read_metrics
+from fluxsmith.storage import checkpoint as checkpoints
+from fluxsmith.training.recorder import read_metrics
 from fluxsmith.training.run import train
 
+resource = pytest.importorskip("resource", reason="needs POSIX limits")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-ROOT = Path(__file__).parents[2]
 LONG = ("train.steps=100000", "train.log_every=1")
 
 
@@ -32,21 +30,6 @@ def error_line(life):
     assert len(lines) == 1, life.text()
     assert "Traceback" not in life.text()
     return lines[0]
-
-
-@pytest.mark.slow
-def test_killed_at_random_it_always_ends_with_the_same_bytes():
-    """The short form: `python -m tests.reliability.kill` is the long one."""
-    options = ["--kills", "8", "--steps", "40", "--seed", "1"]
-    command = [sys.executable, "-m", "tests.reliability.kill", *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["differing"] == []
-    assert found["kinds"] == {"memory": 3, "stream": 3, "text": 2}
-    assert found["kills"] == 8
-    assert found["in the middle of a checkpoint"] >= 2
-    assert found["bytes compared"] > 10**7
 
 
 @pytest.mark.parametrize(
@@ -73,8 +56,7 @@ def test_a_signal_ends_the_step_and_saves_and_resuming_goes_on(
     resumed = checkpoints.load(run_folder / f"diffusion-{step + 2}.pt")
     assert train(toy(*plan, f"output_dir={run_folder.parent / 'alone'}")) == 0
     alone = checkpoints.load(run_folder.parent / "alone" / f"diffusion-{step + 2}.pt")
-    for key in ("model", "ema", "optimizer", "window", "data"):
-        assert same(resumed[key], alone[key]), key
+    assert [key for key in COURSE if not same(resumed[key], alone[key])] == []
 
 
 @pytest.mark.parametrize("background", ["true", "false"])
@@ -90,17 +72,23 @@ def test_a_second_signal_ends_a_write_at_once_without_harm(toy_file, run_folder,
         checkpoints.load(path)
 
 
+def into_a_closed_pipe():
+    """As `| head -1` leaves it."""
+    read, write = os.pipe()
+    os.dup2(write, 1)
+    os.close(read)
+
+
 def test_a_reader_that_has_seen_enough_ends_no_run(toy_file, run_folder, log):
-    """`fluxsmith train ... | head -1`: the run outlives whoever reads what it prints."""
-
-    def into_a_closed_pipe():
-        read, write = os.pipe()
-        os.dup2(write, 1)
-        os.close(read)
-
     life = Life(log, "train", toy_file, prepare=into_a_closed_pipe)
     assert life.wait() == 0, life.text()
     assert checkpoints.find(run_folder)[-1][0] == 6
+
+
+def test_output_cut_short_is_no_error(log):
+    life = Life(log, "config", "schema", prepare=into_a_closed_pipe)
+    assert life.wait() == 1
+    assert life.text() == ""
 
 
 def test_a_second_run_on_a_folder_is_refused_until_the_first_is_dead(
@@ -146,8 +134,6 @@ def test_a_run_whose_folder_was_deleted_and_taken_by_another_stops(
 
 def little_memory():
     """Address space for little more than what is there already."""
-    import resource
-
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * os.sysconf("SC_PAGE_SIZE") + 2**28
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
@@ -168,9 +154,8 @@ def test_out_of_memory_is_one_line_that_says_what_to_change(toy_file, run_folder
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("model.depth=1000", "model.hidden_size=65536", "model.num_heads=1024"),
-        ("model.mlp_ratio=1000", "model.hidden_size=65536", "model.num_heads=1024"),
-        ("text.hidden_size=65536", "text.depth=1000"),
+        ("model.depth=200", "model.hidden_size=65536", "model.num_heads=1024"),
+        ("text.hidden_size=65536", "text.depth=200"),
     ],
 )
 def test_a_model_too_large_for_the_machine_is_refused_before_it_is_built(

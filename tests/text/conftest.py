@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny_encoders import save_clip, save_t5
 
-from fluxsmith.text.clip_t5 import build
+from fluxsmith.storage.embeddings import open_store
+from fluxsmith.text.clip_t5 import Settings, build
 from fluxsmith.text.frozen import FrozenText
 
 
@@ -20,18 +21,8 @@ def clip_t5(folders):
     """clip_t5(padding="full", cache=FOLDER, ...): the pair, with 12 tokens of T5 by default."""
 
     def make(**settings: object) -> FrozenText:
-        defaults = {
-            "padding": "trim",
-            "cache": "memory",
-            "clip_tokens": 77,
-            "clip_dtype": "float32",
-            "clip_device": "network",
-            "t5_tokens": 12,
-            "t5_dtype": "float32",
-            "t5_device": "network",
-            "device": torch.device("cpu"),
-        }
-        return build(**(defaults | folders | settings))
+        given = Settings(**({"cache": "memory", "t5_tokens": 12} | folders | settings))
+        return build(given, torch.device("cpu"), open_store(given.cache))
 
     return make
 

@@ -61,16 +61,7 @@ def test_pieces_by_example():
         b"no", b"x" * 16, CONTINUED + b"x" * 15, CONTINUED + b"xx",
     )  # fmt: skip
     assert pieces("é") == (b"\xc3\xa9",)
-
-
-def test_the_halves_of_a_long_word_are_not_two_words():
     assert pieces("internationalisation") != pieces("internationalisa tion")
-
-
-@torch.no_grad()
-def test_a_batch_has_as_many_tokens_as_its_longest_prompt_needs(encode):
-    assert encode(["3", "three", "7"]).tokens.shape == (3, 1, 24)
-    assert encode(["3", "a red dog", ""]).tokens.shape == (3, 3, 24)
 
 
 @torch.no_grad()
@@ -116,51 +107,18 @@ def test_different_prompts_have_different_embeddings(encode, one, other):
     assert a.tokens.shape != b.tokens.shape or (a.tokens - b.tokens).abs().max() > 1e-3
 
 
-@torch.no_grad()
-@settings(deadline=None, max_examples=20)
-@given(
-    words=st.lists(st.text("abcé零", min_size=1, max_size=5), min_size=2, max_size=12, unique=True)
-)
-def test_different_words_have_different_embeddings(encode, words):
-    pooled = encode(words).pooled
-    distance = torch.cdist(pooled, pooled, compute_mode="donot_use_mm_for_euclid_dist")
-    distance.fill_diagonal_(math.inf)
-    assert distance.min() > 1e-3
-
-
 @pytest.mark.parametrize("training", [True, False], ids=["training", "sampling"])
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_a_prompt_is_the_same_in_any_batch(prompt, training):
-    encode = encoder().train(training)
-    with torch.set_grad_enabled(training):
-        alone, batch = encode([prompt]), encode([*PROMPTS, prompt])
+    trained, encode = encoder(), encoder().train(training)
+    with torch.set_grad_enabled(training):  # PyTorch computes in another way without gradients
+        alone, batch = trained([prompt]), encode([*PROMPTS, prompt])
         n = alone.tokens.shape[1]
         for row in (PROMPTS.index(prompt), len(PROMPTS)):
             torch.testing.assert_close(batch.pooled[row], alone.pooled[0], rtol=0, atol=ATOL)
             real = batch.tokens[row, :n]
             torch.testing.assert_close(real, alone.tokens[0], rtol=0, atol=ATOL)
             assert batch.mask[row].sum() == n
-
-
-def test_training_and_sampling_see_the_same_embedding():
-    """PyTorch takes another path through a transformer layer where no gradient is wanted."""
-    encode = encoder()
-    training = encode(PROMPTS)
-    with torch.no_grad():
-        sampling = encode.eval()(PROMPTS)
-    torch.testing.assert_close(sampling.pooled, training.pooled, rtol=0, atol=ATOL)
-    real = training.mask
-    torch.testing.assert_close(sampling.tokens[real], training.tokens[real], rtol=0, atol=ATOL)
-
-
-def test_repeated_prompts_are_encoded_once():
-    encode, seen = encoder(), []
-    encode.layers[0].register_forward_pre_hook(lambda layer, args: seen.append(args[0].shape))
-    embedding = encode(["a dog", "a cat", "a dog", "a dog"])
-    assert seen == [(2, 2, 64)]
-    assert len(embedding) == 4
-    assert torch.equal(embedding.tokens[[2, 3]], embedding.tokens[[0, 0]])
-    assert not torch.equal(embedding.tokens[1], embedding.tokens[0])
 
 
 def test_a_repeated_prompt_learns_from_each_of_its_rows():
@@ -192,35 +150,6 @@ def test_a_prompt_too_long_is_refused_with_the_limit(encode):
         encode.check(["x" * (16 + 15 * (LIMIT - 1) + 1)])
 
 
-def test_half_a_surrogate_pair_is_refused(encode):
-    with pytest.raises(UserError, match="prompt 2 is not valid text"):
+def test_half_a_surrogate_pair_is_refused_with_its_place(encode):
+    with pytest.raises(UserError, match=r"prompt 2 is not valid text.* at character 9\b"):
         encode(["fine", "not fine \ud83d"])
-
-
-def test_the_place_of_what_is_not_text_is_counted_in_the_prompt(encode):
-    with pytest.raises(UserError, match=r"at character 9\b"):
-        encode.check(["not fine \ud83d"])
-
-
-def test_a_width_that_makes_no_heads_is_refused_by_number():
-    with pytest.raises(ValueError, match=r"hidden_size is 100; .* 64"):
-        ByteEncoder(width=24, hidden_size=100, depth=1, max_tokens=8)
-
-
-def test_weights_are_all_that_a_copy_needs():
-    """Nothing of the encoder hides outside its state_dict."""
-    encode = encoder()
-    torch.manual_seed(1)
-    other = ByteEncoder(width=24, hidden_size=64, depth=2, max_tokens=LIMIT)
-    assert not torch.equal(other(["seven"]).pooled, encode(["seven"]).pooled)
-    other.load_state_dict(encode.state_dict())
-    assert torch.equal(other(["seven"]).pooled, encode(["seven"]).pooled)
-
-
-@torch.no_grad()
-def test_bfloat16_is_close_to_float32():
-    encode = encoder().eval()
-    full = encode(PROMPTS).pooled
-    with torch.autocast("cpu", torch.bfloat16):
-        half = encode(PROMPTS).pooled
-    assert 0 < (half.float() - full).norm() < 0.05 * full.norm()

@@ -4,17 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from captured_operations import ByOperations
 from helpers import needs_gpu, randomise, same
+from kernels.fake_cuda_graph import ByOperations
 
-from fluxsmith import graphs
 from fluxsmith.cli import main
-from fluxsmith.training.descent import Step
-from fluxsmith.training.deterministic import repeatable
-from fluxsmith.training.run import _less_memory, build_trainer
+from fluxsmith.sampling.generate import Sampler
+from fluxsmith.training.deterministic import deterministic
+from fluxsmith.training.run import build_trainer, less_memory
 from fluxsmith.training.saving import copied
+from fluxsmith.training.step import Step, StepScalars
 from fluxsmith.training.trainer import Trainer
-from fluxsmith.training.update import Pace
 
 CUDA = torch.device("cuda")
 LONG = ("data.source=colored-digits",)  # captions of three to five tokens
@@ -23,14 +22,14 @@ LONG = ("data.source=colored-digits",)  # captions of three to five tokens
 @pytest.fixture(autouse=True)
 def kernels_that_repeat():
     """What `fluxsmith train` does for train.deterministic."""
-    with repeatable(True):
+    with deterministic(True):
         yield
 
 
 def plain(config, device) -> Trainer:
     """Its update masked, as on a GPU; its weights random, or a new network would predict 0."""
     trainer = build_trainer(config, device)
-    trainer.update.waits = False
+    trainer.update.host_sync = False
     randomise(trainer.pipeline)
     trainer.ema.load({name: p.detach() for name, p in trainer.pipeline.named_parameters()})
     return trainer
@@ -38,14 +37,14 @@ def plain(config, device) -> Trainer:
 
 def on_the_same_terms(trainer: Trainer) -> Trainer:
     """With inputs of a capture's shapes and numbers of its precision, without the capture."""
-    prepare, descent = trainer.objective.prepare, trainer.descent
+    prepare, descent = trainer.objective.prepare, trainer.step_on_device
 
     def descend(step: Step) -> None:
-        numbers = torch.tensor([step.pace.rate, step.pace.share])
-        descent(replace(step, pace=Pace(*numbers.to(trainer.pipeline.device))))
+        numbers = torch.tensor([step.scalars.rate, step.scalars.share])
+        descent(replace(step, scalars=StepScalars(*numbers.to(trainer.pipeline.device))))
 
     trainer.objective.prepare = lambda example, alike: prepare(example, alike=True)
-    trainer.descent = descend
+    trainer.step_on_device = descend
     return trainer
 
 
@@ -53,7 +52,7 @@ def graphed(config, device) -> Trainer:
     trainer = plain(config, device)
     if device.type == "cpu":
         trainer.capture_steps(ByOperations())
-    assert trainer._graphed is not None
+    assert trainer.graphed is not None
     return trainer
 
 
@@ -93,11 +92,8 @@ def velocity(trainer: Trainer) -> torch.Tensor:
     "overrides",
     [
         (),
-        ("train.accumulate=2",),
-        ("train.precision=bfloat16",),
-        ("train.grad_clip=0.01", "flow.stratified=true", "data.flip=true"),
-        LONG,
-        (*LONG, "train.accumulate=4", "train.grad_clip=0"),
+        ("train.precision=bfloat16", "train.grad_clip=0.01", "data.flip=true"),
+        pytest.param((*LONG, "train.accumulate=4", "train.grad_clip=0"), marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )
@@ -109,7 +105,7 @@ def test_a_run_of_replayed_steps_is_the_run(toy, device, overrides):
     for _ in range(8):
         assert one.train_step() == two.train_step()
     assert_same_run(one, two)
-    assert two._graphed.count > 0
+    assert len(two.graphed.graphs) > 0
 
 
 def test_inputs_alike_are_the_inputs(toy, device):
@@ -122,7 +118,7 @@ def test_inputs_alike_are_the_inputs(toy, device):
     found = []
     for alike in (False, True):
         inputs = objective.prepare(example, alike)
-        losses = objective.losses(inputs).values
+        losses = objective.losses(inputs).total
         parameters = list(trainer.pipeline.parameters())
         found.append([losses, *torch.autograd.grad(losses.mean(), parameters)])
         assert len(inputs.text.codes) == (16 if alike else len(set(example.batch.captions)))
@@ -137,7 +133,6 @@ def test_a_step_is_captured_once_for_each_length_of_text(toy):
         trainer.train_step()
     assert 1 <= len(capture.captured) < 6
     assert capture.replays == 12
-    assert min(capture.captured) > 500  # operations, one launch or more each
 
 
 def test_a_bad_step_changes_nothing_and_the_next_goes_on(toy, device):
@@ -158,7 +153,7 @@ def test_a_bad_step_changes_nothing_and_the_next_goes_on(toy, device):
             assert same(before[key], after[key])
         assert same(before["optimizer"]["state"], after["optimizer"]["state"])
         assert int(trainer.guard.state_dict()["in_a_row"]) == 1
-        assert trainer.window.means()["skipped_steps"] == 1
+        assert trainer.means.means()["skipped_steps"] == 1
         assert "the loss of 8 images" in trainer.explain_bad_step()
         trainer.loader.images = images
         trainer.train_step()
@@ -185,22 +180,6 @@ def test_a_resumed_run_is_the_run_to_the_bit(toy, device):
         assert same(everything(whole), everything(resumed))
 
 
-def test_so_is_one_with_more_shapes_than_graphs(toy, device, monkeypatch):
-    """Which shapes have graphs depends on what came first, and to a resumed run others do."""
-    monkeypatch.setattr(graphs, "MOST", 1)
-    _, config = configs(toy, device, *LONG, "train.steps=12", "train.batch_size=2")
-    whole, resumed = graphed(config, device), graphed(config, device)
-    for _ in range(12):
-        whole.train_step()
-        if whole.step == 5:
-            state = copied(whole.state_dict())
-    resumed.load_state_dict(state, "state")
-    while resumed.step < 12:
-        resumed.train_step()
-    assert same(everything(whole), everything(resumed))
-    assert whole._graphed.count == resumed._graphed.count == 1
-
-
 def test_no_state_shows_that_there_were_graphs(toy, device):
     """A rate and a flag of a capture's belong into no checkpoint."""
     for config, graphs_too in zip(configs(toy, device), (False, True), strict=True):
@@ -218,7 +197,7 @@ def test_pictures_between_steps_change_nothing(toy, device):
         one.train_step()
         two.train_step()
         with two.ema.in_place_of(two.pipeline):
-            two.pipeline.generate(["3", "a long one"], steps=2)
+            Sampler(two.pipeline).generate(["3", "a long one"], steps=2)
     assert same(everything(one), everything(two))
 
 
@@ -235,16 +214,16 @@ def test_without_a_gpu_they_are_refused(toy_file, capsys):
 
 @pytest.mark.parametrize("overrides", [(), ("train.batch_size=1",)], ids=" ".join)
 def test_the_advice_of_a_run_without_memory_names_them(toy, overrides):
-    assert _less_memory(toy("train.cuda_graphs=true", *overrides)).startswith(
+    assert less_memory(toy("train.cuda_graphs=true", *overrides)).startswith(
         "set train.cuda_graphs=false or "
     )
-    assert "cuda_graphs" not in _less_memory(toy(*overrides))
+    assert "cuda_graphs" not in less_memory(toy(*overrides))
 
 
 @pytest.mark.gpu
 @needs_gpu
 def test_compiled_blocks_are_captured_too(toy):
-    from fluxsmith.training.compiling import compile_for_training
+    from fluxsmith.training.run import compile_for_training
 
     settings = ("device=cuda", "train.compile=true")
     config, other = toy(*settings), toy(*settings, "train.cuda_graphs=true")
@@ -254,4 +233,4 @@ def test_compiled_blocks_are_captured_too(toy):
         for _ in range(6):
             trainer.train_step()
     assert_same_run(one, two)
-    assert two._graphed.count == 1
+    assert len(two.graphed.graphs) == 1

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fluxsmith.config.sections import TrainConfig
-from fluxsmith.training.ema import EMA
+from fluxsmith.config.train_section import TrainConfig
+from fluxsmith.training.averages import EMA
 from fluxsmith.training.optimiser import build_optimiser, learning_rate
 
 

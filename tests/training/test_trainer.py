@@ -6,16 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import same
+from helpers import randomise, same
 
-from fluxsmith import Pipeline, native
-from fluxsmith import checkpoint as checkpoints
+from fluxsmith import Pipeline
+from fluxsmith.config.objective_section import OBJECTIVES
 from fluxsmith.errors import UserError
 from fluxsmith.flow.path import interpolate
 from fluxsmith.flow.timesteps import Uniform
 from fluxsmith.randomness import generator
-from fluxsmith.training.metrics import QUARTILES, Window, read_metrics
-from fluxsmith.training.objective import FlowMatching, Losses
+from fluxsmith.storage import checkpoint as checkpoints
+from fluxsmith.training.averages import QUARTILES, RunningMeans
+from fluxsmith.training.flow_matching import FlowMatching
+from fluxsmith.training.objective import Losses
+from fluxsmith.training.recorder import read_metrics
 from fluxsmith.training.run import build_trainer, train
 from fluxsmith.training.saving import copied, on_host
 
@@ -28,22 +31,15 @@ def trained(toy, *overrides, **options):
     return checkpoints.load(checkpoints.newest(folder)), read_metrics(folder / "metrics.jsonl")
 
 
-def without_speed(records):
-    return [{k: v for k, v in r.items() if k != "images_per_second"} for r in records]
-
-
-@pytest.mark.parametrize("compiler", ["g++", "/no/such"])
-def test_gradients_go_with_their_step(toy, monkeypatch, compiler):
+@pytest.mark.parametrize("kernels", ["auto", "off"])
+def test_gradients_go_with_their_step(toy, kernels):
     """With our C++ and without: a step that is remembered would fill the memory."""
-    monkeypatch.setenv("CXX", compiler)
-    native.library.cache_clear()
-    trainer = build_trainer(toy(), torch.device("cpu"))
+    trainer = build_trainer(toy(f"train.kernels={kernels}"), torch.device("cpu"))
     seen = []
     for p in trainer.pipeline.parameters():
         p.register_post_accumulate_grad_hook(lambda p: seen.append(weakref.ref(p.grad)))
     for _ in range(3):
         trainer.train_step()
-    native.library.cache_clear()
     assert len(seen) == 3 * len(list(trainer.pipeline.parameters()))
     assert not any(gradient() is not None for gradient in seen)
 
@@ -59,28 +55,38 @@ def test_a_checkpoint_has_the_same_bytes_however_it_is_written(toy, tmp_path):
     assert copy == itself
 
 
+class InOrder(FlowMatching):
+    """Notes in which order its parts are called."""
+
+    called: list[str]
+
+    def prepare(self, *given):
+        self.called.append("prepare")
+        return super().prepare(*given)
+
+    def losses(self, inputs):
+        self.called.append("losses")
+        return super().losses(inputs)
+
+
 def test_a_piece_is_prepared_when_the_one_before_is_done(toy, monkeypatch):
     """Or latents and text of all of them would lie in memory at once."""
-    trainer = build_trainer(toy("train.accumulate=4"), torch.device("cpu"))
-    order = []
-    for name in ("prepare", "losses"):
-        method = getattr(trainer.objective, name)
-        noting = lambda *given, method=method, name=name: order.append(name) or method(*given)  # noqa: E731
-        monkeypatch.setattr(trainer.objective, name, noting)
+    monkeypatch.setitem(OBJECTIVES, "in-order", InOrder)
+    config = toy("train.accumulate=4", "objective.kind=in-order")
+    trainer = build_trainer(config, torch.device("cpu"))
+    trainer.objective.called = []
     trainer.train_step()
-    assert order == ["prepare", "losses"] * 4
+    assert trainer.objective.called == ["prepare", "losses"] * 4
 
 
 def test_a_batch_cut_into_pieces_has_the_gradients_of_the_whole(toy):
     gradients = []
     for pieces in (1, 4):
-        trainer = build_trainer(toy(f"train.accumulate={pieces}"), torch.device("cpu"))
-        with torch.no_grad():  # away from the zero initialisation, where most gradients vanish
-            for i, p in enumerate(trainer.pipeline.parameters()):
-                p.add_(0.1 * torch.randn(p.shape, generator=generator("test", i)))
+        config = toy(f"train.accumulate={pieces}", "train.grad_clip=0")
+        trainer = build_trainer(config, torch.device("cpu"))
+        randomise(trainer.pipeline)
         trainer.optimiser.step = lambda: None
         trainer.optimiser.zero_grad = lambda **_: None
-        trainer.config = toy(f"train.accumulate={pieces}", "train.grad_clip=0")
         trainer.train_step()
         gradients.append({n: p.grad for n, p in trainer.pipeline.named_parameters()})
     whole, cut = gradients
@@ -99,7 +105,7 @@ def test_the_objective_is_the_error_of_the_velocity_at_x_t(toy, pipeline):
         x_t = interpolate(x0[i : i + 1], eps[i : i + 1], example.t[i])
         v = pipeline.velocity(x_t, example.t[i], pipeline.encode_text([example.batch.captions[i]]))
         expected = (v - (eps[i : i + 1] - x0[i : i + 1])).square().mean()
-        torch.testing.assert_close(losses.values[i], expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(losses.total[i], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_clipping_bounds_the_gradient_once_a_step(toy):
@@ -128,35 +134,16 @@ def test_training_learns(toy):
     assert records[-1]["loss"] < 0.6
 
 
-def test_two_runs_of_one_config_are_equal_to_the_bit(toy, tmp_path):
+def test_two_runs_of_one_config_are_equal_to_the_bit_and_another_seed_is_another_run(toy, tmp_path):
     one, records = trained(toy)
     two, again = trained(toy, f"output_dir={tmp_path / 'two'}")
     for key in ("model", "ema", "optimizer", "window", "data"):
         assert same(one[key], two[key]), key
-    assert without_speed(records) == without_speed(again)
-
-
-def test_another_seed_is_another_run(toy, tmp_path):
-    one, _ = trained(toy)
-    two, _ = trained(toy, "seed=1", f"output_dir={tmp_path / 'two'}")
-    assert not same(one["model"], two["model"])
-
-
-@pytest.mark.parametrize("cut", [1, 3, 4])
-def test_a_resumed_run_is_the_run_to_the_bit(toy, tmp_path, cut):
-    """Also where the cut falls between two records, whose means then span it."""
-    plan = ("train.checkpoint_every=1", "train.keep_checkpoints=0", "train.sample_every=2")
-    whole, records = trained(toy, *plan)
-    folder = tmp_path / "run"
-    pictures = {p.name: p.read_bytes() for p in folder.glob("sample-*.png")}
-    for step in range(cut + 1, 7):
-        checkpoints.checkpoint_path(folder, step).unlink()
-    resumed, again = trained(toy, *plan, resume="auto")
-    for key in ("step", "images_seen", "model", "ema", "optimizer", "window", "data", "config"):
-        assert same(whole[key], resumed[key]), key
-    assert without_speed(again) == without_speed(records)
-    assert {p.name: p.read_bytes() for p in folder.glob("sample-*.png")} == pictures
-    assert len(pictures) == 3
+    assert [{**r, "images_per_second": 0} for r in records] == [
+        {**r, "images_per_second": 0} for r in again
+    ]
+    other, _ = trained(toy, "seed=1", f"output_dir={tmp_path / 'three'}")
+    assert not same(one["model"], other["model"])
 
 
 def test_sampling_does_not_disturb_training(toy, tmp_path):
@@ -166,17 +153,14 @@ def test_sampling_does_not_disturb_training(toy, tmp_path):
     assert same(quiet["ema"], drawing["ema"])
 
 
-def test_resuming_from_a_path_goes_on_from_there(toy, tmp_path):
-    whole, _ = trained(toy, "train.checkpoint_every=2", "train.keep_checkpoints=0")
-    elsewhere = f"output_dir={tmp_path / 'elsewhere'}"
-    start = str(tmp_path / "run" / "diffusion-4.pt")
-    resumed, _ = trained(toy, elsewhere, resume=start)
+@pytest.mark.parametrize("name", [".", "diffusion-4.pt"])
+def test_resuming_from_a_path_goes_on_from_there(toy, tmp_path, name):
+    plan = ("train.checkpoint_every=2", "train.keep_checkpoints=0")
+    whole, _ = trained(toy, *plan)
+    start = tmp_path / "run"
+    (start / "diffusion-6.pt").unlink()
+    resumed, _ = trained(toy, f"output_dir={tmp_path / 'on'}", resume=str(start / name))
     assert same(whole["model"], resumed["model"])
-
-
-def test_resume_auto_without_a_checkpoint_starts_afresh(toy):
-    state, _ = trained(toy, resume="auto")
-    assert state["step"] == 6
 
 
 def test_a_finished_run_has_nothing_to_do(toy, capsys):
@@ -201,22 +185,6 @@ def test_a_run_is_not_written_over(toy):
     assert [r["step"] for r in records] == [2, 4]
 
 
-@pytest.mark.parametrize("change", ["seed=1", "model.depth=2", "train.batch_size=4"])
-def test_what_may_not_change_on_resuming_is_named(toy, change):
-    trained(toy)
-    with pytest.raises(UserError, match=change.split("=")[0]):
-        train(toy(change, "train.steps=8"), resume="auto")
-
-
-def test_what_may_change_on_resuming_does(toy):
-    trained(toy)
-    state, records = trained(
-        toy, "train.steps=8", "train.learning_rate=0.5", "train.log_every=1", resume="auto"
-    )
-    assert state["step"] == 8
-    assert [r["step"] for r in records] == [2, 4, 6, 7, 8]
-
-
 def test_settings_of_the_optimiser_changed_on_resuming_hold(toy):
     trained(toy)
     state, _ = trained(
@@ -233,14 +201,6 @@ def test_resuming_below_later_checkpoints_is_refused(toy, tmp_path):
         train(toy(), resume=str(tmp_path / "run" / "diffusion-2.pt"))
 
 
-def test_a_resume_may_name_a_folder(toy, tmp_path):
-    trained(toy)
-    state, _ = trained(
-        toy, "train.steps=8", f"output_dir={tmp_path / 'on'}", resume=str(tmp_path / "run")
-    )
-    assert state["step"] == 8
-
-
 def test_other_data_under_the_same_name_is_refused(toy):
     trained(toy)
     trainer = build_trainer(toy(), torch.device("cpu"))
@@ -248,12 +208,6 @@ def test_other_data_under_the_same_name_is_refused(toy):
     state["data"] = {**state["data"], "images": 7}
     with pytest.raises(UserError, match="was trained on 7 images, and there are 1415"):
         trainer.load_state_dict(state, "x.pt")
-
-
-def test_retention_keeps_the_newest_and_the_milestones(toy, tmp_path):
-    trained(toy, "train.checkpoint_every=1", "train.keep_checkpoints=2", "train.keep_every=3")
-    steps = [step for step, _ in checkpoints.find(tmp_path / "run")]
-    assert steps == [3, 5, 6]
 
 
 def test_a_checkpoint_describes_itself(toy):
@@ -288,21 +242,8 @@ def test_a_run_leaves_what_the_contract_promises(toy, tmp_path):
     assert (tmp_path / "run" / "sample-3.txt").read_text().split() == ["0", "two", "5", "seven"]
 
 
-def test_tensorboard_has_every_record_once_after_a_resume(toy, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    trained(toy, "train.steps=4")
-    trained(toy, "train.steps=8", resume="auto")
-    board = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
-    board.Reload()
-    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    scalars = board.Scalars("train/loss")
-    assert [s.step for s in scalars] == [r["step"] for r in records] == [2, 4, 6, 8]
-    assert [s.value for s in scalars] == pytest.approx([r["loss"] for r in records])
-
-
 def test_a_record_is_the_mean_over_its_steps_by_quartile():
-    window = Window("cpu")
+    window = RunningMeans("cpu")
     t = torch.tensor([0.1, 0.3, 0.3, 0.99, 1.0])
     good = torch.tensor(True)
     window.add(Losses(torch.tensor([1.0, 2.0, 4.0, 5.0, 8.0]), t), torch.tensor(1.0), good)
@@ -312,17 +253,3 @@ def test_a_record_is_the_mean_over_its_steps_by_quartile():
     assert record == pytest.approx(
         {"loss": 23 / 6, "grad_norm": 1.5, "loss_q1": 2.0, "loss_q2": 3.0, "loss_q4": 6.5}
     )
-
-
-def test_metrics_cut_off_by_a_crash_are_read_up_to_there(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
-    assert read_metrics(path) == [{"step": 1, "loss": 2.0}]
-
-
-def test_damaged_lines_of_metrics_are_left_out_and_no_others(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(
-        b'{"step": 1}\n\xff\x00{\n[1]\n{"loss": 2.0}\n' + b"[" * 5000 + b'\n{"step": 2}\n'
-    )
-    assert read_metrics(path) == [{"step": 1}, {"step": 2}]

@@ -1,54 +1,85 @@
 """Whether a model composes: digit, ink and paper of coloured digits, each and all at once, for
 prompts like those of training and for the pairs that training never saw."""
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from fluxsmith.data.colored_digits import COLORS, PALETTE, captions, check_hold_out
-from fluxsmith.data.images import LUMA, to_uint8, to_unit
-from fluxsmith.data.imageset import ImageSet
+from fluxsmith.data.images import LUMA, to_uint8
+from fluxsmith.data.imageset import evenly
 from fluxsmith.errors import UserError
-from fluxsmith.evaluation.judge import Judge, trained_judge
-from fluxsmith.evaluation.reference import Reference
-from fluxsmith.evaluation.samples import BATCH, Samples, evenly
+from fluxsmith.evaluation.classifier import Classifier, trained_classifier
+from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found, Section
+from fluxsmith.evaluation.report import Table, interval, number, percent
+from fluxsmith.evaluation.samples import Samples
 from fluxsmith.evaluation.statistics import wilson_interval
-from fluxsmith.pipeline import Pipeline
 
 STROKE = 0.05  # the share of pixels, those least like the paper, that the ink is read from
 PARTS = ("digit", "ink", "paper")
+SETS = {"trained": "Composition", "held_out": "Composition of held-out pairs"}
 
 
-def composition(pipeline: Pipeline, reference: Reference, samples: Samples) -> dict[str, Any]:
-    """The share of pictures in which digit, ink and paper are right, singly and together.
+class Composition(Evaluator):
+    title = "Composition"
+    needs_classes = True
 
-    The digit is what a judge sees that was trained on the luminance of training images alone; the
-    colours are the nearest of the palette. `trained` prompts are
-    those of the samples, `held_out` ones are of pairs that training left out, as many pictures
-    again. `test` is what real test images score: as much as the measure itself can be trusted.
-    """
-    data = pipeline.config.data
-    if data.source != "colored-digits" or data.channels != 3:
-        raise UserError(
-            "--metrics composition: is for data.source=colored-digits in 3 channels; leave it out"
-        )
-    train, test = reference.train, reference.test
-    judge = trained_judge(_luminance_set(train), _luminance_set(test))
-    asked = [_triples(train)[caption] for caption in samples.prompts]
-    found: dict[str, Any] = {
-        "trained": _score(judge, samples.pictures(slice(None)), torch.tensor(asked)),
-        "test": _score(judge, test.images, _triples_of_images(test)),
-        "held_out": None,
-        "pairs": [],
-    }
-    pairs = sorted(check_hold_out(data.hold_out or []))
-    if pairs:
-        prompts, wanted = _held_out_prompts(pairs, len(samples))
-        pictures = _draw(pipeline, prompts, samples)
-        found["held_out"] = _score(judge, pictures, wanted)
-        found["pairs"] = [_of_pair(judge, pictures, wanted, pair) for pair in pairs]
-    return found
+    def measure(self, samples: Samples) -> Found:
+        """The share of pictures in which digit, ink and paper are right, singly and together.
+
+        The digit is what a classifier sees that was trained on the luminance of training images
+        alone; the colours are the nearest of the palette. `trained` prompts are those of the
+        samples, `held_out` ones are of pairs that training left out, as many pictures again.
+        `test` is what real test images score: as much as the measure itself can be trusted.
+        """
+        data = samples.pipeline.config.data
+        if data.source != "colored-digits" or data.channels != 3:
+            raise UserError(
+                "--metrics composition: is for data.source=colored-digits in 3 channels"
+            )
+        train, test = samples.reference.train, samples.reference.test
+        grey = (replace(each, images=luminance(each.images)) for each in (train, test))
+        classifier = trained_classifier(*grey)
+        real = samples.reference.test_batch(range(len(test)))
+        found: Found = {
+            "trained": _score(_right(classifier, samples.pictures, samples.prompts)),
+            "test": _score(_right(classifier, *real)),
+            "held_out": None,
+            "pairs": [],
+        }
+        if pairs := sorted(check_hold_out(data.hold_out or [])):
+            prompts = _held_out_prompts(pairs, len(samples))
+            # From noise that no other sample began from.
+            pictures = to_uint8(samples.draw(prompts, first_index=len(samples)))
+            right, asked = _right(classifier, pictures, prompts), triples_of(prompts)
+            found["held_out"] = _score(right)
+            for ink, digit in pairs:
+                rows = (asked[:, 0] == digit) & (asked[:, 1] == ink)
+                found["pairs"].append({"pair": f"{COLORS[ink]} {digit}", **_score(right[rows])})
+        return found
+
+    def figures(self, found: Found) -> list[Figure]:
+        meaning = "Share of pictures in which digit, ink and paper are all as asked for."
+        return [
+            Figure(name, one["all"], meaning, one["interval"], found["test"]["all"], percent)
+            for key, name in SETS.items()
+            if (one := found[key])
+        ]
+
+    def section(self, found: Found, samples: Samples) -> Section:
+        sets = [("prompts like training's", found["trained"]), ("held-out", found["held_out"])]
+        sets += [(pair["pair"], pair) for pair in found["pairs"]]
+        sets.append(("real test images", found["test"]))
+        rows = [
+            [name, *(percent(one[key]) for key in (*PARTS, "all")),
+             interval(one["interval"], percent, one["all"]), number(one["samples"])]
+            for name, one in sets if one
+        ]  # fmt: skip
+        head = ["pictures", *PARTS, "all three", "95% interval", "samples"]
+        yield Table("Share of pictures that are right", head, rows)
 
 
 def luminance(images: Tensor) -> Tensor:
@@ -76,6 +107,19 @@ def colors(images: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cdist(ink, palette).argmin(1), torch.cdist(paper, palette).argmin(1)
 
 
+@cache
+def triples() -> dict[str, tuple[int, int, int]]:
+    """(digit, ink, paper) by caption."""
+    inks = range(len(COLORS))
+    known = [(d, i, p) for d in range(10) for i in inks for p in inks if i != p]
+    return {caption: triple for triple in known for caption in captions(*triple)}
+
+
+def triples_of(prompts: Sequence[str]) -> Tensor:
+    """(digit, ink, paper) that each prompt asks for: (n, 3)."""
+    return torch.tensor([triples()[prompt] for prompt in prompts])
+
+
 def _outermost(images: Tensor) -> Tensor:
     """The pixels around the edge of pictures (n, c, h, w): (n, c, k)."""
     frame = torch.ones(images.shape[-2:], dtype=torch.bool)
@@ -83,74 +127,24 @@ def _outermost(images: Tensor) -> Tensor:
     return images[..., frame]
 
 
-def _score(judge: Judge, pictures: Tensor, wanted: Tensor) -> dict[str, Any]:
-    right = _right(judge, pictures, wanted)
-    shares = {name: float(right[:, i].double().mean()) for i, name in enumerate(PARTS)}
+def _right(classifier: Classifier, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+    """(n, 3) bool: whether digit, ink and paper are as the prompts say."""
+    _, digit = classifier.classify(luminance(pictures))
+    return torch.stack([digit, *colors(pictures)], dim=1) == triples_of(prompts)
+
+
+def _score(right: Tensor) -> Found:
     together = int(right.all(1).sum())
     return {
         "all": together / len(right),
         "interval": wilson_interval(together, len(right)),
         "samples": len(right),
-        **shares,
+        **{name: float(right[:, i].double().mean()) for i, name in enumerate(PARTS)},
     }
 
 
-def _right(judge: Judge, pictures: Tensor, wanted: Tensor) -> Tensor:
-    """(n, 3) bool: whether digit, ink and paper are as wanted."""
-    _, digit = judge.look(to_unit(luminance(pictures)))
-    ink, paper = colors(pictures)
-    return torch.stack([digit, ink, paper], dim=1) == wanted
-
-
-def _of_pair(
-    judge: Judge, pictures: Tensor, wanted: Tensor, pair: tuple[int, int]
-) -> dict[str, Any]:
-    ink, digit = pair
-    rows = (wanted[:, 0] == digit) & (wanted[:, 1] == ink)
-    return {"pair": f"{COLORS[ink]} {digit}", **_score(judge, pictures[rows], wanted[rows])}
-
-
-def _luminance_set(data: ImageSet) -> ImageSet:
-    return data.with_images(luminance(data.images))
-
-
-def _triples(data: ImageSet) -> dict[str, tuple[int, int, int]]:
-    """(digit, ink, paper) by caption."""
-    inks = range(len(COLORS))
-    triples = [(d, i, p) for d in range(10) for i in inks for p in inks if i != p]
-    known = {captions(*triple): triple for triple in triples}
-    return {caption: known[ways] for ways in data.captions for caption in ways}
-
-
-def _triples_of_images(data: ImageSet) -> Tensor:
-    by_caption = _triples(data)
-    of_label = torch.tensor([by_caption[ways[0]] for ways in data.captions])
-    return of_label[data.labels]
-
-
-def _held_out_prompts(pairs: list[tuple[int, int]], most: int) -> tuple[list[str], Tensor]:
+def _held_out_prompts(pairs: list[tuple[int, int]], most: int) -> list[str]:
     """Prompts of held-out pairs, evenly spread over pairs, papers and phrasings."""
-    all_of = [
-        (caption, (digit, ink, paper))
-        for ink, digit in pairs
-        for paper in range(len(COLORS))
-        if paper != ink
-        for caption in captions(digit, ink, paper)
-    ]
-    chosen = evenly(all_of, max(most, len(pairs)))
-    return [caption for caption, _ in chosen], torch.tensor([triple for _, triple in chosen])
-
-
-def _draw(pipeline: Pipeline, prompts: list[str], samples: Samples) -> Tensor:
-    settings = samples.settings
-    return to_uint8(
-        pipeline.generate(
-            prompts,
-            steps=settings.steps,
-            guidance=settings.guidance,
-            solver=settings.solver,
-            seed=settings.seed,
-            first_index=len(samples),  # noise that no other sample began from
-            batch_size=BATCH,
-        )
-    )
+    known = triples().items()
+    of_pairs = [c for pair in pairs for c, (digit, ink, _) in known if pair == (ink, digit)]
+    return evenly(of_pairs, max(most, len(pairs)))

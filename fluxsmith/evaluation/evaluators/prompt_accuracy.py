@@ -1,53 +1,78 @@
-"""How often the picture shows what the prompt says, in the eyes of the judge."""
+"""How often the picture shows what the prompt says, as the classifier sees it."""
 
-from typing import Any
+from collections import defaultdict
 
-import torch
-
-from fluxsmith.evaluation.reference import Reference
+from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found, Section
+from fluxsmith.evaluation.report import Chart, percent, plots, prompt_name
 from fluxsmith.evaluation.samples import Samples
 from fluxsmith.evaluation.statistics import wilson_interval
-from fluxsmith.pipeline import Pipeline
 
 
-def prompt_accuracy(pipeline: Pipeline, reference: Reference, samples: Samples) -> dict[str, Any]:
-    """The share of samples in which the judge sees the label that was prompted, with 95% Wilson
-    intervals; by caption and by phrasing; the confusion matrix (rows: prompted, columns: seen);
-    and beside it the judge's own accuracy on test images, above which nothing can be measured."""
-    right = (samples.seen == samples.labels).tolist()
-    captions = reference.train.captions
-    place = {caption: i for ways in captions for i, caption in enumerate(ways)}
-    by_caption = {
-        caption: {**_share(right, [p == caption for p in samples.prompts]), "label": label}
-        for caption, label in reference.prompts
-    }
-    by_phrasing = [
-        {
-            "phrasing": ", ".join(ways[i] for ways in captions[:3] if i < len(ways)) + ", …",
-            **_share(right, [place[p] == i for p in samples.prompts]),
+class PromptAccuracy(Evaluator):
+    title = "Prompt accuracy"
+    runs = "always"
+    needs_classes = True
+    curve = ("accuracy",)
+
+    def measure(self, samples: Samples) -> Found:
+        """The share of samples in which the classifier sees the label that was prompted, with its
+        interval; by caption and by phrasing; the confusion matrix (rows: prompted, columns: seen);
+        and the classifier's own accuracy on test images, above which nothing can be measured."""
+        from sklearn.metrics import confusion_matrix
+
+        reference = samples.reference
+        right = (samples.seen == samples.labels).tolist()
+        captions, few = reference.train.captions, reference.train.captions[:3]
+        phrasing = {caption: i for ways in captions for i, caption in enumerate(ways)}
+        of_caption: dict[str, list[bool]] = defaultdict(list)
+        of_phrasing: dict[int, list[bool]] = defaultdict(list)
+        for prompt, one in zip(samples.prompts, right, strict=True):
+            of_caption[prompt].append(one)
+            of_phrasing[phrasing[prompt]].append(one)
+        names = reference.class_names
+        confusion = confusion_matrix(samples.labels, samples.seen, labels=range(len(names)))
+        return {
+            **_share(right),
+            "classifier_test_accuracy": float(reference.classifier.test_accuracy),
+            "by_caption": {
+                caption: {**_share(of_caption[caption]), "label": label}
+                for caption, label in reference.prompts
+                if caption in of_caption
+            },
+            "by_phrasing": [
+                {"phrasing": ", ".join([*(w[i] for w in few if i < len(w)), "…"]), **_share(of)}
+                for i, of in sorted(of_phrasing.items())
+            ],
+            "confusion": confusion.tolist(),
+            "labels": list(names),
         }
-        for i in range(max(len(ways) for ways in captions))
-    ]
-    names = reference.class_names
-    confusion = torch.zeros(len(names), len(names), dtype=torch.long)
-    for label, shown in zip(samples.labels.tolist(), samples.seen.tolist(), strict=True):
-        confusion[label, shown] += 1
-    return {
-        **_share(right, [True] * len(right)),
-        "judge_test_accuracy": float(reference.judge.test_accuracy),
-        "by_caption": {c: share for c, share in by_caption.items() if share["samples"]},
-        "by_phrasing": [share for share in by_phrasing if share["samples"]],
-        "confusion": confusion.tolist(),
-        "labels": list(names),
-    }
+
+    def figures(self, found: Found) -> list[Figure]:
+        meaning = (
+            "Share of samples in which a classifier, trained on real images only, sees what the "
+            "prompt asks for; the classifier itself is right on real test images as often as the "
+            "last column says."
+        )
+        shown = found["accuracy"], meaning, found["interval"], found["classifier_test_accuracy"]
+        return [Figure("Prompt accuracy", *shown, show=percent)]
+
+    def rows(self, found: Found) -> list[tuple[str, str]]:
+        worst = sorted(found["by_caption"].items(), key=lambda item: item[1]["accuracy"])[:3]
+        return [("Weakest prompts", ", ".join(f"{c!r} {percent(s['accuracy'])}" for c, s in worst))]
+
+    def section(self, found: Found, samples: Samples) -> Section:
+        rows = [(row["phrasing"], row) for row in found["by_phrasing"]]
+        rows += [(prompt_name(caption), row) for caption, row in found["by_caption"].items()]
+        shares = {
+            f"{name}, {row['samples']} samples": (row["accuracy"], *row["interval"])
+            for name, row in rows
+        }
+        caption = "By phrasing and by prompt; lines: 95% intervals."
+        yield Chart("Accuracy by prompt", {"": shares}, caption=caption, show=percent)
+        caption = "Asked for (rows) and seen by the classifier (columns)."
+        yield plots.confusion("Confusion", found["confusion"], found["labels"], caption)
 
 
-def _share(right: list[bool], among: list[bool]) -> dict[str, Any]:
-    chosen = [r for r, a in zip(right, among, strict=True) if a]
-    if not chosen:
-        return {"accuracy": None, "interval": None, "samples": 0}
-    return {
-        "accuracy": sum(chosen) / len(chosen),
-        "interval": wilson_interval(sum(chosen), len(chosen)),
-        "samples": len(chosen),
-    }
+def _share(right: list[bool]) -> Found:
+    samples, interval = len(right), wilson_interval(sum(right), len(right))
+    return {"accuracy": sum(right) / samples, "interval": interval, "samples": samples}

@@ -1,10 +1,9 @@
-"""What an evaluation found as a page that one can mail: numbers, plots and pictures in one file.
+"""What an evaluation found as a page that one can mail: numbers, plots and pictures in one file."""
 
-Pure functions of plain data and pictures; nothing here draws a sample or measures anything.
-"""
+from fluxsmith.evaluation.report.parts import Part, Picture, Pictures, Table
+from fluxsmith.evaluation.report.plots import Chart
+from fluxsmith.evaluation.report.wording import interval, number, percent, prompt_name
 
-from fluxsmith.evaluation.report.compare import write_comparison
-from fluxsmith.evaluation.report.gallery import Gallery
-from fluxsmith.evaluation.report.page import write_report
-
-__all__ = ["Gallery", "write_comparison", "write_report"]
+__all__ = [
+    "Chart", "Part", "Picture", "Pictures", "Table", "interval", "number", "percent", "prompt_name",
+]  # fmt: skip

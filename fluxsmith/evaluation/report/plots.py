@@ -1,205 +1,144 @@
-"""The plots of a report. Lines differ in colour, marker and dashes, so that no reader depends on
-one of them."""
+"""Plots by matplotlib, in the style of page.mplstyle."""
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+import io
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from fluxsmith.evaluation.report.markup import Markup, legible
-from fluxsmith.evaluation.report.svg import COLOURS, drawn
-from fluxsmith.evaluation.report.wording import shortened
+import numpy as np
+
+from fluxsmith.evaluation.report.parts import Part, Plot, Table, data_uri
+from fluxsmith.evaluation.report.wording import interval, number, percent, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MARKERS = "os^DvPX"
-DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
-SIZE = (5.2, 3.4)  # inches; a page as narrow as a phone shows its text at full size
-SHADE = (0.0, 0.42, 0.67)  # of a confusion matrix
+WIDTH, HEIGHT = 5.2, 3.4  # inches
+DRAWN = 40  # labels, the lowest; and points of a line that get a marker
 NUMBERED = 32  # labels up to which a confusion matrix has a number in each cell
+TIME = "t (0 data, 1 noise)"
+STYLE = Path(__file__).with_name("page.mplstyle")
 
 
-class Point(NamedTuple):
-    x: float
-    y: float
-    low: float | None = None  # ends of the error bar
-    high: float | None = None
+@dataclass(frozen=True)
+class Chart:
+    """Lines over numbers, or a row of points for each label. On the page of several models, their
+    charts of one title become one."""
+
+    title: str
+    # By the name of a line, then by x or by label: a value, and the ends of its interval if any.
+    series: Mapping[str, Mapping[Any, Sequence[float]]]
+    x: str = ""
+    y: str = ""
+    caption: str = ""
+    show: Callable[..., str] = number
+    dress: Callable[["Axes"], Any] | None = None  # changes what is drawn
+    numbers: bool = True  # in a table that opens on a click
 
 
-Lines = Mapping[str, Sequence[Point]]  # by name
+def joined(charts: Mapping[str, Chart]) -> Chart:
+    """One chart of several models', by their names; a line that is the same in all stands once."""
+    series: dict[str, Mapping[Any, Sequence[float]]] = {}
+    for model, chart in charts.items():
+        for name, line in chart.series.items():
+            common = all(line == other.series.get(name) for other in charts.values())
+            series[name if common else model] = line
+    return replace(next(iter(charts.values())), series=series)
 
 
-def loss_by_timestep(name: str, lines: Lines) -> Markup:
-    """Logarithmic if need be: at t = 0 the loss is often ten times that elsewhere."""
-
-    def draw(axes: "Axes") -> None:
-        handles = _lines(axes, lines)
-        _logarithmic_if_wide(axes, lines, 4)
-        axes.set(xlabel="t (0 data, 1 noise)", ylabel="loss", xlim=(-0.03, 1.03))
-        _legend(axes, handles)
-
-    return drawn(name, "Loss by timestep", SIZE, draw)
-
-
-def quality(
-    name: str, title: str, lines: Lines, ylabel: str, chosen: Point | None, share: bool
-) -> Markup:
-    """Quality against evaluations of the network, both as given; `chosen` gets a ring."""
-
-    def draw(axes: "Axes") -> None:
-        handles = _lines(axes, lines)
-        _powers_of_two(axes, [point.x for points in lines.values() for point in points])
-        if share:
-            axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g}%")
-        else:
-            _logarithmic_if_wide(axes, lines, 20)
-        if chosen is not None:
-            ring: dict[str, Any] = {
-                "marker": "o",
-                "markersize": 13,
-                "fillstyle": "none",
-                "color": "black",
-            }
-            handles += axes.plot(
-                [chosen.x], [chosen.y], linestyle="", label="cheapest", zorder=5, **ring
-            )
-        axes.set(xlabel="evaluations of the network", ylabel=ylabel)
-        _legend(axes, handles)
-
-    return drawn(name, title, SIZE, draw)
-
-
-def by_time(name: str, title: str, lines: Lines, ylabel: str) -> Markup:
-    """Something that is at least 0, along t."""
+def drawn(chart: Chart) -> list[Part]:
+    """The plot, and the table of its numbers."""
+    lines = list(chart.series.values())
+    keys: list[Any] = list(dict.fromkeys(key for line in lines for key in line))
+    labelled, shown = isinstance(keys[0], str), sorted(keys)
+    if labelled:
+        lowest = {key: min(line[key][0] for line in lines if key in line) for key in keys}
+        least = set(sorted(keys, key=lowest.__getitem__)[:DRAWN])
+        shown = [key for key in keys if key in least]
 
     def draw(axes: "Axes") -> None:
-        handles = _lines(axes, lines)
-        axes.set(xlabel="t (0 data, 1 noise)", ylabel=ylabel, xlim=(-0.03, 1.03))
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) if _values(lines) else None)
-        _legend(axes, handles)
+        for i, (name, line) in enumerate(chart.series.items()):
+            here = [key for key in shown if key in line]
+            if not here:
+                continue
+            values, *ends = np.array([line[key] for key in here], dtype=float).T
+            # How far the ends of each interval lie below and above its value.
+            bars = [abs(end - values) for end in ends] or None
+            style: dict[str, Any] = {"marker": ""} if len(here) > DRAWN else {}
+            style["label"] = shortened(name)
+            if labelled:
+                shift = (i + 1) / (len(lines) + 1) - 0.5
+                places = [shown.index(key) + shift for key in here]
+                axes.errorbar(values, places, xerr=bars, linestyle="", **style)
+            else:
+                axes.errorbar(here, values, yerr=bars, **style)
+        if labelled:
+            axes.set_yticks(range(len(shown)), [shortened(key) for key in shown])
+            axes.set_ylim(len(shown) - 0.4, -0.6)
+        if chart.show is percent:
+            axis = axes.xaxis if labelled else axes.yaxis
+            axis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
+        if len(lines) > 1:
+            short = max(map(len, chart.series)) <= 28
+            axes.figure.legend(loc="outside lower center", ncols=2 if short else 1)
+        axes.set(xlabel=chart.x, ylabel=chart.y)
+        if chart.dress:
+            chart.dress(axes)
 
-    return drawn(name, title, SIZE, draw)
+    height = 1 + len(shown) * (0.14 + 0.06 * len(lines)) if labelled else HEIGHT
+    plot = _svg(chart.title, draw, chart.caption, height)
+    return [plot, _numbers(chart, keys)] if chart.numbers else [plot]
 
 
-def distances(name: str, lines: Lines, threshold: float | None) -> Markup:
-    """The share of images (y) that are nearer than a distance (x), with the line of near-copies."""
+def confusion(title: str, matrix: list[list[int]], labels: list[str], caption: str) -> Plot:
+    """Rows: what was asked for; columns: what the classifier saw."""
+    from sklearn.metrics import ConfusionMatrixDisplay
+
+    count, every = len(matrix), max(1, len(matrix) // NUMBERED)  # label that has room for its name
 
     def draw(axes: "Axes") -> None:
-        handles = _lines(axes, lines, markers=False)
-        if threshold is not None:
-            axes.axvline(threshold, color="black", linewidth=0.8, linestyle=(0, (1, 2)))
-            axes.annotate(
-                "near-copy",
-                (threshold, 0.97),
-                xytext=(-3, 0),
-                textcoords="offset points",
-                ha="right",
-                va="top",
-                rotation=90,
-                fontsize=8.5,
-            )
-        axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g}%")
-        axes.set(xlabel="distance to the nearest training image", ylabel="images nearer than that")
-        _legend(axes, handles)
-
-    return drawn(name, "Distance to the nearest training image", SIZE, draw)
-
-
-def confusion(name: str, matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> Markup:
-    """Rows: what was asked for; columns: what the judge saw. Colour: the share of the row."""
-    count = len(matrix)
-    side = min(8.0, max(3.2, 0.42 * count + 1))
-    every = max(1, count // NUMBERED)  # label that has room for its name
-
-    def draw(axes: "Axes") -> None:
-        _cells(axes, matrix)
-        axes.grid(False)
-        axes.set(xlim=(0, count), ylim=(count, 0), aspect="equal")
-        middles = [i + 0.5 for i in range(0, count, every)]
-        names = [_name(label, 12) for label in labels[::every]]
-        turned = max(map(len, names), default=0) > 4 or count > NUMBERED
-        axes.set_xticks(middles, names, rotation=90 if turned else 0)
-        axes.set_yticks(middles, names)
+        display = ConfusionMatrixDisplay(np.array(matrix))
+        display.plot(ax=axes, include_values=count <= NUMBERED, cmap="Blues", colorbar=False)
+        names = [shortened(label, 12) for label in labels[::every]]
+        axes.set_xticks(range(0, count, every), names, rotation=90 if count > 10 else 0)
+        axes.set_yticks(range(0, count, every), names)
         axes.set(xlabel="seen", ylabel="asked for")
-        axes.tick_params(length=0)
-        for spine in axes.spines.values():
-            spine.set(visible=True, linewidth=0.6)
+        axes.grid(False)
 
-    return drawn(name, "Confusion matrix", (side, side), draw)
+    return _svg(title, draw, caption, min(8.0, max(3.2, 0.36 * count + 1)))
 
 
-def _cells(axes: "Axes", matrix: Sequence[Sequence[int]]) -> None:
-    """Shades that leave ink legible and let rare mistakes show; as a picture if there are many."""
-    import numpy as np
+def logarithmic(axes: Any) -> None:
+    """The y axis, with plain numbers."""
+    from matplotlib.ticker import LogLocator
 
-    counts = np.asarray(matrix, dtype=float)  # (asked for, seen)
-    shade = np.empty((*counts.shape, 4))
-    shade[..., :3] = SHADE
-    shade[..., 3] = 0.75 * np.sqrt(counts / np.maximum(1, counts.sum(1, keepdims=True)))
-    size = len(counts)
-    if size > NUMBERED:
-        axes.imshow(shade, interpolation="nearest", extent=(0, size, size, 0))
-        return
-    for i, j in np.argwhere(counts > 0).tolist():
-        axes.fill([j, j + 1, j + 1, j], [i, i, i + 1, i + 1], color=shade[i, j], linewidth=0)
-        said = f"{matrix[i][j]}"
-        axes.text(j + 0.5, i + 0.5, said, ha="center", va="center", fontsize=8)
+    axes.set_yscale("log")
+    axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
 
 
-def _lines(axes: "Axes", lines: Lines, markers: bool = True) -> list[Any]:
-    """Draws them and gives what a legend needs of each."""
-    handles: list[Any] = []
-    for i, (name, unordered) in enumerate(lines.items()):
-        points = sorted(unordered, key=lambda point: point.x)
-        style: dict[str, Any] = {
-            "color": COLOURS[i % len(COLOURS)],
-            "linestyle": DASHES[i % len(DASHES)],
-            "marker": MARKERS[i % len(MARKERS)] if markers else "",
-            "label": _name(name),
-        }
-        xs, ys = [p.x for p in points], [p.y for p in points]
-        if any(p.low is not None and p.high is not None for p in points):
-            below = [max(0.0, p.y - p.low) if p.low is not None else 0.0 for p in points]
-            above = [max(0.0, p.high - p.y) if p.high is not None else 0.0 for p in points]
-            bars = axes.errorbar(xs, ys, [below, above], capsize=2, elinewidth=0.9, **style)
-            handles.append(bars)
-        else:
-            handles += axes.plot(xs, ys, **style)
-    return handles
+def _svg(title: str, draw: Callable[["Axes"], Any], caption: str, height: float) -> Plot:
+    """What `draw` puts on a pair of axes."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    file = io.BytesIO()
+    with style.context(STYLE, after_reset=True), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the browser has it
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        draw(figure.add_subplot())
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return Plot(title, data_uri("image/svg+xml", file.getvalue()), caption)
 
 
-def _legend(axes: "Axes", handles: Sequence[Any]) -> None:
-    """Below the axes, in the order given; none for a single line."""
-    if len(handles) > 1:
-        short = max(len(handle.get_label()) for handle in handles) <= 28
-        axes.figure.legend(handles=handles, loc="outside lower center", ncols=2 if short else 1)
+def _numbers(chart: Chart, keys: Sequence[Any]) -> Table:
+    def cell(value: Any = None, *ends: float) -> str:
+        return chart.show(value) + (f" ({interval(ends, chart.show, value)})" if ends else "")
 
-
-def _name(text: str, most: int = 40) -> str:
-    """Matplotlib hides labels that begin with an underscore, hence the word joiner before it."""
-    text = legible(shortened(text, most))
-    return "\u2060" + text if text.startswith("_") else text
-
-
-def _values(lines: Lines) -> list[float]:
-    return [point.y for points in lines.values() for point in points]
-
-
-def _powers_of_two(axes: "Axes", xs: Sequence[float]) -> None:
-    """A logarithmic axis with a plain number at each power of two in range."""
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-    if xs and min(xs) > 0:
-        ends = math.floor(math.log2(min(xs))), math.ceil(math.log2(max(xs)))
-        axes.set_xticks([2.0**i for i in range(ends[0], ends[1] + 1)])
-
-
-def _logarithmic_if_wide(axes: "Axes", lines: Lines, ratio: float) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    values = _values(lines)
-    if values and min(values) > 0 and max(values) > ratio * min(values):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+    lines = chart.series.values()
+    rows = [[str(key), *(cell(*line.get(key, ())) for line in lines)] for key in keys]
+    head = [chart.x.split(" ")[0], *(name or "value" for name in chart.series)]
+    return Table(f"The numbers: {chart.title}", head, rows, folded=True)

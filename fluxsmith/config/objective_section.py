@@ -1,0 +1,30 @@
+"""What is trained for: the objective, and the density of the timesteps that it is taken at."""
+
+from typing import Any
+
+from fluxsmith.config.kinds import KindSection
+
+# Import paths of the objectives; `Settings` of the class, if there is one, are the kind's keys.
+OBJECTIVES: dict[str, Any] = {"flow_matching": "fluxsmith.training.flow_matching:FlowMatching"}
+
+
+class ObjectiveConfig(KindSection):
+    NAME = "objective"
+    CHOOSER = "kind"
+    REGISTRY = "fluxsmith.config.objective_section:OBJECTIVES"
+    DEFAULT = "flow_matching"
+
+    kind: str
+    """What training minimises: flow_matching, the squared error of the predicted velocity."""
+
+
+class FlowConfig(KindSection):
+    NAME = "flow"
+    CHOOSER = "timesteps"
+    REGISTRY = "fluxsmith.flow.timesteps:DENSITIES"
+    DEFAULT = "logit_normal"
+
+    timesteps: str
+    """Density of the training timesteps: uniform, logit_normal, mode or shifted."""
+    stratified: bool = True
+    """Spread each batch's timesteps evenly over the density: the same density, less variance."""

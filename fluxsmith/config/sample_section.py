@@ -1,0 +1,37 @@
+"""How pictures are drawn, and what is measured during training."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fluxsmith.config.types import Count, Interval, NameIn, Section, Share, SolverSteps
+
+
+class SampleConfig(Section):
+    solver: Annotated[str, NameIn("fluxsmith.flow.solvers:SOLVERS")] = "euler"
+    """ODE solver: euler, adams2 (order 2, one evaluation a step), heun or midpoint (two)."""
+    steps: SolverSteps = 20
+    """Solver steps from noise to data."""
+    schedule: Annotated[str, NameIn("fluxsmith.flow.solvers:SCHEDULES")] = "uniform"
+    """Grid of times: uniform, or bent for large images as FLUX.1 does."""
+    guidance: float = 2.0
+    """Guidance scale; 1 is off, one evaluation in place of two."""
+    guidance_method: Literal["cfg", "embedded"] = "cfg"
+    """cfg: classifier-free, two evaluations; embedded: the scale is an input of the network."""
+    guidance_interval: list[Share] = Field(default=[0.0, 1.0], min_length=2, max_length=2)
+    """The lowest and highest t at which classifier-free guidance is on."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the network in sampling; bfloat16 is quicker on GPUs and less repeatable."""
+    num_samples: Count = 16
+    """Pictures drawn when no prompts are given, and in the grids during training."""
+
+
+class EvaluateConfig(Section):
+    every: Interval = 1000
+    """Steps between evaluations of the averaged weights during training; 0: never."""
+    metrics: list[str] = Field(default=["validation_loss"])
+    """What is measured during training; `fluxsmith evaluate` measures more."""
+    num_samples: Count = 200
+    """Pictures drawn for the metrics that need pictures."""
+    validation_images: Count = 100
+    """Test images that the validation loss is taken of."""

@@ -1,0 +1,136 @@
+"""An evaluation from a checkpoint to figures: a table, a JSON file, a report. And the scores of a
+model while it trains: few figures, quickly, and the same ones every time."""
+
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fluxsmith.config import RunConfig
+from fluxsmith.errors import UserError
+from fluxsmith.evaluation.classifier import data_digest
+from fluxsmith.evaluation.evaluators import EVALUATORS, for_training
+from fluxsmith.evaluation.report.page import Evaluation, write_json, write_report
+from fluxsmith.evaluation.samples import Reference, Samples, Settings
+from fluxsmith.pipeline import Pipeline
+from fluxsmith.sampling.generate import Sampler
+from fluxsmith.storage.files import make_folder
+from fluxsmith.version import __version__
+
+FORMAT = "fluxsmith-evaluation/1"
+
+
+def evaluate(
+    sampler: Sampler,
+    settings: Settings,
+    metrics: Sequence[str],
+    *,
+    checkpoint: Path,
+    weights: str,
+    command: str,
+    json_file: Path | None = None,
+    report: Path | None = None,
+) -> dict[str, Any]:
+    """Runs the evaluators named, prints a table, and writes what was asked for."""
+    if json_file is not None:
+        if json_file.is_dir():
+            raise UserError(f"--json {json_file}: this is a folder; name a file in it")
+        make_folder(json_file.parent, "--json")
+    if report is not None:
+        make_folder(report, "--report")
+    samples = Samples(sampler, Reference(sampler.pipeline.config), settings)
+    left_out = [name for name in metrics if EVALUATORS[name].needs_classes]
+    if samples.reference.train.classes is None and 0 < len(left_out) < len(metrics):
+        metrics = [name for name in metrics if name not in left_out]
+        Console().print(f"left out, for want of classes: {', '.join(left_out)}", soft_wrap=True)
+    results = measure(samples, metrics, checkpoint=checkpoint, weights=weights, command=command)
+    Console().print(_table(results))
+    for name, found in results["results"].items():
+        EVALUATORS[name].keep(found, checkpoint, weights)
+    if json_file is not None:
+        write_json(json_file, results)
+    if report is not None:
+        write_report(report, Evaluation(results, samples))
+    return results
+
+
+def measure(
+    samples: Samples, metrics: Sequence[str], *, checkpoint: Path, weights: str, command: str
+) -> dict[str, Any]:
+    """The figures of each evaluator and the seconds it took, with all that is needed to measure
+    them again."""
+    pipeline, settings = samples.pipeline, samples.settings
+    samples.sampler.plan([""], **settings.drawing)  # refuses what can't be drawn
+    results, seconds, threads = {}, {}, torch.get_num_threads()
+    for name in metrics:
+        began = time.perf_counter()
+        results[name] = EVALUATORS[name].measure(samples)
+        seconds[name] = round(time.perf_counter() - began, 1)
+    return {
+        "format": FORMAT,
+        "name": pipeline.config.name,
+        "step": pipeline.step,
+        "weights": weights,
+        "model": pipeline.digest(),
+        "checkpoint": str(checkpoint),
+        "settings": asdict(settings),
+        "config": pipeline.config.model_dump(),
+        "provenance": {
+            "command": command,
+            "fluxsmith": __version__,
+            "torch": torch.__version__,
+            "python": sys.version.split()[0],
+            "machine": f"{platform.machine()}, {threads} threads, {pipeline.device}",
+            "data_digest": data_digest(samples.reference.train, samples.reference.test),
+        },
+        "results": results,
+        "seconds": seconds,
+    }
+
+
+def during_training(config: RunConfig) -> Callable[[Pipeline], dict[str, float]] | None:
+    """A function from the pipeline to its scores, or None where the config asks for none.
+
+    Everything it draws is addressed, so it leaves the training as it was, to the bit. The data and
+    the classifier are loaded now, so that what is wrong with them shows before the first step.
+    """
+    evaluators = for_training(config.evaluate.metrics)
+    if not config.evaluate.every or not evaluators or config.evaluate.every > config.train.steps:
+        return None
+    reference = Reference(config)
+    len(reference.test)
+    if any(evaluator.needs_classes for evaluator in evaluators.values()):
+        reference.classifier.eval()
+    settings = Settings.like(
+        config.sample,
+        num_samples=config.evaluate.num_samples,
+        seed=config.seed,
+        validation_images=config.evaluate.validation_images,
+        trajectories=config.evaluate.num_samples,
+    )
+
+    def scores(pipeline: Pipeline) -> dict[str, float]:
+        samples = Samples(Sampler(pipeline), reference, settings)
+        return {f"{name}/ema": each.score(samples) for name, each in evaluators.items()}
+
+    return scores
+
+
+def _table(results: dict[str, Any]) -> Table:
+    title = f"{results['name']}, step {results['step']}, {results['weights']} weights"
+    sheet = Table(title=title, show_header=False)
+    for name, found in results["results"].items():
+        for figure in EVALUATORS[name].figures(found):
+            value, ends, real = figure.texts
+            shown = value + (f" ({ends})" if ends else "")
+            sheet.add_row(figure.name, shown + (f"; real images {real}" if real else ""))
+        for row in EVALUATORS[name].rows(found):
+            sheet.add_row(*row)
+    return sheet

@@ -1,0 +1,1 @@
+"""C++ and oneDNN for x86 processors."""

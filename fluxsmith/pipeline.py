@@ -1,0 +1,261 @@
+"""The one way to call the model: built from a config or a checkpoint, it encodes text and gives the
+velocity of images. Training, validation, the solvers and teachers all go through `velocity`.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fluxsmith import autoencoder as autoencoders
+from fluxsmith import text as encoders
+from fluxsmith.autoencoder import Autoencoder
+from fluxsmith.autoencoder.pixel import PixelAutoencoder
+from fluxsmith.config import RunConfig, SampleConfig
+from fluxsmith.config.comparing import free_keys
+from fluxsmith.config.reading import build_config, with_overrides
+from fluxsmith.device import autocast, computing_dtype, for_each, pick_device
+from fluxsmith.errors import UserError
+from fluxsmith.model.flux import Flux, FluxParams
+from fluxsmith.model.tokens import image_ids, patchify, text_ids, token_grid, unpatchify
+from fluxsmith.randomness import address_seed
+from fluxsmith.storage import checkpoint as checkpoints
+from fluxsmith.storage.embeddings import open_store
+from fluxsmith.storage.tensor_files import read_with_settings
+from fluxsmith.text.encoder import TextEmbedding, TextEncoder, TextInput
+from fluxsmith.text.frozen import FrozenText
+
+Built = TypeVar("Built", bound="Pipeline")
+
+
+class Pipeline(nn.Module):
+    """A text encoder, a Flux and an autoencoder, together a text-to-image model."""
+
+    def __init__(
+        self, config: RunConfig, network: Flux, text: TextEncoder, autoencoder: Autoencoder
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.network = network
+        self.text = text  # a submodule where it is learned, and only there
+        self.autoencoder = autoencoder
+        # Of the checkpoint that this came from; a new model has none.
+        self.step = 0
+        self.captions: list[str] = []
+
+    @classmethod
+    def build(
+        cls: type[Built], config: RunConfig, device: torch.device | str = "cpu", empty: bool = False
+    ) -> Built:
+        """A new model, its weights drawn from config.seed, the same on every device. `empty`: the
+        network has shapes but no weights, until `load_weights(assign=True)` brings them, in their
+        own dtype and from wherever they are, without a copy."""
+        autoencoder = build_autoencoder(config, device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(address_seed(config.seed, "weights"))
+            text = build_text_encoder(config, device)
+            with torch.device("meta") if empty else nullcontext():
+                network = Flux(flux_params(config, autoencoder, text))
+        pipeline = cls(config, network, text, autoencoder)
+        return pipeline if empty else pipeline.to(device)
+
+    @classmethod
+    def from_checkpoint(
+        cls: type[Built],
+        path: str | Path,
+        device: str = "auto",
+        weights: str = "ema",
+        overrides: Sequence[str] = (),
+        mapped: bool = False,
+    ) -> Built:
+        """The model in a checkpoint; `weights` is `ema` (the average) or `model` (the raw ones).
+
+        `overrides` say where files lie on this machine, such as `text.t5=FOLDER`. `mapped`: the
+        weights stay mapped from the file, and the caller puts them on the device, at once or block
+        by block.
+        """
+        if weights not in ("ema", "model"):
+            raise UserError(f"weights={weights}: must be ema or model")
+        on, contents, origin = pick_device(device), checkpoints.load(path), str(path)
+        settings = with_overrides(contents["config"], overrides, allowed=free_keys())
+        pipeline = cls.build(build_config(settings, origin), on, empty=True)
+        check_autoencoder(pipeline.autoencoder, contents["metadata"], origin)
+        pipeline.expect_text(contents["metadata"], origin)
+        pipeline.load_weights(contents[weights], origin, assign=True)
+        pipeline.step = contents["step"]
+        pipeline.captions = list(contents["metadata"].get("captions", []))
+        if not mapped:
+            pipeline.to(on)
+            pipeline.network.to(computing_dtype(pipeline.network.img_in.weight.dtype))
+        return pipeline.eval()
+
+    def text_metadata(self) -> dict[str, Any]:
+        """What a checkpoint's metadata says of frozen encoders; nothing of a learned one."""
+        return {"text": self.text.identity.metadata()} if isinstance(self.text, FrozenText) else {}
+
+    def expect_text(self, metadata: Mapping[str, Any], origin: str) -> None:
+        """Holds frozen encoders to those that a checkpoint was trained with."""
+        if isinstance(self.text, FrozenText):
+            self.text.identity.expect(metadata.get("text", {}), origin)
+
+    def load_weights(self, weights: dict[str, Tensor], origin: str, assign: bool = False) -> None:
+        """Loads tensors by name, copied into the model's own or, with `assign`, in their place; a
+        UserError names the first that don't fit."""
+        try:
+            self.load_state_dict(weights, assign=assign)
+        except RuntimeError as error:
+            found = shorten(str(error), 300)
+            raise UserError(
+                f"{origin} doesn't fit this model: {found}; was it another config's?"
+            ) from None
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.img_in.weight.device
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(c, h, w) of what the flow runs on, at the config's image size."""
+        size = self.config.data.image_size
+        return self.latent_shape_of(size, size)
+
+    def latent_shape_of(self, height: int, width: int) -> tuple[int, int, int]:
+        """(c, h, w) of what the flow runs on, for pictures of height x width pixels."""
+        factor = self.autoencoder.factor
+        return self.autoencoder.channels, height // factor, width // factor
+
+    @property
+    def size_unit(self) -> int:
+        """Heights and widths in pixels are multiples of this."""
+        return self.autoencoder.factor * self.config.model.patch_size
+
+    def image_tokens(self, shape: tuple[int, int, int]) -> int:
+        """The network's image tokens for latents of this shape."""
+        _, height, width = shape
+        rows, columns = token_grid(height, width, self.config.model.patch_size)
+        return rows * columns
+
+    def encode_text(self, prompts: Sequence[str], precision: str = "float32") -> TextEmbedding:
+        """The prompts as the network takes them, one row each."""
+        with autocast(self.device, precision):
+            return self.text(prompts).to(self.device)
+
+    def embed_text(self, read: TextInput, precision: str = "float32") -> TextEmbedding:
+        """The same from what the text encoder's `read` gives: the part that the device does."""
+        with autocast(self.device, precision):
+            return self.text.embed(read).to(self.device)
+
+    def velocity(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: TextEmbedding,
+        guidance: float | Tensor = 1.0,
+        precision: str = "float32",
+    ) -> Tensor:
+        """The velocity of x (b, c, h, w) at times t, (b,) or a scalar, in float32.
+
+        `guidance`, one scale or (b,), reaches networks with a guidance input; the others have no
+        use for it but 1. `precision` is the network's: float32, bfloat16, or auto.
+        """
+        b, _, height, width = x.shape
+        patch = self.config.model.patch_size
+        tokens = patchify(x, patch)  # (b, l, c p p)
+        embeds = self.config.model.guidance_embed
+        if not embeds and (isinstance(guidance, Tensor) or guidance != 1):
+            raise ValueError(f"guidance {guidance} given to a network without a guidance input")
+        with autocast(self.device, precision):
+            v = self.network(
+                img=tokens,
+                img_ids=image_ids(*token_grid(height, width, patch), x.device),
+                txt=cond.tokens,
+                txt_ids=text_ids(cond.tokens.shape[1], x.device),
+                timesteps=for_each(t, b, x.device),
+                y=cond.pooled,
+                guidance=for_each(guidance, b, x.device) if embeds else None,
+                txt_mask=cond.mask,
+            )
+        return unpatchify(v.float(), patch, height, width)
+
+    def digest(self, sample: SampleConfig | None = None) -> str:
+        """A short digest of every weight and of the settings that shape a picture beside those a
+        call names: the model's sections, image size and channels, and some of `sample`, which is
+        the config's unless another is given."""
+        settings = self.config.model_dump(
+            include={"data": {"image_size", "channels"}, "text": True, "model": True},
+            exclude={"text": {key.removeprefix("text.") for key in free_keys() if "text." in key}},
+            exclude_none=True,
+        )
+        settings["sample"] = (sample or self.config.sample).model_dump(
+            include={"schedule", "guidance_method", "guidance_interval", "precision"}
+        )
+        settings["autoencoder"] = self.autoencoder.digest
+        if isinstance(self.text, FrozenText):
+            settings["encoders"] = dict(self.text.identity.digests())
+        found = hashlib.sha256(repr(settings).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            found.update(name.encode())
+            data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            found.update(memoryview(data.numpy()))
+        return found.hexdigest()[:16]
+
+
+def build_text_encoder(config: RunConfig, device: torch.device | str) -> TextEncoder:
+    """The text encoder that a config names, new where it is learned."""
+    store = open_store(getattr(config.text, "cache", "memory"))
+    return encoders.build(config.text, torch.device(device), store)
+
+
+def parameters_at_least(config: RunConfig) -> int:
+    """The parameters of a config's model, before anything of it is built: counted on torch's meta
+    device, with the fewest channels that an autoencoder can have."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        text = build_text_encoder(config, "meta")
+        network = Flux(flux_params(config, PixelAutoencoder(1), text))
+    learned = [module for module in (network, text) if isinstance(module, nn.Module)]
+    return sum(p.numel() for module in learned for p in module.parameters())
+
+
+def build_autoencoder(config: RunConfig, device: torch.device | str) -> Autoencoder:
+    """The autoencoder that a config names, checked to fit its images."""
+    channels, size = config.data.channels, config.data.image_size
+    autoencoder = autoencoders.build(config.autoencoder, device, read_with_settings, channels)
+    if autoencoder.image_channels != channels:
+        raise UserError(
+            f"data.channels={channels}: the autoencoder {config.autoencoder.weights} takes images "
+            f"of {autoencoder.image_channels}; set data.channels={autoencoder.image_channels}"
+        )
+    unit = autoencoder.factor * config.model.patch_size
+    if size % unit:
+        options = " or ".join(str(n) for n in (size - size % unit, size - size % unit + unit) if n)
+        raise UserError(
+            f"data.image_size={size}: not divisible by {unit}, the autoencoder's factor "
+            f"{autoencoder.factor} times model.patch_size={config.model.patch_size}; use {options}"
+        )
+    return autoencoder
+
+
+def check_autoencoder(autoencoder: Autoencoder, metadata: Mapping[str, Any], origin: str) -> None:
+    """Raises a UserError where a checkpoint was trained in the latents of another autoencoder."""
+    trained = metadata.get("autoencoder", autoencoder.digest)  # imported weights don't say
+    if trained != autoencoder.digest:
+        raise UserError(
+            f"autoencoder.weights: {origin} was trained with the autoencoder {trained}, and this "
+            f"one is {autoencoder.digest}; name the file that it was trained with"
+        )
+
+
+def flux_params(config: RunConfig, autoencoder: Autoencoder, text: TextEncoder) -> FluxParams:
+    """The network's sizes: those of the config, and the widths that follow from its neighbours."""
+    sizes = config.model.model_dump(exclude={"patch_size"})
+    return FluxParams(
+        in_channels=autoencoder.channels * config.model.patch_size**2,
+        vec_in_dim=text.pooled_width,
+        context_in_dim=text.token_width,
+        **sizes,
+    )

@@ -1,0 +1,1 @@
+"""What must not be lost or trusted blindly: atomic writes, checkpoints, tensor files."""

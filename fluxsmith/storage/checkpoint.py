@@ -1,0 +1,158 @@
+"""Checkpoints: one self-describing file, written atomically, opened without running any code.
+
+A checkpoint is a dictionary of plain data and tensors; `FORMAT` names its layout. In `model` and
+`ema` the network's tensors are named `network.` + BFL's key, a learned text encoder's `text.` + its
+own. The file is the zip archive that torch writes; its zip comment is the SHA-256 of all the rest.
+"""
+
+import contextlib
+import os
+import re
+import reprlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+from torch import Tensor
+
+from fluxsmith.errors import UserError
+from fluxsmith.storage.digest import Digesting, problem_with
+from fluxsmith.storage.files import explaining, first_line
+from fluxsmith.storage.tensor_files import DamagedFileError, read_pickled
+
+FORMAT = "fluxsmith/1"
+KEYS = (
+    "format", "step", "images_seen", "config", "model", "ema", "optimizer", "data", "window",
+    "metadata",
+)  # fmt: skip
+_NAME = re.compile(r"diffusion-(\d+)\.pt")
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    return folder / f"diffusion-{step}.pt"
+
+
+def save(
+    path: Path, checkpoint: Mapping[str, Any], cancelled: Callable[[], bool] = lambda: False
+) -> None:
+    """Writes to a temporary name beside `path`, flushes it to disk, then renames it.
+
+    Whatever happens in between, `path` is either what it was or the whole new checkpoint. Raises a
+    UserError if it can't be written, or once `cancelled` returns True.
+    """
+    assert checkpoint.keys() >= set(KEYS), f"a checkpoint needs {set(KEYS) - checkpoint.keys()}"
+    temporary = temporary_path(path)
+    try:
+        with open(temporary, "wb") as stream:
+            digesting = Digesting(stream, cancelled)
+            torch.save(dict(checkpoint), cast(IO[bytes], digesting))  # torch needs write and flush
+            digesting.sign()
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        _flush_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        reason = first_line(_os_error(error) or error)
+        raise UserError(f"can't write the checkpoint {path}: {reason}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def temporary_path(path: Path) -> Path:
+    """The name that a checkpoint is written under before it is whole."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """The checkpoint at `path`, its tensors memory-mapped on the CPU.
+
+    The whole file is read once and checked first. Only plain data and tensors are accepted: a file
+    with pickled code in it is refused, and none of the code is run. Raises a DamagedFileError
+    for a file that is not what was written, and a UserError for one that is no checkpoint.
+    """
+    path = Path(path)
+    if not os.path.isfile(path):  # noqa: PTH113  Path.is_file raises for a name that is too long
+        raise UserError(f"no checkpoint at {path}{_suggest(path)}")
+    with explaining(f"can't read {path}"):
+        problem = problem_with(path)
+    if problem:
+        raise DamagedFileError(f"{path} is not a whole checkpoint: {problem}; use another one")
+    checkpoint = read_pickled(path)
+    if wrong := _misfit(checkpoint):
+        raise UserError(f"{path} is not a fluxsmith checkpoint: {wrong}; use another one")
+    return checkpoint
+
+
+def _misfit(checkpoint: Any) -> str | None:
+    """What is wrong with the contents of a file that torch can read; None for a checkpoint."""
+    found = checkpoint.get("format") if isinstance(checkpoint, dict) else None
+    if found != FORMAT:
+        return f"its format is {reprlib.repr(found)}, not {FORMAT!r}"
+    if missing := [key for key in KEYS if key not in checkpoint]:
+        return f"it lacks {', '.join(missing)}"
+    for key in ("model", "ema"):
+        state = checkpoint[key]
+        if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+            return f"its {key} holds more than tensors by name"
+    return None
+
+
+def find(folder: Path) -> list[tuple[int, Path]]:
+    """The checkpoints of a run as (step, path), oldest first."""
+    named = ((_NAME.fullmatch(path.name), path) for path in folder.glob("diffusion-*.pt"))
+    return sorted((int(match[1]), path) for match, path in named if match)
+
+
+def newest(path: Path) -> Path:
+    """`path` itself, or the newest checkpoint in it where it is a run's folder."""
+    if not path.is_dir():
+        return path
+    found = find(path)
+    if not found:
+        raise UserError(f"no checkpoint in {path}; train one first, or name its file")
+    return found[-1][1]
+
+
+def prune(folder: Path, keep: int, keep_every: int) -> None:
+    """Deletes checkpoints but for the newest `keep` (0: keeps all) and the multiples of
+    `keep_every`."""
+    if keep == 0:
+        return
+    for step, path in find(folder)[:-keep]:
+        if not keep_every or step % keep_every:
+            with contextlib.suppress(OSError):  # a file that stays only takes up disk
+                path.unlink()
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a damaged checkpoint, so that it is kept but not found as one."""
+    aside = path.with_name(f"{path.name}.damaged")
+    with explaining(f"can't rename {path}", "; move it away"):
+        path.replace(aside)
+    return aside
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes the rename itself survive a loss of power, on POSIX systems."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems refuse; the file is there
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _suggest(path: Path) -> str:
+    there = [str(p) for _, p in find(path.parent)] if path.parent.is_dir() else []
+    return f"; there is {', '.join(there)}" if there else "; check the path, or train one first"
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The OSError that led to torch's own error, if any: it says why."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error

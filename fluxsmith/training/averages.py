@@ -1,0 +1,133 @@
+"""Averages over a run: of the weights, with which samples are drawn, and of the losses since the
+last record."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fluxsmith.training.objective import Losses
+
+MASKED_AT_ONCE = 32  # tensors that a masked update takes at a time, to bound the memory it needs
+QUARTILES = 4
+
+
+class EMA:
+    """A float32 average of a module's parameters, by name, on their device.
+
+    The decay of update n (from 0) is min(decay, (1 + n) / (10 + n)), as in TensorFlow's
+    ExponentialMovingAverage, so that a short run isn't held back by its first weights.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {
+            name: p.detach().float().clone(memory_format=torch.contiguous_format)
+            for name, p in module.named_parameters()
+        }
+
+    def share(self, n: int) -> float:
+        """1 - decay of update n: how much of the weights goes into their average."""
+        return 1 - min(self.decay, (1 + n) / (10 + n))
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, share: float | Tensor, good: Tensor | None = None) -> None:
+        """ema += share (weights - ema), for every tensor in one call.
+
+        `good`, () bool on the device, says whether to: where it is false, nothing changes.
+        """
+        current = [p.detach().float() for p in module.parameters()]
+        average = list(self.weights.values())
+        if good is None:
+            torch._foreach_lerp_(average, current, float(share))
+            return
+        for start in range(0, len(average), MASKED_AT_ONCE):
+            part = slice(start, start + MASKED_AT_ONCE)
+            change = torch._foreach_sub(current[part], average[part])
+            torch._foreach_mul_(change, good * share)
+            torch._foreach_add_(average[part], change)
+
+    @torch.no_grad()
+    def load(self, weights: dict[str, Tensor]) -> None:
+        for name, tensor in self.weights.items():
+            tensor.copy_(weights[name])
+
+    @contextmanager
+    def in_place_of(self, module: nn.Module) -> Iterator[None]:
+        """Inside, the module runs with the averaged weights; afterwards with its own, untouched."""
+        own = {name: p.data for name, p in module.named_parameters()}
+        for name, p in module.named_parameters():
+            p.data = self.weights[name].to(p.dtype)
+        try:
+            yield
+        finally:
+            for name, p in module.named_parameters():
+                p.data = own[name]
+
+
+class RunningMeans:
+    """The mean loss by quartile of t, the losses' other terms, the norm of the gradient, and the
+    number of steps that were skipped because they were not finite, which count in no mean.
+
+    Sums are kept on the device and read when a record is due, so no step waits for the device.
+    """
+
+    def __init__(self, device: torch.device | str, terms: Sequence[str] = ()) -> None:
+        self.terms = tuple(terms)
+        # Losses and their number by quartile, norms and their number, skipped steps, other terms.
+        self._sizes = [QUARTILES, QUARTILES, 2, 1, len(self.terms)]
+        # One tensor, so that a GPU is asked once for all of it.
+        self.totals = torch.zeros(sum(self._sizes), device=device, dtype=torch.float32)
+        sums, counts, norms, skipped, others = self.totals.split(self._sizes)
+        self._sums, self._counts, self._norms, self._terms = sums, counts, norms, others
+        self._skipped = skipped[0]
+
+    @torch.no_grad()
+    def add(self, losses: Losses, norm: Tensor, good: Tensor) -> None:
+        """A step's losses, its gradient's norm, and whether it was finite: () bool."""
+        quartile = (losses.t * QUARTILES).long().clamp(0, QUARTILES - 1)  # (b,)
+        member = quartile[:, None] == torch.arange(QUARTILES, device=quartile.device)  # (b, 4)
+        # where, since the product of 0 and a NaN is a NaN
+        self._sums += torch.where(good, losses.total, 0) @ member.to(losses.total.dtype)
+        self._counts += member.sum(0) * good
+        self._norms[0] += torch.where(good, norm, 0)
+        self._norms[1] += good
+        self._skipped += ~good
+        for i, name in enumerate(self.terms):
+            self._terms[i] += torch.where(good, losses.terms[name].mean(), 0)
+
+    def means(self) -> dict[str, float]:
+        """The means, after which the sums are zero again. Waits for the device."""
+        found = self.totals.cpu().split(self._sizes)
+        sums, counts, norms, (skipped,), terms = (part.tolist() for part in found)
+        self.totals.zero_()
+        record: dict[str, float] = {"skipped_steps": int(skipped)} if skipped else {}
+        steps = norms[1]
+        if not steps:
+            return record
+        record |= {"loss": sum(sums) / sum(counts), "grad_norm": norms[0] / steps}
+        for i, (total, count) in enumerate(zip(sums, counts, strict=True)):
+            if count:
+                record[f"loss_q{i + 1}"] = total / count
+        return record | {name: one / steps for name, one in zip(self.terms, terms, strict=True)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = {
+            "sums": self._sums,
+            "counts": self._counts,
+            "norms": self._norms,
+            "skipped": self._skipped,
+        }
+        if self.terms:
+            state["terms"] = self._terms
+        # Views of one tensor would be saved as such, where a copy of the state is not.
+        return {name: part.clone() for name, part in state.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self._sums.copy_(state["sums"])
+        self._counts.copy_(state["counts"])
+        self._norms.copy_(state["norms"])
+        self._skipped.copy_(state.get("skipped", torch.zeros(())))
+        if self.terms:
+            self._terms.copy_(state["terms"])

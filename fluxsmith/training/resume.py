@@ -1,0 +1,135 @@
+"""Where a run starts: from scratch, from a checkpoint to resume, or from one to fork."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fluxsmith.config import RunConfig
+from fluxsmith.config.comparing import COURSE, WEIGHTS, check_same
+from fluxsmith.config.reading import build_config
+from fluxsmith.errors import UserError
+from fluxsmith.kernels.accelerate import backend
+from fluxsmith.storage import checkpoint as checkpoints
+from fluxsmith.storage.tensor_files import DamagedFileError
+from fluxsmith.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint, if any, and the damaged ones that were skipped on the way to it."""
+
+    path: Path | None = None
+    contents: dict[str, Any] = field(default_factory=dict)
+    resumes: bool = False  # or forks, where there is a path
+    damaged: tuple[Path, ...] = ()
+
+    def load_into(self, trainer: Trainer) -> list[str]:
+        """Returns why the last bits may differ from those of a run that was never stopped.
+
+        The contents are dropped, so that the file is no longer mapped: else it would take up disk
+        space even after it was deleted.
+        """
+        if self.path is None:
+            return []
+        told = self.contents["metadata"]
+        if self.resumes:
+            trainer.load_state_dict(self.contents, str(self.path))
+        else:
+            trainer.fork(self.contents, str(self.path))
+        self.contents.clear()
+        return self._warnings(told, trainer) if self.resumes else []
+
+    def _warnings(self, told: dict[str, Any], trainer: Trainer) -> list[str]:
+        found = []
+        then, now = told.get("threads"), torch.get_num_threads()
+        if then not in (None, now):
+            found.append(
+                f"{self.path} was computed with {then} threads, and here are {now}: on a CPU, sums "
+                f"may differ in their last bits (OMP_NUM_THREADS={then} makes them equal)"
+            )
+        before = told.get("products")
+        here = backend(trainer.pipeline.device, trainer.config.train.kernels)
+        if before not in (None, here):
+            found.append(
+                f"{self.path} was computed by {before}, and here it is {here}: on a CPU, the last "
+                f"bits may differ"
+            )
+        return found
+
+    def __str__(self) -> str:
+        if self.path is None:
+            return "from scratch"
+        return f"from {self.path}" if self.resumes else f"a new run from the weights of {self.path}"
+
+
+def find_start(
+    folder: Path, config: RunConfig, resume: str | None, overwrite: bool, fork: Path | None
+) -> Start:
+    """Where a run with these options starts; a UserError rather than writing over a run."""
+    if resume is not None and overwrite:
+        raise UserError("--resume and --overwrite contradict each other; give one of them")
+    if fork is not None and config.train.init_from is not None:
+        raise UserError("--fork and train.init_from contradict each other; give one of them")
+    if resume not in (None, "auto") and fork is not None:
+        raise UserError("--resume PATH and --fork contradict each other; give one of them")
+    if resume == "auto":
+        start = _newest_good(folder)
+    elif resume is not None:
+        path = checkpoints.newest(Path(resume))
+        start = Start(path, checkpoints.load(path), resumes=True)
+    else:
+        if not overwrite:
+            refuse_to_write_over(folder)
+        start = Start()
+    if start.path is not None:
+        _check_resumable(folder, config, start)
+    elif fork is not None:
+        path = checkpoints.newest(fork)
+        start = Start(path, checkpoints.load(path), damaged=start.damaged)
+        check_same(_config_of(start), config, WEIGHTS, str(path))
+    return start
+
+
+def refuse_to_write_over(folder: Path) -> None:
+    there = checkpoints.find(folder)
+    if there:
+        raise UserError(
+            f"{folder} already holds a run, at step {there[-1][0]}; add --resume auto to continue "
+            f"it, --overwrite to start again, or output_dir=... to leave it alone"
+        )
+
+
+def _newest_good(folder: Path) -> Start:
+    """The newest checkpoint of a run that is as it was written, if it has any checkpoint."""
+    damaged: list[Path] = []
+    for _, path in reversed(checkpoints.find(folder)):
+        try:
+            return Start(path, checkpoints.load(path), resumes=True, damaged=tuple(damaged))
+        except DamagedFileError as error:
+            damaged.append(path)
+            last = error
+    if damaged:
+        raise UserError(
+            f"{folder} has no good checkpoint to resume: {last}; add --overwrite to start again"
+        )
+    return Start()
+
+
+def _check_resumable(folder: Path, config: RunConfig, start: Start) -> None:
+    check_same(_config_of(start), config, COURSE, str(start.path))
+    later = [
+        step
+        for step, path in checkpoints.find(folder)
+        if step > start.contents["step"] and path not in start.damaged
+    ]
+    if later:
+        raise UserError(
+            f"{folder} holds a checkpoint of step {later[-1]}, later than {start.path}; set "
+            f"output_dir to another folder, or move the later ones away"
+        )
+
+
+def _config_of(start: Start) -> RunConfig:
+    return build_config(start.contents["config"], origin=str(start.path))

@@ -1,0 +1,90 @@
+"""`fluxsmith data`: what is in a data set, what is wrong with it, and a sheet of it."""
+
+import pytest
+from made_pictures import as_classes, as_folder, as_shards, items
+from PIL import Image
+
+from fluxsmith.cli import main
+from fluxsmith.cli.dataset_sheet import dataset_sheet
+from fluxsmith.config.reading import build_config
+from fluxsmith.errors import UserError
+
+MADE = items(30, size=16)
+
+
+def looked(source, sheet=None, **data):
+    config = build_config(
+        {"name": "x", "data": {"source": source, "image_size": 8, "channels": 3, **data}}
+        | {"model": {"patch_size": 8}},
+        "test",
+    )
+    return dataset_sheet(config, sheet)
+
+
+def test_the_table_counts_what_is_there(tmp_path, capsys):
+    as_folder(tmp_path, MADE, "txt")
+    found = looked("folder", path=str(tmp_path), resize="stretch", test_share=0.0)
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert found.sizes == {(16, 16): 30}
+    for row in ("training images 30", "width as kept 16", "different captions 30", "none found"):
+        assert row in printed
+    assert "tokens of a caption" in printed
+
+
+def test_problems_are_found_and_named_without_stopping(tmp_path, capsys):
+    as_folder(tmp_path, MADE, "txt")
+    (tmp_path / "00003.png").write_bytes(b"broken")
+    (tmp_path / "00004.txt").unlink()
+    (tmp_path / "00006.png").write_bytes(MADE[5][0])
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "00007.png")
+    long = " ".join(["word"] * 70)
+    (tmp_path / "00008.txt").write_text(long)
+    looked("folder", path=str(tmp_path), resize="stretch", test_share=0.0)
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "2 images can't be used, 6.7%" in printed
+    assert "00003.png: no image that Pillow knows" in printed
+    assert "00004.png: it has no caption" in printed
+    assert "training would stop" in printed
+    assert "1 images look exactly like another one" in printed
+    assert "1 images are of a single colour" in printed
+    assert "1 images are smaller than 8 pixels" in printed
+    assert "1 captions have more tokens than the encoder takes" in printed
+
+
+@pytest.mark.parametrize("kind", ["classes", "shards", "digits", "colored-digits"])
+def test_every_kind_of_source_gives_a_sheet(tmp_path, capsys, kind):
+    sheet = tmp_path / "out" / "sheet.png"
+    if kind == "classes":
+        folder = as_classes(tmp_path / "a", MADE, ["owl", "fox"])
+        found = looked("folder", sheet, path=str(folder), test_share=0.0)
+        assert found.classes == {"owl": 15, "fox": 15}
+        assert "a photo of a" in Image.open(sheet).text["captions"]
+    elif kind == "shards":
+        pytest.importorskip("webdataset")
+        looked("webdataset", sheet, path=as_shards(tmp_path / "a", MADE, 3))
+    else:
+        found = looked(kind, sheet)
+        assert sum(found.classes.values()) == len(found.seen) > 1000
+    with Image.open(sheet) as picture:
+        assert picture.width > 400
+    printed = capsys.readouterr().out
+    assert ("a stream of 3 shards" in printed) == (kind == "shards")
+    assert f"sheet  {sheet}" in printed.replace("\n", "")
+
+
+def test_from_the_command_line(toy_file, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["data", str(toy_file), "--out", str(tmp_path / "sheet.png")])
+    assert not ended.value.code
+    assert (tmp_path / "sheet.png").is_file()
+    with pytest.raises(SystemExit) as ended:
+        main(["data", str(toy_file), "data.source=folder", "data.path=nowhere"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_folder_without_one_good_image_is_a_line(tmp_path):
+    (tmp_path / "0.png").write_bytes(b"")
+    (tmp_path / "0.txt").write_text("x")
+    with pytest.raises(UserError, match=r"no image can be used; 0\.png: no image that Pillow"):
+        looked("folder", path=str(tmp_path), test_share=0.0)
