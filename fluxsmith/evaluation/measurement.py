@@ -117,7 +117,7 @@ def during_training(config: RunConfig) -> Callable[[Pipeline], dict[str, float]]
     )
 
     def scores(pipeline: Pipeline) -> dict[str, float]:
-        samples = Samples(Sampler(pipeline), reference, settings)
+        samples = Samples(Sampler(pipeline, kernels=config.train.kernels), reference, settings)
         return {f"{name}/ema": each.score(samples) for name, each in evaluators.items()}
 
     return scores

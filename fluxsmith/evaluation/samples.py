@@ -131,7 +131,7 @@ class Samples:
     def float32_sampler(self) -> Sampler:
         """Of the same model, for what is measured of its velocity, whatever it draws with."""
         settings = self.sampler.settings.model_copy(update={"precision": "float32"})
-        return Sampler(self.pipeline, settings)
+        return Sampler(self.pipeline, settings, kernels=self.sampler.kernels)
 
     def draw(
         self, prompts: Sequence[str], first_index: int, on_step: OnStep | None = None
