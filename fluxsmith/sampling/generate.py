@@ -203,11 +203,12 @@ class Sampler:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Inside, the model is in eval mode; then as before."""
+        """Inside, the model is in eval mode and computes by our kernels; then as before."""
         training = self.pipeline.training
         self.pipeline.eval()
         try:
-            yield
+            with nullcontext() if self.kernels == "off" else accelerated(self.pipeline.network):
+                yield
         finally:
             self.pipeline.train(training)
 
