@@ -21,6 +21,7 @@ from fluxsmith.config.comparing import free_keys
 from fluxsmith.config.reading import build_config, with_overrides
 from fluxsmith.device import autocast, computing_dtype, for_each, pick_device
 from fluxsmith.errors import UserError
+from fluxsmith.flow.path import velocity_from_x0
 from fluxsmith.model.flux import Flux, FluxParams
 from fluxsmith.model.tokens import image_ids, patchify, text_ids, token_grid, unpatchify
 from fluxsmith.randomness import address_seed
@@ -170,7 +171,7 @@ class Pipeline(nn.Module):
         if not embeds and (isinstance(guidance, Tensor) or guidance != 1):
             raise ValueError(f"guidance {guidance} given to a network without a guidance input")
         with autocast(self.device, precision):
-            v = self.network(
+            predicted = self.network(
                 img=tokens,
                 img_ids=image_ids(*token_grid(height, width, patch), x.device),
                 txt=cond.tokens,
@@ -180,7 +181,10 @@ class Pipeline(nn.Module):
                 guidance=for_each(guidance, b, x.device) if embeds else None,
                 txt_mask=cond.mask,
             )
-        return unpatchify(v.float(), patch, height, width)
+        predicted = unpatchify(predicted.float(), patch, height, width)
+        if self.config.flow.prediction == "data":
+            return velocity_from_x0(x, predicted, torch.as_tensor(t, device=x.device))
+        return predicted
 
     def digest(self, sample: SampleConfig | None = None) -> str:
         """A short digest of every weight and of the settings that shape a picture beside those a
@@ -194,6 +198,8 @@ class Pipeline(nn.Module):
         settings["sample"] = (sample or self.config.sample).model_dump(
             include={"schedule", "guidance_method", "guidance_interval", "precision"}
         )
+        if self.config.flow.prediction != "velocity":
+            settings["prediction"] = self.config.flow.prediction
         settings["autoencoder"] = self.autoencoder.digest
         if isinstance(self.text, FrozenText):
             settings["encoders"] = dict(self.text.identity.digests())

@@ -42,6 +42,19 @@ def test_velocity_is_patchify_flux_unpatchify(pipeline):
     assert expected.abs().mean() > 0.1
 
 
+def test_a_network_that_predicts_data_gives_the_velocity_towards_it(toy):
+    """The same weights, read as the velocity and as the data."""
+    pipeline = randomise(Pipeline.build(toy("flow.prediction=data")).eval())
+    plain = randomise(Pipeline.build(toy()).eval())
+    x, cond = torch.randn(3, 1, 16, 16), pipeline.encode_text(["3", "five", ""])
+    t = torch.tensor([0.02, 0.5, 1.0])
+    with torch.no_grad():
+        x0 = plain.velocity(x, t, cond)
+        expected = (x - x0) / torch.tensor([0.05, 0.5, 1.0])[:, None, None, None]
+        torch.testing.assert_close(pipeline.velocity(x, t, cond), expected)
+    assert pipeline.digest() != plain.digest()
+
+
 def test_each_picture_may_have_a_guidance_of_its_own(toy):
     pipeline = Pipeline.build(toy("model.guidance_embed=true")).eval()
     randomise(pipeline)

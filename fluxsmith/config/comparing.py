@@ -9,12 +9,21 @@ from fluxsmith.config.run_config import RunConfig
 from fluxsmith.errors import UserError
 
 # What makes a model what it is, and what decides a run's course from its first step on.
-MODEL = ("data.source", "data.image_size", "data.channels", "text", "autoencoder", "model")
+MODEL = (
+    "data.source", "data.image_size", "data.channels", "text", "autoencoder", "model",
+    "flow.prediction",
+)  # fmt: skip
 COURSE = (
     "data", "text", "autoencoder", "model", "seed", "objective", "flow", "train.batch_size",
     "train.optimiser",
 )  # fmt: skip
-WEIGHTS = ("data.channels", "text", "autoencoder", "model")  # what they fit and mean
+WEIGHTS = (
+    "data.channels",
+    "text",
+    "autoencoder",
+    "model",
+    "flow.prediction",
+)  # what they fit and mean
 
 
 def free_keys() -> list[str]:

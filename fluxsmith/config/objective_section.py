@@ -1,6 +1,6 @@
 """What is trained for: the objective, and the density of the timesteps that it is taken at."""
 
-from typing import Any
+from typing import Any, Literal
 
 from fluxsmith.config.kinds import KindSection
 
@@ -26,5 +26,7 @@ class FlowConfig(KindSection):
 
     timesteps: str
     """Density of the training timesteps: uniform, logit_normal, mode or shifted."""
+    prediction: Literal["velocity", "data"] = "velocity"
+    """What the network gives: the velocity, or the data, which suits pixels in large patches."""
     stratified: bool = True
     """Spread each batch's timesteps evenly over the density: the same density, less variance."""

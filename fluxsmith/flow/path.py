@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+LEAST_TIME = 0.05  # that data predictions are divided by
+
 # (x_t (b, c, h, w), t (b,) or scalar) -> v (b, c, h, w)
 Velocity = Callable[[Tensor, Tensor], Tensor]
 
@@ -37,6 +39,16 @@ def flow_matching_loss(velocity: Velocity, x0: Tensor, eps: Tensor, t: Tensor) -
 def x0_from_velocity(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
     """The data end of the straight line through x_t with velocity v."""
     return x_t - _beside(t, x_t) * v
+
+
+def velocity_from_x0(x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    """The velocity of the straight line from data x0 through x_t, for a network that predicts data.
+
+    Li & He 2025, "Back to Basics: Let Denoising Generative Models Denoise", eq. 6 and its clamp of
+    the time: below t = 0.05 division by t would blow up errors of x0, so what is predicted there is
+    x_t - 0.05 v.
+    """
+    return (x_t - x0) / _beside(t, x_t).clamp(min=LEAST_TIME)
 
 
 def eps_from_velocity(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:

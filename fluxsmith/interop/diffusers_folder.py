@@ -48,8 +48,9 @@ def write_parts(pipeline: Pipeline, out: Path, dtype: torch.dtype | None) -> boo
         weights = flux_files.to_diffusers(autoencoder.network)
         write_tensors(out / "vae" / WEIGHTS, weights, {"format": "pt"}, dtype)
     parts |= _write_text_encoders(pipeline, out)
-    # FluxPipeline takes 2x2 patches of latents.
-    whole = set(REST) <= parts.keys() and pipeline.config.model.patch_size == 2
+    # FluxPipeline takes 2x2 patches of latents, and a network's output for the velocity.
+    fits = pipeline.config.model.patch_size == 2 and pipeline.config.flow.prediction == "velocity"
+    whole = set(REST) <= parts.keys() and fits
     if whole:
         index = {"_class_name": "FluxPipeline", **{k: list(v) for k, v in parts.items()}}
         _write_json(out / "model_index.json", index)

@@ -97,11 +97,17 @@ def load_initial(pipeline: Pipeline, path: str) -> None:
 
 
 def _check_model(pipeline: Pipeline, weights: Weights) -> None:
-    """Raises a UserError if the weights are not those of the config's model, or were trained in the
-    latents of another autoencoder."""
+    """Raises a UserError if the weights are not those of the config's model, were trained in the
+    latents of another autoencoder, or predict something else."""
     check_fits(weights.network, pipeline.network.params, weights.origin)
     check_autoencoder(pipeline.autoencoder, dict(weights.metadata), weights.origin)
     require_text(weights, pipeline.config.text.encoder)
+    wanted = pipeline.config.flow.prediction
+    if weights.prediction != wanted:
+        raise UserError(
+            f"flow.prediction={wanted}: the network in {weights.origin} predicts the "
+            f"{weights.prediction}; set flow.prediction={weights.prediction}"
+        )
 
 
 def _tensors(pipeline: Pipeline, weights: Weights) -> dict[str, torch.Tensor]:

@@ -40,6 +40,12 @@ class Weights:
     step: int = 0
     metadata: Mapping[str, Any] = field(default_factory=dict)  # of the checkpoint, likewise
 
+    @property
+    def prediction(self) -> str:
+        """What the network gives, `flow.prediction`: the velocity, unless fluxsmith wrote it and
+        says otherwise."""
+        return (self.config or {}).get("flow", {}).get("prediction", "velocity")
+
     def tensors(self) -> dict[str, Tensor]:
         """All of them under a pipeline's names."""
         network = {f"network.{name}": tensor for name, tensor in self.network.items()}

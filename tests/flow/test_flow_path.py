@@ -7,6 +7,7 @@ from fluxsmith.flow.path import (
     eps_from_velocity,
     flow_matching_loss,
     interpolate,
+    velocity_from_x0,
     velocity_target,
     x0_from_velocity,
 )
@@ -49,6 +50,16 @@ def test_data_and_noise_come_back_from_the_velocity(sample):
     x_t, v = interpolate(x0, eps, t), velocity_target(x0, eps)
     torch.testing.assert_close(x0_from_velocity(x_t, v, t), x0)
     torch.testing.assert_close(eps_from_velocity(x_t, v, t), eps)
+
+
+def test_a_velocity_comes_back_from_the_data_it_leads_to(sample):
+    """Where t is at least 0.05, below which the division stops growing."""
+    x0, eps, t = sample
+    t = 0.05 + 0.95 * t
+    x_t, v = interpolate(x0, eps, t), velocity_target(x0, eps)
+    torch.testing.assert_close(velocity_from_x0(x_t, x0, t), v)
+    low = torch.zeros_like(t)
+    torch.testing.assert_close(velocity_from_x0(x_t, x_t - 0.05 * v, low), v)
 
 
 @pytest.mark.parametrize("shape", [(1,), (4,), (3, 1), (3, 1, 1, 1)])

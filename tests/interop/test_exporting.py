@@ -16,6 +16,7 @@ from fluxsmith.config import show
 from fluxsmith.errors import UserError
 from fluxsmith.interop.exporting import export
 from fluxsmith.interop.importing import contents, import_model
+from fluxsmith.interop.open_pipeline import load_initial
 from fluxsmith.interop.read_weights import Weights, read_weights
 from fluxsmith.randomness import image_noise
 from fluxsmith.sampling.generate import Sampler
@@ -117,11 +118,12 @@ def test_a_bfl_file_has_bfls_keys_and_opens_anywhere(checkpoint, tmp_path):
     assert config["model"]["patch_size"] == 4
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_the_lines_in_the_docs_draw_the_same_from_the_same_noise(toy, tmp_path, channels):
-    """As they stand there, but for the folder, the sizes and the noise."""
+@pytest.mark.parametrize(("channels", "predicts"), [(1, "velocity"), (3, "velocity"), (1, "data")])
+def test_the_lines_in_the_docs_draw_the_same_from_the_same_noise(toy, tmp_path, channels, predicts):
+    """As they stand there, but for the folder, the sizes, the noise and what is predicted."""
     pytest.importorskip("diffusers")
-    pipeline = randomise(Pipeline.build(toy(f"data.channels={channels}")).eval())
+    config = toy(f"data.channels={channels}", f"flow.prediction={predicts}")
+    pipeline = randomise(Pipeline.build(config).eval())
     checkpoint = save_checkpoint(tmp_path / "diffusion-7.pt", pipeline)
     run_export(checkpoint, tmp_path / "model", "diffusers")
     page = (Path(__file__).parents[2] / "docs" / "interop.md").read_text(encoding="utf-8")
@@ -131,6 +133,7 @@ def test_the_lines_in_the_docs_draw_the_same_from_the_same_noise(toy, tmp_path, 
         ('"FOLDER", "seven", 2.0, 20', f'"{tmp_path / "model"}", "three", 3.0, 4'),
         ("= 1, 32, 8 ", f"= {channels}, 16, 4 "),
         ("noise = torch.randn(", "noise = given; _ = torch.randn("),
+        ("predicts_data = False", f"predicts_data = {predicts == 'data'}"),
     ):
         assert before in code
         code = code.replace(before, after)
@@ -248,6 +251,14 @@ def test_training_starts_from_weights_of_any_form(checkpoint, toy, tmp_path, for
     assert not same(dict(trainer.pipeline.state_dict()), dict(expected))
     again = Pipeline.from_checkpoint(checkpoint, "cpu").state_dict()
     assert same(dict(again), dict(expected))  # the file was not written to
+
+
+def test_weights_to_start_from_predict_what_the_config_says(toy, tmp_path):
+    data = toy("flow.prediction=data")
+    saved = save_checkpoint(tmp_path / "diffusion-7.pt", randomise(Pipeline.build(data)))
+    load_initial(Pipeline.build(data), str(saved))
+    with pytest.raises(UserError, match=r"predicts the data; set flow.prediction=data"):
+        load_initial(Pipeline.build(toy()), str(saved))
 
 
 def test_weights_to_start_from_must_fit_and_exclude_a_fork(checkpoint, toy):
