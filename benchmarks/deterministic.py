@@ -10,10 +10,10 @@ import multiprocessing
 import statistics
 import sys
 
-from fluxsmith.cli.benchmark.timing import seconds
 from fluxsmith.config import read_config
 from fluxsmith.device import pick_device
 from fluxsmith.errors import UserError
+from fluxsmith.kernels.timing import seconds
 from fluxsmith.training.deterministic import deterministic
 from fluxsmith.training.run import build_trainer
 

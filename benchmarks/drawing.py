@@ -7,9 +7,9 @@ import argparse
 import statistics
 from collections.abc import Callable
 
-from fluxsmith.cli.benchmark.timing import take_turns
 from fluxsmith.config import read_config
 from fluxsmith.device import pick_device
+from fluxsmith.kernels.timing import take_turns
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.sampling.generate import JOINT_TOKENS, Sampler
 

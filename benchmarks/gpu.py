@@ -42,18 +42,18 @@ from torch import Tensor, nn
 from fluxsmith import Pipeline
 from fluxsmith.cli.benchmark.sides import Ours
 from fluxsmith.cli.benchmark.theirs import transformer
-from fluxsmith.cli.benchmark.timing import (
+from fluxsmith.config import read_config
+from fluxsmith.data import load
+from fluxsmith.device import peak_memory
+from fluxsmith.errors import UserError
+from fluxsmith.kernels.compiling import compile_blocks, prepare_compiling
+from fluxsmith.kernels.timing import (
     device_name,
     matrix_products,
     product_flops,
     spread,
     take_turns,
 )
-from fluxsmith.config import read_config
-from fluxsmith.data import load
-from fluxsmith.device import peak_memory
-from fluxsmith.errors import UserError
-from fluxsmith.kernels.compiling import compile_blocks, prepare_compiling
 from fluxsmith.model.flops import training_flops
 from fluxsmith.model.flux import PRESETS, Flux, FluxParams
 from fluxsmith.model.tokens import image_ids, text_ids

@@ -11,9 +11,9 @@ import threading
 import time
 from pathlib import Path
 
-from fluxsmith.cli.benchmark.timing import seconds
 from fluxsmith.config import RunConfig, read_config
 from fluxsmith.device import pick_device
+from fluxsmith.kernels.timing import seconds
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.training.run import build_trainer
 from fluxsmith.training.saving import Saver

@@ -71,7 +71,7 @@ def for_each(value: float | torch.Tensor, n: int, device: torch.device) -> torch
 def cache_folder() -> Path:
     """Where downloads and caches live: $FLUXSMITH_CACHE, else ~/.cache/fluxsmith."""
     if own := os.environ.get("FLUXSMITH_CACHE"):
-        return Path(own)
+        return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fluxsmith"
 
 

@@ -3,7 +3,7 @@ velocity of images. Training, validation, the solvers and teachers all go throug
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from textwrap import shorten
@@ -19,6 +19,7 @@ from fluxsmith.autoencoder.pixel import PixelAutoencoder
 from fluxsmith.config import RunConfig, SampleConfig
 from fluxsmith.config.comparing import free_keys
 from fluxsmith.config.reading import build_config, with_overrides
+from fluxsmith.data.loader import Batch
 from fluxsmith.device import autocast, computing_dtype, for_each, pick_device
 from fluxsmith.errors import UserError
 from fluxsmith.flow.path import velocity_from_x0
@@ -130,6 +131,18 @@ class Pipeline(nn.Module):
         factor = self.autoencoder.factor
         return self.autoencoder.channels, height // factor, width // factor
 
+    def shape_of(self, batch: Batch) -> tuple[int, int, int]:
+        """(c, h, w) of what the flow runs on for a batch of training pictures."""
+        channels, height, width = batch.images.shape[1:]
+        return (channels, height, width) if batch.encoded else self.latent_shape_of(height, width)
+
+    def encode(self, batch: Batch) -> Tensor:
+        """What the flow learns of a batch, (b, c, h, w): rounded, so that a cache changes nothing.
+        Batches that bring latents bring these."""
+        if batch.encoded:
+            return batch.images
+        return self.autoencoder.encode(batch.images).to(self.autoencoder.dtype).float()
+
     @property
     def size_unit(self) -> int:
         """Heights and widths in pixels are multiples of this."""
@@ -190,9 +203,10 @@ class Pipeline(nn.Module):
         """A short digest of every weight and of the settings that shape a picture beside those a
         call names: the model's sections, image size and channels, and some of `sample`, which is
         the config's unless another is given."""
+        own = {key.removeprefix("text.") for key in free_keys() if "text." in key}
         settings = self.config.model_dump(
             include={"data": {"image_size", "channels"}, "text": True, "model": True},
-            exclude={"text": {key.removeprefix("text.") for key in free_keys() if "text." in key}},
+            exclude={"text": own | {"too_long"}},  # which is about captions of data
             exclude_none=True,
         )
         settings["sample"] = (sample or self.config.sample).model_dump(
@@ -215,6 +229,27 @@ def build_text_encoder(config: RunConfig, device: torch.device | str) -> TextEnc
     """The text encoder that a config names, new where it is learned."""
     store = open_store(getattr(config.text, "cache", "memory"))
     return encoders.build(config.text, torch.device(device), store)
+
+
+def caption_fault(config: RunConfig) -> Callable[[str], str] | None:
+    """Says of a caption why the text encoder can't take it, "" where it can; None where every
+    caption is taken, since long ones are cut (text.too_long)."""
+    if getattr(config.text, "too_long", "cut") == "cut":
+        return None
+    with torch.random.fork_rng(devices=[]):  # a learned encoder would draw its weights
+        encoder = build_text_encoder(config, "cpu")
+    most = encoder.max_tokens
+
+    def fault(caption: str) -> str:
+        (count,) = encoder.token_counts([caption])
+        if count <= most:
+            return ""
+        return (
+            f"its caption makes {count} tokens and the text encoder takes {most}; set "
+            f"text.max_tokens={count} or text.too_long=cut"
+        )
+
+    return fault
 
 
 def parameters_at_least(config: RunConfig) -> int:
@@ -242,6 +277,11 @@ def build_autoencoder(config: RunConfig, device: torch.device | str) -> Autoenco
         raise UserError(
             f"data.image_size={size}: not divisible by {unit}, the autoencoder's factor "
             f"{autoencoder.factor} times model.patch_size={config.model.patch_size}; use {options}"
+        )
+    if config.data.buckets != "off" and config.data.bucket_step % unit:
+        raise UserError(
+            f"data.bucket_step={config.data.bucket_step}: must be a multiple of {unit}, the "
+            f"autoencoder's factor times model.patch_size; use {unit}"
         )
     return autoencoder
 

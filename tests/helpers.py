@@ -59,3 +59,8 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     return a == b
+
+
+def without_times(record: dict[str, float]) -> dict[str, float]:
+    """A record of a run without what depends on how fast it was."""
+    return {k: v for k, v in record.items() if k not in ("images_per_second", "data_wait")}

@@ -14,11 +14,16 @@ Item = tuple[bytes, str]  # a PNG, its caption
 
 def items(n: int, size: int = 12) -> list[Item]:
     """n different pictures, each with a caption of its own."""
+    return of_sizes([(size, size)] * n)
+
+
+def of_sizes(sizes: Sequence[tuple[int, int]]) -> list[Item]:
+    """A picture of each (width, height)."""
     draw = np.random.default_rng(7)
     found = []
-    for i in range(n):
+    for i, (width, height) in enumerate(sizes):
         stream = io.BytesIO()
-        pixels = draw.integers(0, 256, (size, size, 3), dtype=np.uint8)
+        pixels = draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(stream, format="PNG")
         found.append((stream.getvalue(), f"picture number {i}"))
     return found

@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from fluxsmith.config.objective_section import OBJECTIVES
 from fluxsmith.data.imageset import ImageSet
 from fluxsmith.data.sources import SOURCES
 from fluxsmith.errors import UserError
-from fluxsmith.evaluation.evaluator import Evaluator, Figure
+from fluxsmith.evaluation.evaluator import Evaluator, Figure, Score
 from fluxsmith.evaluation.evaluators import EVALUATORS
 from fluxsmith.evaluation.measurement import during_training
 from fluxsmith.flow.solvers import SCHEDULES, SOLVERS, Solver, stepping, uniform_grid
@@ -266,7 +266,8 @@ class Brightness(Evaluator):
     """Its number, its row in the terminal, its part of the page and its curve in training."""
 
     title = "Brightness"
-    curve = ("value",)
+    scores: ClassVar = {"brightness": Score(("value",), "higher")}
+    curve = "brightness"
 
     def measure(self, samples):
         return {"value": float(samples.pictures.float().mean())}

@@ -16,6 +16,7 @@ class Autoencoder(Protocol):
     channels: int
     image_channels: int
     factor: int
+    dtype: torch.dtype  # that latents have in training, whose last bits a cache doesn't keep
 
     @property
     def digest(self) -> str | None:

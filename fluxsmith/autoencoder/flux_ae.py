@@ -17,7 +17,8 @@ class FluxAutoencoder:
     """Not a module, so that nothing trains, averages, saves or switches it with the network.
 
     `tile_size`, in pixels: larger pictures are coded in overlapping tiles; 0: never.
-    `max_batch`: so many pictures are coded at once; 0: the whole batch.
+    `max_batch`: so many pictures are coded at once; 0: the whole batch. `dtype`: what latents are
+    rounded to in training.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class FluxAutoencoder:
         scale: float = SCALE,
         tile_size: int = 0,
         max_batch: int = 0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.shift = shift
@@ -36,6 +38,7 @@ class FluxAutoencoder:
         self.factor = network.params.factor
         self.tile = max(1, tile_size // self.factor) if tile_size else 0
         self.max_batch = max_batch
+        self.dtype = dtype
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Interval
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fluxsmith.autoencoder.flux_ae import SCALE, SHIFT, FluxAutoencoder
 from fluxsmith.autoencoder.network import GROUPS, AutoencoderNetwork, AutoencoderParams
+from fluxsmith.device import DTYPES
 from fluxsmith.errors import UserError
 
 # Reads a file or folder: its tensors, and the settings that are stored with them.
@@ -37,13 +38,19 @@ _NAMES = (
 
 @dataclass(frozen=True)
 class Settings:
-    LOCAL: ClassVar = ("weights", "tile_size", "max_batch")
+    LOCAL: ClassVar = ("weights", "tile_size", "max_batch", "cache")
 
     weights: Annotated[str, "The file of its weights, ae.safetensors, or a diffusers vae/ folder."]
     tile_size: Annotated[
         Count, "Larger pictures are coded in overlapping tiles of so many pixels; 0: never."
     ] = 0
     max_batch: Annotated[Count, "Pictures coded at once, to save memory; 0: the whole batch."] = 0
+    latents: Annotated[
+        Literal["bfloat16", "float32"], "What latents are rounded to in training, cached or not."
+    ] = "bfloat16"
+    cache: Annotated[
+        str, "Folder of latents that `fluxsmith encode` makes; auto: the usual one; or none."
+    ] = "none"
 
 
 def build(
@@ -74,7 +81,8 @@ def build(
             f"{path} doesn't hold FLUX.1's autoencoder ({shorten(str(error), 300)}); give its "
             f"ae.safetensors or vae/ folder"
         ) from None
-    return FluxAutoencoder(network, shift, scale, settings.tile_size, settings.max_batch)
+    dtype = DTYPES[settings.latents]
+    return FluxAutoencoder(network, shift, scale, settings.tile_size, settings.max_batch, dtype)
 
 
 def diffusers_config(autoencoder: FluxAutoencoder) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
 class PixelAutoencoder:
     factor = 1
+    dtype = torch.float32
     digest = None
 
     def __init__(self, channels: int) -> None:

@@ -1,4 +1,4 @@
-"""`fluxsmith config show` and `schema`, `fluxsmith data` and `fluxsmith encode`."""
+"""`fluxsmith config show` and `schema`, and `fluxsmith data`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -33,12 +33,3 @@ def data(
     from fluxsmith.config import read_config
 
     dataset_sheet(read_config(config, overrides or []), out)
-
-
-def encode(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Encode a config's captions once, so that training need not load the text encoders."""
-    from fluxsmith.config import read_config
-    from fluxsmith.training.caption_encoding import encode_captions
-
-    for line in encode_captions(read_config(config, overrides or [])):
-        typer.echo(line)

@@ -20,19 +20,21 @@ from torch import Tensor
 
 from fluxsmith.config import RunConfig
 from fluxsmith.data import build_loader
+from fluxsmith.data.buckets import crop_share, cut_in_words, nearest, shapes_of
 from fluxsmith.data.images import fit, to_uint8
 from fluxsmith.data.imageset import ImageSet, evenly
 from fluxsmith.data.pictures import decode_record, in_order, picture_size
-from fluxsmith.data.records import ReadingSettings, Record, Records, Shards, front_to_back
+from fluxsmith.data.records import ReadingSettings, Record, Records, Shards
 from fluxsmith.data.sources import open_source
 from fluxsmith.errors import UserError
-from fluxsmith.pipeline import build_text_encoder
+from fluxsmith.pipeline import build_text_encoder, caption_fault
 from fluxsmith.sampling import render
 from fluxsmith.storage.files import make_folder
+from fluxsmith.text.encoder import TextEncoder
 
 LOOKED_AT = 2000  # images, evenly spread; the first ones of a stream
 SHOWN = 24  # on the sheet
-NAMED = 5  # images that can't be used
+NAMED = 50  # images that can't be used
 
 Source = ImageSet | Records | Shards
 
@@ -46,6 +48,7 @@ class DatasetSheet:
     classes: Counter[str] = field(default_factory=Counter)
     seen: list[Tensor] = field(default_factory=list)  # (c, size, size) uint8 each
     bad: list[tuple[str, str]] = field(default_factory=list)  # name, reason
+    looked_at: int = 0
 
 
 def dataset_sheet(config: RunConfig, out: Path | None) -> DatasetSheet:
@@ -56,30 +59,40 @@ def dataset_sheet(config: RunConfig, out: Path | None) -> DatasetSheet:
     if out is not None:
         make_folder(out.parent, "--out")
     tolerant = config.data.model_copy(update={"max_bad": 1.0, "in_memory": False})
-    source, test = (open_source(tolerant, split) for split in ("train", "test"))
-    found = look(source, cast(ReadingSettings, tolerant))
+    fault = caption_fault(config)
+    source, test = (open_source(tolerant, split, fault) for split in ("train", "test"))
+    reading = cast(ReadingSettings, tolerant)
+    found, of_test = look(source, reading), look(test, reading)
+    found.bad = list(dict.fromkeys(found.bad + of_test.bad))  # a shard of both splits is one
+    found.looked_at = len(found.seen) + len(of_test.seen) + len(found.bad)
     if not found.seen:
         name, reason = found.bad[0] if found.bad else ("any", "there are no images")
         raise UserError(f"data.path={tolerant.path}: no image can be used; {name}: {reason}")
     title = f"{config.name}: data.source={config.data.source}"
-    console, sheet = Console(), Table(title=title, show_header=False)
+    # Names and captions may look like rich's markup.
+    console, sheet = Console(markup=False), Table(title=title, show_header=False)
     sheet.add_row("training images", _count(source))
     sheet.add_row("test images", _count(test))
     for name, value in rows(config, found):
         sheet.add_row(name, value)
+    account = None if isinstance(source, ImageSet) else source.account
+    for i, line in enumerate(account.lines() if account else ()):
+        sheet.add_row("" if i else "files", line)
+    for i, problem in enumerate(problems(config, found) or ["none found"]):
+        sheet.add_row("" if i else "problems", problem)
     console.print(sheet)
     if out is not None:
         batch = build_loader(tolerant, SHOWN, config.seed).batch(0)
         picture = render.grid(to_uint8(batch.images), batch.captions)
         render.save_png(out, picture, {"captions": batch.captions})
-        console.print(f"sheet  {out}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"sheet  {out}", highlight=False, soft_wrap=True)
     return found
 
 
 def look(source: Source, settings: ReadingSettings) -> DatasetSheet:
     """Decodes some images as training would, and notes what they are."""
-    found = DatasetSheet()
     chosen = evenly(range(len(source)), min(len(source), LOOKED_AT))
+    found = DatasetSheet(looked_at=len(chosen))
     if isinstance(source, ImageSet):
         height, width = source.images.shape[-2:]
         found.sizes[width, height] = len(chosen)
@@ -92,7 +105,7 @@ def look(source: Source, settings: ReadingSettings) -> DatasetSheet:
         return found
     records: Iterator[Record]
     if isinstance(source, Shards):
-        records, total = islice(front_to_back(source), LOOKED_AT), None
+        records, total = islice(_every_record(source), LOOKED_AT), None
     else:
         records, total = (source[i] for i in chosen), len(chosen)
     jobs = (partial(decode_record, record, settings) for record in records)
@@ -106,33 +119,63 @@ def look(source: Source, settings: ReadingSettings) -> DatasetSheet:
         found.captions.append(decoded.record.captions)
         if decoded.record.label is not None:
             found.classes[source.classes[decoded.record.label]] += 1
+    found.looked_at = len(found.seen) + len(found.bad)
     return found
 
 
+def _every_record(shards: Shards) -> Iterator[Record]:
+    """Those of all shards; a shard that can't be read to its end is one that can't be used."""
+    for shard in range(len(shards)):
+        try:
+            yield from (record for _, record in shards.read(shard, 0))
+        except UserError as error:
+            yield Record(f"shard {shard}", b"", (), fault=str(error))
+
+
 def rows(config: RunConfig, found: DatasetSheet) -> Iterator[tuple[str, str]]:
-    """The table: a row for each thing worth knowing, problems last."""
+    """The table: a row for each thing worth knowing."""
     data, texts = config.data, [text for ways in found.captions for text in ways]
-    with torch.random.fork_rng(devices=[]):  # a learned encoder would draw its weights
-        encoder = build_text_encoder(config, "cpu")
-    tokens = encoder.token_counts(texts)
-    yield "looked at", f"{len(found.seen) + len(found.bad):,}"
+    yield "looked at", f"{found.looked_at:,}"
     yield "width as kept", _range([width for width, _ in found.sizes.elements()])
     yield "height as kept", _range([height for _, height in found.sizes.elements()])
     size = data.image_size
-    yield "seen as", f"{data.channels} x {size} x {size}, data.resize={data.resize}"
+    if data.buckets == "off":
+        yield "seen as", f"{data.channels} x {size} x {size}, data.resize={data.resize}"
+    else:
+        yield from _buckets(config, found)
     if found.classes:
         ordered = found.classes.most_common()
         (most, many), (least, few) = ordered[0], ordered[-1]
         yield "classes", f"{len(found.classes)}; from {few:,} {least!r} to {many:,} {most!r}"
     yield "different captions", f"{len(set(texts)):,}"
     yield "captions of an image", _range([len(ways) for ways in found.captions])
-    yield "tokens of a caption", _range(tokens)
-    problems = [*_unusable(config, found), *_odd_pictures(config, found)]
-    if too_long := sum(count > encoder.max_tokens for count in tokens):
+    yield "tokens of a caption", _range(_encoder(config).token_counts(texts))
+
+
+def problems(config: RunConfig, found: DatasetSheet) -> list[str]:
+    """What is wrong with the images looked at."""
+    encoder, texts = _encoder(config), [text for ways in found.captions for text in ways]
+    named = [*_unusable(config, found), *_odd_pictures(config, found)]
+    if too_long := sum(count > encoder.max_tokens for count in encoder.token_counts(texts)):
         limit = encoder.max_tokens
-        problems.append(f"{too_long:,} captions have more tokens than the encoder takes, {limit}")
-    for i, problem in enumerate(problems or ["none found"]):
-        yield "" if i else "problems", problem
+        named.append(f"{too_long:,} captions are cut, for the encoder takes {limit} tokens")
+    return named
+
+
+def _encoder(config: RunConfig) -> TextEncoder:
+    with torch.random.fork_rng(devices=[]):  # a learned encoder would draw its weights
+        return build_text_encoder(config, "cpu")
+
+
+def _buckets(config: RunConfig, found: DatasetSheet) -> Iterator[tuple[str, str]]:
+    """How many pictures each bucket has, as height x width, and what is cut off them."""
+    shapes, sizes = shapes_of(config.data), list(found.sizes.elements())
+    own = [shapes[nearest(size, shapes)] for size in sizes]
+    counted = (f"{h}x{w}: {n:,}" for (h, w), n in Counter(own).most_common())
+    yield "seen as", f"{config.data.channels} x " + ", ".join(counted)
+    if config.data.resize != "stretch":
+        cut = [crop_share(size, shape) for size, shape in zip(sizes, own, strict=True)]
+        yield "cut off", cut_in_words(cut)
 
 
 def _count(source: Source) -> str:
@@ -148,7 +191,7 @@ def _unusable(config: RunConfig, found: DatasetSheet) -> Iterator[str]:
     for name, reason in found.bad[:NAMED]:
         yield f"{name}: {reason}"
     if found.bad:
-        share = len(found.bad) / (len(found.seen) + len(found.bad))
+        share = len(found.bad) / found.looked_at
         stops = share > config.data.max_bad
         end = f", more than data.max_bad={config.data.max_bad:g}: training would stop"
         yield f"{len(found.bad):,} images can't be used, {share:.1%}{end if stops else ''}"

@@ -1,5 +1,6 @@
 """Whether two configs describe the same model on the same data, as resuming needs."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fluxsmith.config.data_section import DataConfig
@@ -40,29 +41,37 @@ def free_keys() -> list[str]:
 
 def check_same(before: RunConfig, now: RunConfig, keys: tuple[str, ...], origin: str) -> None:
     """Raises a UserError that names the first setting below `keys` in which they differ."""
-    then, free = _flat(before.model_dump()), free_keys()
-    for key, value in _flat(now.model_dump()).items():
-        if _below(key, keys) and key not in free and then.get(key) != value:
+    for key, then, value in differences(before, now):
+        if _below(key, keys):
             fork = (
                 ""
                 if _below(key, WEIGHTS) or keys != COURSE
                 else f", or start a new run from its weights with --fork {origin}"
             )
             raise UserError(
-                f"{key}={value}: {origin} was trained with {key}={then.get(key)}; set it back, or "
+                f"{key}={value}: {origin} was trained with {key}={then}; set it back, or "
                 f"use a checkpoint that fits this config{fork}"
             )
+
+
+def differences(before: RunConfig, now: RunConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Each key in which they differ, before and now, but for the free ones."""
+    then, free = flat(before.model_dump()), free_keys()
+    for key, value in flat(now.model_dump()).items():
+        if key not in free and then.get(key) != value:
+            yield key, then.get(key), value
 
 
 def _below(key: str, prefixes: tuple[str, ...]) -> bool:
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one mapping, by dotted keys."""
+    found: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
+            found[prefix + key] = value
+    return found

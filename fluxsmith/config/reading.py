@@ -3,21 +3,26 @@
 import difflib
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from fluxsmith.config.comparing import free_keys
 from fluxsmith.config.kinds import KindSection, section_of
+from fluxsmith.config.other_names import OURS
 from fluxsmith.config.run_config import RunConfig
+from fluxsmith.config.types import Section
 from fluxsmith.errors import UserError
 
 LONGEST = 200_000  # characters of a config; PyYAML reads about as many in a second
 
 # What PyYAML raises for deep nesting, and for scalars that only look like dates or numbers.
 UNEXPECTED = RecursionError, ValueError, LookupError, AttributeError, TypeError
+
+Built = TypeVar("Built", bound=Section)
 
 
 class _Loader(yaml.SafeLoader):
@@ -50,7 +55,7 @@ _Loader.add_implicit_resolver(
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The config at `path` with `key=value` overrides, its name and output folder resolved."""
     path = Path(path)
-    data = with_overrides(_read_yaml(path), overrides)
+    data = with_overrides(read_yaml(path), overrides)
     below = _below_configs(path)
     for key, default in (("name", below.name), ("output_dir", str(PurePath("output") / below))):
         if data.get(key) is None:
@@ -75,27 +80,59 @@ def with_overrides(
 
 
 def build_config(data: Mapping[str, Any], origin: str) -> RunConfig:
-    """A RunConfig from plain data; a UserError with one line for each mistake."""
+    return build_section(RunConfig, _with_paths(data), origin)
+
+
+def build_section(section: type[Built], data: Mapping[str, Any], origin: str) -> Built:
+    """A section from plain data; a UserError with one line for each mistake."""
     try:
-        return RunConfig.model_validate(data)
+        return section.model_validate(data)
     except ValidationError as error:
-        lines = [f"{origin}: {_line(entry)}" for entry in error.errors()]
+        lines = [f"{origin}: {_line(entry, section)}" for entry in _by_key(error.errors())]
         raise UserError(*lines) from None
     except UnicodeEncodeError:
         raise UserError(f"{origin}: a text holds half a character; give it in UTF-8") from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _with_paths(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The data with `~` and variables of the environment expanded in every path."""
+    found = {k: dict(value) if isinstance(value, Mapping) else value for k, value in data.items()}
+    for key in ("output_dir", "train.init_from", *free_keys()):
+        section, _, last = key.rpartition(".")
+        target = found.get(section) if section else found
+        if isinstance(target, dict) and last in target:
+            target[last] = _expanded(key, target[last])
+    return found
+
+
+def _expanded(key: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_expanded(key, one) for one in value]
+    if isinstance(value, Mapping):
+        return {_expanded(key, one): times for one, times in value.items()}
+    if not isinstance(value, str):
+        return value
+    path = os.path.expandvars(os.path.expanduser(value))  # noqa: PTH111 (it may be a URL)
+    if unset := re.search(r"\$\{?(\w+)", path):
+        raise UserError(
+            f"{key}={value}: the variable {unset[1]} is not set; set it, or write it out"
+        )
+    return path
+
+
+def read_yaml(path: Path, what: str = "config", folder: str = "configs") -> dict[str, Any]:
+    """The mapping in a YAML file; `what` it is, and where such files are looked for, when there is
+    none."""
     try:
         with open(path, encoding="utf-8") as stream:
             text = stream.read(LONGEST + 1)
     except FileNotFoundError:
-        raise UserError(f"no config at {path}{_suggest_config(path)}") from None
+        raise UserError(f"no {what} at {path}{_suggest_file(path, folder)}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"can't read the config {path}: {error}") from None
+        raise UserError(f"can't read the {what} {path}: {error}") from None
     data = _parse(text, f"{path} is not valid YAML")
     if not isinstance(data, dict):
-        raise UserError(f"{path} holds no settings: a config is a mapping, such as `seed: 0`")
+        raise UserError(f"{path} holds no settings: a {what} is a mapping, such as `seed: 0`")
     return data
 
 
@@ -126,12 +163,25 @@ def _apply(data: dict[str, Any], override: str) -> None:
     target[last] = value
 
 
-def _line(error: Mapping[str, Any]) -> str:
+def _by_key(errors: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The mistakes, of a value that fits no kind that its key may have only one: what it may be."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for error in errors:
+        loc = error["loc"]
+        # Pydantic names the kind behind the key, as a text; the place in a list is a number.
+        key = loc[:2] if len(loc) > 2 and isinstance(loc[2], str) else loc
+        known = found.setdefault(key, {**error, "loc": key})
+        if known["msg"] != error["msg"]:
+            known["msg"] += " or" + error["msg"].removeprefix("Input should be")
+    yield from found.values()
+
+
+def _line(error: Mapping[str, Any], section: type[Section]) -> str:
     """One mistake in one line: the key, the value and the fix."""
     key = ".".join(str(part) for part in error["loc"])
     kind, value, context = error["type"], error.get("input"), error.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"{key}: unknown key{_suggest_key(key)}"
+        return f"{key}: unknown key{_suggest_key(key, section)}"
     if kind == "missing":
         return f"{key}: missing; add it"
     if kind == "value_error":  # from our own checks, which name key, value and fix
@@ -146,13 +196,19 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _suggest_key(key: str) -> str:
-    keys = [*all_keys(RunConfig), *RunConfig.model_fields]
+def _suggest_key(key: str, section: type[Section]) -> str:
+    keys = [*all_keys(section), *section.model_fields]
     leaf = key.rpartition(".")[2]
     same_leaf = [k for k in keys if k.rpartition(".")[2] == leaf]  # right key, wrong section
     near = difflib.get_close_matches(key, same_leaf, n=1, cutoff=0.0)
+    if not near and section is RunConfig and leaf.lower() in OURS:
+        return f"; that is {OURS[leaf.lower()]} here"
     near = near or difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else "; `fluxsmith config show` lists them all"
+    if near:
+        return f"; did you mean {near[0]}?"
+    if section is RunConfig:
+        return "; `fluxsmith config show` lists them all"
+    return f"; there are {', '.join(section.model_fields)}"
 
 
 def all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -177,8 +233,8 @@ def _below_configs(path: Path) -> PurePath:
     return PurePath(path.stem)
 
 
-def _suggest_config(path: Path) -> str:
-    known = sorted(str(p) for p in Path("configs").glob("**/*.yaml"))
+def _suggest_file(path: Path, folder: str) -> str:
+    known = sorted(str(p) for p in Path(folder).glob("**/*.yaml"))
     near = difflib.get_close_matches(str(path), known, n=1, cutoff=0.0)
     return f"; did you mean {near[0]}?" if near else "; check the path"
 

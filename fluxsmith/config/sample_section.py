@@ -24,6 +24,8 @@ class SampleConfig(Section):
     """Arithmetic of the network in sampling; bfloat16 is quicker on GPUs and less repeatable."""
     num_samples: Count = 16
     """Pictures drawn when no prompts are given, and in the grids during training."""
+    prompts: Annotated[list[str], Field(min_length=1)] | None = None
+    """Prompts of the grids during training, a picture each; captions of the data by default."""
 
 
 class EvaluateConfig(Section):

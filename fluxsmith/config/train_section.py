@@ -1,15 +1,10 @@
 """How a model is trained: the optimiser, its schedule, what is written when, and how it is run."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fluxsmith.config.types import Count, Decay, Interval, NotNegative, Rate, Section, Share
-
-
-def _off(value: Any) -> Any:
-    """YAML reads a bare `off` as false."""
-    return "off" if value is False else value
+from fluxsmith.config.types import Count, Decay, Interval, NotNegative, Rate, Section, Share, off
 
 
 class TrainConfig(Section):
@@ -43,6 +38,8 @@ class TrainConfig(Section):
     """Arithmetic of the network: bfloat16 is autocast over float32 weights; auto means on CUDA."""
     log_every: Count = 10
     """Steps between lines of metrics.jsonl, TensorBoard points and console updates."""
+    loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(default=["tensorboard"])
+    """What shows the records beside metrics.jsonl: tensorboard, wandb, mlflow, or none of them."""
     sample_every: Interval = 0
     """Steps between sample grids; 0: never."""
     checkpoint_every: Interval = 1000
@@ -55,9 +52,11 @@ class TrainConfig(Section):
     """Write checkpoints while training goes on; takes memory for one more copy of its state."""
     on_save_error: Literal["continue", "stop"] = "continue"
     """When a checkpoint can't be written: continue and try again at the next interval, or stop."""
+    diagnose: bool = True
+    """Look at the run now and then, and say what looks wrong and what to try (docs/signals.md)."""
     max_bad_steps: Count = 10
     """Steps in a row with a loss or gradient that is not finite, all skipped, before a run ends."""
-    kernels: Annotated[Literal["auto", "off"], BeforeValidator(_off)] = "auto"
+    kernels: Annotated[Literal["auto", "off"], BeforeValidator(off)] = "auto"
     """Quicker code for the same numbers where the machine has it; off: plain PyTorch."""
     compile: Literal["auto"] | bool = "auto"
     """Compile the network's blocks (torch.compile); auto: where the run is long enough to gain."""

@@ -37,6 +37,11 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
+def off(value: Any) -> Any:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
 def check_divisible(key: str, value: int, by: str, number: int) -> None:
     """Raises a ValueError that names the nearest values that are divisible."""
     if value % number:

@@ -1,11 +1,16 @@
-"""The words of captions: the ten digits, and the names of classes in templates."""
+"""From what stands for a caption in a file, a table or a shard to the captions of a picture: the
+one place where texts, lists, labels and templates are read."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from fluxsmith.data.imageset import Classes
+from fluxsmith.data.records import CaptionSettings
 from fluxsmith.errors import UserError
+from fluxsmith.randomness import generator
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -14,23 +19,204 @@ DIGIT_CAPTIONS = tuple((str(digit), word) for digit, word in enumerate(WORDS))
 DIGIT_CLASSES = Classes(tuple(map(str, range(10))), torch.arange(10))
 
 TEMPLATES = ("a photo of a {}",)  # for the names of classes, where none are given
+LABEL_KEYS = ("label", "labels", "fine_label")  # of the numbers of classes, or their names
+CAPTION_KEYS = ("text", "caption", "captions", "prompt", *LABEL_KEYS)
+ORDERS = 8  # of an image's tags, where they are shuffled
 
 
-def from_template(name: str, templates: Sequence[str]) -> tuple[str, ...]:
-    """The captions of a class from its name, whose underscores are spaces."""
-    for template in templates:
-        if template.count("{}") != 1:
+class Described(NamedTuple):
+    """The captions of a picture and its class, or why there are none."""
+
+    captions: tuple[str, ...] = ()
+    label: int | None = None
+    fault: str = ""
+
+
+class Captioner:
+    """Makes captions as the settings say. `classes` are the names of the classes where the data
+    itself names them, `caption` is one for all images."""
+
+    def __init__(
+        self, settings: CaptionSettings, classes: Sequence[str] = (), caption: str | None = None
+    ) -> None:
+        self.settings = settings
+        self.of_lines = 0  # texts of several lines so far
+        self.caption = settings.caption if caption is None else caption
+        self.classes = tuple(classes or settings.class_names or ())
+        if classes and settings.class_names:
             raise UserError(
-                f"data.templates: {template!r} needs one placeholder {{}} for the name of the "
-                f"class, as in 'a photo of a {{}}'"
+                f"data.class_names={settings.class_names}: the data names its classes itself: "
+                f"{', '.join(classes)}; remove the key"
             )
-    return tuple(template.replace("{}", name.replace("_", " ")) for template in templates)
+        if self.caption is not None:
+            self.classes = ()
+        for template in settings.templates or ():
+            if template.count("{}") != 1:
+                raise UserError(
+                    f"data.templates: {template!r} needs one placeholder {{}} for the name of a "
+                    f"class or a text, as in 'a photo of a {{}}'; one caption for all images is "
+                    f"data.caption"
+                )
+        templates = settings.templates or TEMPLATES
+        self._ways = [self._captions([name.replace("_", " ")], templates) for name in self.classes]
+
+    def describe(self, *values: Any) -> Described:
+        """The captions that values stand for: texts, lists of them, or numbers of classes."""
+        templates = self.settings.templates or ("{}",)
+        if self.caption is not None:
+            return Described(self._captions([self.caption], templates if self.caption else ["{}"]))
+        texts, label = [], None
+        for value in _flat(values):
+            if self.classes and isinstance(value, str):
+                value = self._class_number(value)
+            number = isinstance(value, int) and not isinstance(value, bool)
+            if isinstance(value, str) and self.classes:
+                return Described(fault=f"its label is {value!r}, not one of data.class_names")
+            if isinstance(value, str):
+                texts.append(_clean(value))
+            elif number and self.classes:
+                if not 0 <= value < len(self.classes):
+                    return Described(fault=f"its label is {value}, of {len(self.classes)} classes")
+                label = value
+            elif number and self.settings.templates:
+                texts.append(str(value))
+            else:
+                return Described(fault=_no_text(value))
+        if label is not None:
+            return Described(self._ways[label], label)
+        texts = [text for text in texts if text]
+        return Described(self._captions(texts, templates))
+
+    def _class_number(self, text: str) -> int | str:
+        """The class that a text names, or whose number it is; else the text itself."""
+        for name in (text, text.strip()):
+            if name in self.classes:
+                return self.classes.index(name)
+        return int(text) if text.strip().isdecimal() else text
+
+    def of_text(self, text: str) -> Described:
+        """The captions in a text file: the whole text, or each of its lines."""
+        if getattr(self.settings, "whole_text", False):
+            return self.describe(" ".join(text.split()))
+        lines = [line for line in text.splitlines() if line.strip()]
+        self.of_lines += len(lines) > 1
+        return self.describe(lines)
+
+    def of_row(self, row: Mapping[str, Any], what: str) -> Described:
+        """The captions under the settings' keys of a row, or under the first usual one."""
+        keys = caption_keys(self.settings) or _usual(CAPTION_KEYS, row)[:1]
+        values = [value_at(row, key) for key in keys]
+        if not values or any(value is MISSING for value in values):
+            there = ", ".join(map(str, row)) or "nothing"
+            return Described(fault=f"{what} has {there}; data.caption_key names another key")
+        return self.describe(*values)
+
+    def _captions(self, texts: Sequence[str], templates: Sequence[str]) -> tuple[str, ...]:
+        made = (template.replace("{}", text) for text in texts for template in templates)
+        kept = self.settings.shuffle_tags
+        if kept is not None:
+            made = (order for caption in made for order in _tag_orders(caption, kept))
+        return tuple(dict.fromkeys(made))
 
 
-def no_templates(templates: Sequence[str] | None, found: str) -> None:
-    """Refuses templates where `found` are captions already."""
-    if templates is not None:
-        raise UserError(
-            f"data.templates={list(templates)}: {found} are captions, which templates would have "
-            f"no say in; remove the key"
+MISSING = object()
+
+
+def caption_keys(settings: CaptionSettings) -> tuple[str, ...]:
+    """The keys of captions that the settings name."""
+    keys = settings.caption_key
+    return (keys,) if isinstance(keys, str) else tuple(keys or ())
+
+
+def value_at(row: Mapping[str, Any], key: str) -> Any:
+    """What a row has under a key, which may lead on by dots into structs and lists of them, as in
+    captions.raw; MISSING where there is no such thing."""
+    if key in row:
+        return row[key]
+    head, _, rest = key.partition(".")
+    inner = row.get(head)
+    if rest and isinstance(inner, Mapping):
+        return value_at(inner, rest)
+    if rest and isinstance(inner, (list, tuple)):
+        return [value_at(one, rest) for one in inner if isinstance(one, Mapping)]
+    return MISSING
+
+
+def pick_column(
+    key: str, asked: str | None, usual: Sequence[str], columns: Sequence[str], name: str
+) -> str:
+    """The column that the settings ask for, or the first usual one, whatever its case; `key` is
+    the setting's name and `name` that of the data."""
+    what = "images" if key == "image_key" else "captions"
+    if not columns:
+        raise UserError(f"data.{key}: {name} has no column of {what}; set data.caption for all")
+    there = f"the columns {', '.join(columns)}"
+    if asked is not None:
+        if asked in columns or asked.partition(".")[0] in columns:
+            return asked
+        raise UserError(f"data.{key}={asked}: {name} has {there}; name one of them")
+    if found := _usual(usual, columns):
+        return found[0]
+    raise UserError(
+        f"data.{key}: {name} has {there}, and which holds the {what} is not plain; name it"
+    )
+
+
+def pick_captions(settings: CaptionSettings, columns: Sequence[str], name: str) -> tuple[str, ...]:
+    """The columns of captions, likewise."""
+    asked = caption_keys(settings) or (None,)
+    return tuple(pick_column("caption_key", key, CAPTION_KEYS, columns, name) for key in asked)
+
+
+def _usual(names: Sequence[str], there: Iterable[str]) -> list[str]:
+    """Those of the usual names that are there, whatever their case."""
+    low = {one.lower(): one for one in reversed(list(there))}
+    return [low[name] for name in names if name in low]
+
+
+def _flat(values: Any) -> Iterator[Any]:
+    """The values in lists of lists; nothing for None and NaN, as tables mark what is missing."""
+    if isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _flat(value)
+    elif values is not None and values is not MISSING and values == values:
+        yield values
+
+
+def _clean(text: str) -> str:
+    """Without half characters, which JSON may hold and no encoder takes."""
+    return text.encode("utf-8", "replace").decode().strip()
+
+
+def _no_text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        keys = ", ".join(map(str, value))
+        return (
+            f"its caption is an object with {keys}; data.caption_key=NAME.{next(iter(value), '')}"
         )
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (
+            f"its caption is the number {value}; name the classes in data.class_names, or set "
+            f"data.templates=['a {{}}']"
+        )
+    return f"its caption is {type(value).__name__}, not text"
+
+
+def _tag_orders(caption: str, kept: int) -> Iterator[str]:
+    """The tags of a caption in several orders, the first `kept` always in front."""
+    tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
+    for i in range(ORDERS):
+        order = torch.randperm(max(0, len(tags) - kept), generator=generator("tags", caption, i))
+        yield ", ".join([*tags[:kept], *(tags[kept + j] for j in order.tolist())])
+
+
+def exchanged(captions: Sequence[str]) -> list[str]:
+    """The same captions in another order, in which no picture has its own, or one that is equal to
+    it, as far as that is possible: in the order of the alphabet, moved on by as many as the most
+    frequent one has."""
+    order = sorted(range(len(captions)), key=captions.__getitem__)
+    ((_, most),) = Counter(captions).most_common(1)
+    found = list(captions)
+    for place, row in enumerate(order):
+        found[row] = captions[order[(place + most) % len(order)]]
+    return found

@@ -1,204 +1,328 @@
-"""A folder of images with captions as people keep them: a metadata file, a text file beside each
-image, or a folder for each class."""
+"""A folder of images with captions as people keep them: in a table, in texts beside the images, or
+as the names of folders and files. Where it isn't plain which is meant, nothing is guessed."""
 
-import csv
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Annotated, Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, get_args
 
-from fluxsmith.data.captions import TEMPLATES, from_template, no_templates
-from fluxsmith.data.pictures import ENDINGS
+from fluxsmith.data.account import Account, some
+from fluxsmith.data.captions import (
+    LABEL_KEYS,
+    MISSING,
+    Captioner,
+    Described,
+    pick_captions,
+    pick_column,
+    value_at,
+)
+from fluxsmith.data.listing import ImageIndex, Listing, Texts, list_folder
+from fluxsmith.data.pictures import endings
 from fluxsmith.data.records import (
-    FileSettings,
+    CaptionSettings,
     InMemory,
     Record,
     Split,
-    Templates,
-    indices_of_split,
+    WholeText,
+    digest_of,
     path_of,
+    reason,
+    size_of,
 )
+from fluxsmith.data.splits import FolderSplits, own_test, split_in_name
+from fluxsmith.data.tables import Table, read_table, read_text
 from fluxsmith.errors import UserError
 
-METADATA = ("metadata.jsonl", "metadata.csv")
+IMAGE_KEYS = (
+    "file_name", "filename", "file", "image", "image_path", "image_file", "image_name", "img",
+    "path", "file_path", "name",
+)  # fmt: skip
+
+ARCHIVES = (".zip", ".rar", ".7z", ".gz")
+Kind = Literal["metadata", "sidecar", "class", "name", "none"]
+# Which kinds of captions a key is for.
+USES = {
+    "image_key": ("metadata",),
+    "caption_key": ("metadata", "sidecar"),
+    "class_names": ("metadata", "sidecar"),
+    "whole_text": ("sidecar",),
+}
 
 
 class FolderRecords(list[Record]):
     """The images of a folder that belong to a split, in the order of their names."""
 
-    def __init__(self, classes: Sequence[str], records: Iterable[Record]) -> None:
+    def __init__(self, records: Iterable[Record], classes: Sequence[str], account: Account) -> None:
         super().__init__(records)
-        self.classes = classes
+        self.classes, self.account = classes, account
 
     def captions(self) -> Sequence[tuple[str, ...]]:
         return [record.captions for record in self]
 
+    def digest(self) -> str:
+        files = ((r, r.picture) for r in self if isinstance(r.picture, Path))
+        return digest_of((r.name, size_of(file), r.captions) for r, file in files)
+
 
 @dataclass(frozen=True)
-class Settings(FileSettings):
-    caption_key: Annotated[str, "Key of the captions in a metadata file."] = "text"
-    templates: Templates = None
+class Settings(CaptionSettings):
+    captions: Annotated[
+        Kind | None,
+        "Where they are: metadata, sidecar, class, name (of the file) or none; told by itself "
+        "where it is plain.",
+    ] = None
+    whole_text: WholeText = False
     in_memory: InMemory = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.captions is not None and self.caption is not None:
+            raise ValueError(
+                f"captions={self.captions}: data.caption={self.caption!r} is the caption of all "
+                f"images; remove one of the keys"
+            )
+        if self.captions == "none":
+            replace(self, captions=None, caption="")  # refuses what captions are needed for
 
 
 def load(settings: Settings, split: Split) -> FolderRecords:
     """The images in and below a folder.
 
-    The test images are those in its folder `test`; without one, a share of all, chosen by name.
-    A UserError says what is missing.
+    The test images are those in a folder called test or validation, or in a table called so;
+    without one, a share of all, chosen by name. A UserError says what is missing or not plain.
     """
     path = path_of(settings)
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise UserError(f"data.path={path}: there is no such folder; correct it")
-    test = root / "test"
-    train = root / "train" if (root / "train").is_dir() and test.is_dir() else root
-    if not test.is_dir():
-        classes, records = _read(root, root, settings)
-        chosen = indices_of_split([record.name for record in records], settings.test_share, split)
-        return FolderRecords(classes, (records[i] for i in chosen))
-    classes, records = _read(train, root, settings, without=test)
-    if split == "train":
-        return FolderRecords(classes, records)
-    own, records = _read(test, root, settings)
-    if unknown := sorted(set(own) - set(classes)):
-        raise UserError(f"data.path={path}: the class {unknown[0]} is in test/ only; move it")
-    place = [classes.index(name) for name in own]  # test/ may lack some of the classes
-    return FolderRecords(
-        classes, (r if r.label is None else replace(r, label=place[r.label]) for r in records)
-    )
+        what = "is no folder" if root.exists() else "there is no such folder"
+        raise UserError(f"data.path={path}: {what}; correct it{_other_source(root)}")
+    there = list_folder(root)
+    if not there.images:
+        passed = "".join(f"; {line}" for line in there.account.lines())
+        names = [*there.texts, *(name for found in there.account.passed.values() for name in found)]
+        hint = next(filter(None, map(_other_source, map(Path, names))), "")
+        raise UserError(f"data.path={path}: no images in it or below; add some{hint}{passed}")
+    sides = FolderSplits(there, settings.test_share, settings.captions == "class")
+    texts = Texts(there)
+    kind = _kind(there, sides, texts, settings)
+    _check_uses(kind, texts, settings)
+    caption = settings.caption or "" if kind == "none" else None
+    if kind == "metadata":
+        captioner = Captioner(settings)
+        records = list(_from_tables(there, sides, texts, settings, captioner))
+    else:
+        classes = _classes(there, sides) if kind == "class" else []
+        captioner = Captioner(settings, classes, caption)
+        records = list(_from_files(there, sides, texts, kind, captioner))
+    return FolderRecords(sides.of(split, records), captioner.classes, there.account)
 
 
-def _read(
-    folder: Path, root: Path, settings: Settings, without: Path | None = None
-) -> tuple[Sequence[str], list[Record]]:
-    """The classes, if there are any, and the records; names are relative to `root`."""
-    images = sorted(_images(folder, without))
-    if not images:
+def _other_source(file: Path) -> str:
+    if file.suffix in (".parquet", ".arrow"):
+        return ", or set data.source=hf"
+    if ".tar" in file.suffixes:
+        return ", or set data.source=webdataset"
+    return f"; unpack {file.name}" if file.suffix.lower() in ARCHIVES else ""
+
+
+def _kind(there: Listing, sides: FolderSplits, texts: Texts, settings: Settings) -> Kind:
+    """Where captions are, as the settings say, or as is plain from what is there."""
+    if settings.caption is not None:
+        return "none"
+    if settings.captions is not None:
+        return settings.captions
+    root, ask = there.root, f"set data.captions to {' or '.join(get_args(Kind))}"
+    if texts.tables and texts.beside:
+        beside = some([text for found in texts.beside.values() for text in found])
         raise UserError(
-            f"{folder}: no images in it or below; they are known by their endings: "
-            f"{', '.join(ENDINGS)}"
+            f"{root}: captions may be in {some(texts.tables)} or in texts beside the images, such "
+            f"as {beside}; set data.captions=metadata or sidecar"
         )
-    caption_key, templates = settings.caption_key, settings.templates
-    metadata = [folder / name for name in METADATA if (folder / name).is_file()]
-    if len(metadata) > 1:
-        raise UserError(f"{folder}: both {' and '.join(METADATA)} are there; keep one of them")
-    if metadata:
-        no_templates(templates, f"the texts in {metadata[0].name}")
-        return (), _from_metadata(metadata[0], root, caption_key)
-    if caption_key != "text":
+    if texts.tables:
+        return "metadata"
+    if texts.beside:
+        return "sidecar"
+    if texts.others:
         raise UserError(
-            f"data.caption_key={caption_key}: is for a metadata file, and {folder} has none; add "
-            f"metadata.jsonl or remove the key"
+            f"{root}: {some(texts.others)} would lie unused, for no image is called so; name texts "
+            f"like their images, write metadata.jsonl, or {ask}"
         )
-    if any(image.with_suffix(".txt").is_file() for image in images):
-        no_templates(templates, "the texts beside the images")
-        return (), [Record(_name(i, root), i, _beside(i.with_suffix(".txt"))) for i in images]
-    return _from_classes(images, folder, root, TEMPLATES if templates is None else templates)
-
-
-def _images(folder: Path, without: Path | None) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if hidden or (without is not None and path.is_relative_to(without)):
-            continue
-        if path.suffix.lower().lstrip(".") in ENDINGS and path.is_file():
-            yield path
-
-
-def _name(image: Path, root: Path) -> str:
-    return image.relative_to(root).as_posix()
-
-
-def _beside(file: Path) -> tuple[str, ...]:
-    """One caption a line; none where the file is missing or empty."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        return ()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"can't read {file}: {error}; save it as UTF-8") from None
-    return captions_by_line(text)
-
-
-def captions_by_line(text: str) -> tuple[str, ...]:
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
-
-
-def _from_classes(
-    images: Sequence[Path], folder: Path, root: Path, templates: Sequence[str]
-) -> tuple[Sequence[str], list[Record]]:
-    loose = [image for image in images if image.parent == folder]
-    if loose:
+    below = [sides.below(name) for name in there.images]
+    classes = sorted(set(map(_class_of, below)))
+    if "" in classes:
+        loose = [name for name in below if not _class_of(name)]
         raise UserError(
-            f"{folder}: no captions for its {len(loose):,} images, such as {loose[0].name}; add "
-            f"metadata.jsonl or metadata.csv with file_name and text, or name.txt beside name.png, "
-            f"or put the images into a folder for each class"
+            f"{root}: no captions for its {len(loose):,} images, such as {loose[0]}; add "
+            f"metadata.jsonl with file_name and text, or name.txt beside name.png, or a folder for "
+            f"each class; or set data.caption=TEXT, one for all, or data.captions=name or none"
         )
-    of = [image.relative_to(folder).parts[0] for image in images]
-    classes = sorted(set(of))
-    ways = {name: from_template(name, templates) for name in classes}
-    return classes, [
-        Record(_name(image, root), image, ways[name], classes.index(name))
-        for image, name in zip(images, of, strict=True)
-    ]
+    if len(classes) == 1:
+        raise UserError(
+            f"{root}: all images lie in one folder, {classes[0]}, and have no captions; add texts, "
+            f"set data.caption, one for all, or {ask}"
+        )
+    if all(re.match(r"\d+_", name) for name in classes):
+        raise UserError(
+            f"{root}: the folders {some(classes)} may mean repeats and a caption, as other "
+            f"trainers write it, or classes; set data.captions=class, or name each in "
+            f"data.path={{FOLDER: REPEATS}}, with data.caption or texts"
+        )
+    there.account.notes.append(f"captions are made of the names of folders: {some(classes)}")
+    return "class"
 
 
-def _from_metadata(file: Path, root: Path, caption_key: str) -> list[Record]:
-    records = []
-    for line, row in _rows(file):
-        where = f"{file}, line {line}"
-        name = row.get("file_name")
-        if not isinstance(name, str) or not name:
-            raise UserError(f"{where}: no file_name; name the image, relative to this file")
-        if caption_key not in row:
-            others = ", ".join(str(key) for key in row if key != "file_name") or "nothing else"
+def _check_uses(kind: Kind, texts: Texts, settings: Settings) -> None:
+    """Refuses what is asked for and not there, and keys that would be ignored."""
+    if (kind == "metadata" and not texts.tables) or (kind == "sidecar" and not texts.beside):
+        what = "table" if kind == "metadata" else "text beside an image"
+        raise UserError(f"data.captions={kind}: there is no {what} in {settings.path}; add some")
+    for key, kinds in USES.items():  # earlier versions wrote caption_key: text everywhere
+        value = getattr(settings, key)
+        no_json = key == "caption_key" and kind == "sidecar" and not texts.has_json
+        if value not in (None, False, "text") and (kind not in kinds or no_json):
             raise UserError(
-                f"{where}: no {caption_key}; there is {others}: set data.caption_key to the one "
-                f"that holds the caption"
+                f"data.{key}={value}: is for captions in {' or '.join(kinds)}, and here they come "
+                f"from {kind}{' without json files' if no_json else ''}; remove the key"
             )
-        image = file.parent / name
-        inside = image.is_relative_to(root)
-        records.append(
-            Record(_name(image, root) if inside else name, image, as_captions(row[caption_key]))
+
+
+def _from_files(
+    there: Listing, sides: FolderSplits, texts: Texts, kind: Kind, captioner: Captioner
+) -> Iterator[Record]:
+    """Every image with its captions, where no table has them."""
+    for name in there.images:
+        if kind == "sidecar":
+            found = _beside(there.root, texts.beside.get(name, ()), captioner)
+        elif kind == "class":
+            own = _class_of(sides.below(name))
+            outside = Described(fault="it lies in no folder of a class")
+            found = captioner.describe(own) if own else outside
+        elif kind == "name":
+            found = captioner.describe(PurePosixPath(name).stem.replace("_", " "))
+        else:
+            found = captioner.describe()
+        yield Record(name, there.root / name, *found)
+    if captioner.of_lines:
+        there.account.notes.append(
+            f"{captioner.of_lines:,} texts have several lines, and each line is a caption of its "
+            f"own; data.whole_text=true makes a text one caption"
         )
-    if not records:
-        raise UserError(f"{file} names no images; write a line for each")
-    return records
+    for text in (*texts.others, *texts.tables):
+        there.account.pass_over("text that belongs to no image", text)
 
 
-def as_captions(value: Any) -> tuple[str, ...]:
-    """A text or a list of texts as captions; none where there is no text. Unpaired surrogates,
-    which JSON may hold, are replaced: no encoder takes them."""
-    values = value if isinstance(value, (list, tuple)) else [value]
-    texts = (text.encode("utf-8", "replace").decode() for text in values if isinstance(text, str))
-    return tuple(text.strip() for text in texts if text.strip())
-
-
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a metadata file with their line numbers."""
-    try:
-        with open(file, encoding="utf-8-sig", newline="") as stream:
-            if file.suffix == ".csv":
-                reader = csv.DictReader(stream)
-                for row in reader:
-                    yield reader.line_num, row
-                return
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield number, _json_row(file, number, line)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"can't read {file}: {error}; save it as UTF-8") from None
-
-
-def _json_row(file: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        row = None
-    if not isinstance(row, dict):
+def _classes(there: Listing, sides: FolderSplits) -> list[str]:
+    """Those of the training images; a UserError for one that is tested on only."""
+    of = {split: set[str]() for split in ("train", "test")}
+    for name in there.images:
+        if own := _class_of(sides.below(name)):
+            of.get(sides.side(name), set()).add(own)
+    if unknown := sorted(of["test"] - of["train"]):
+        raise UserError(f"{there.root}: the class {unknown[0]} is in {sides.test}/ only; move it")
+    if not of["train"]:
         raise UserError(
-            f"{file}, line {number}: must be a JSON object with file_name and a caption"
+            f"data.captions=class: no image of {there.root} lies in a folder of a class"
         )
-    return row
+    return sorted(of["train"])
+
+
+def _class_of(below: str) -> str:
+    return below.partition("/")[0] if "/" in below else ""
+
+
+def _beside(root: Path, names: Sequence[str], captioner: Captioner) -> Described:
+    """The captions in all the texts beside an image, or the first reason why there are none."""
+    found = []
+    for name in names:
+        try:
+            text = read_text(root / name)
+            if name.lower().endswith(".json"):
+                row = json.loads(text)
+                found.append(captioner.of_row(row if isinstance(row, dict) else {}, name))
+            else:
+                found.append(captioner.of_text(text))
+        except (OSError, ValueError) as error:
+            found.append(Described(fault=f"can't read {name}: {reason(error)}; save it as UTF-8"))
+    good = [one for one in found if one.captions]
+    if not good:
+        return next((one for one in found if one.fault), Described())
+    return Described(tuple(dict.fromkeys(c for one in good for c in one.captions)), good[0].label)
+
+
+def _from_tables(
+    there: Listing, sides: FolderSplits, texts: Texts, settings: Settings, captioner: Captioner
+) -> Iterator[Record]:
+    """A record for each image that tables name, with the captions of all its rows, and one for
+    each row that can't be used."""
+    index, root = ImageIndex(there.images), there.root
+    values: dict[str, list[Any]] = {}  # by the name of an image
+    named = set[str]()
+    for name in texts.tables:
+        table, folder = read_table(root / name, name), PurePosixPath(name).parent
+        image_key, keys = _columns(table, settings)
+        there.account.notes.append(
+            f"captions are read from {name}: {', '.join(keys)} of the image in {image_key}"
+        )
+        for row in table.rows:
+            given = row.values.get(image_key)
+            held = [_number(key, value_at(row.values, key)) for key in keys]
+            if not isinstance(given, str) or not given.strip():
+                fault = f"it has no {image_key}"
+                if isinstance(given, (bytes, dict)):
+                    fault = f"its {image_key} is no name of a file; set data.source=hf"
+                yield Record(row.where, b"", (), fault=row.fault or fault)
+                continue
+            images = index.find(folder, given)
+            image = images[0] if len(images) == 1 else str(folder / given)
+            named.add(image)
+            word = split_in_name(PurePosixPath(name).stem) or row.values.get("split")
+            if word and not own_test([sides.tables.get(image, "")]):  # testing goes before training
+                sides.tables[image] = str(word)
+            fault = row.fault or ("" if MISSING not in held else f"it has no {', '.join(keys)}")
+            if len(images) > 1:
+                fault = f"it may be {' or '.join(images[:3])}; write its folder too"
+            if fault:
+                yield Record(f"{row.where} ({given})", b"", (), fault=fault)
+            else:
+                values.setdefault(image, []).extend(held)
+    for image, found in values.items():
+        yield Record(image, root / image, *captioner.describe(*found))
+    for image in there.images:
+        if image not in named:
+            there.account.pass_over(f"no row in {some(texts.tables)}", image)
+    for text in (*texts.others, *(t for found in texts.beside.values() for t in found)):
+        there.account.pass_over("text beside a table", text)
+
+
+def _number(key: str, value: Any) -> Any:
+    """The number of a class, which tables of text hold as digits."""
+    if key.lower() in LABEL_KEYS and isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    return value
+
+
+def _columns(table: Table, settings: Settings) -> tuple[str, tuple[str, ...]]:
+    """The columns of the images and of the captions; a UserError where they aren't plain."""
+    if not table.rows:
+        raise UserError(f"{table.name} names no images; write a line for each")
+    if not table.columns:
+        raise UserError(f"{table.rows[0].where}: {table.rows[0].fault}")
+    try:
+        return _find_columns(table, settings)
+    except UserError as error:
+        if settings.captions is not None:
+            raise
+        raise UserError(f"{error}, or set data.captions if captions are elsewhere") from None
+
+
+def _find_columns(table: Table, settings: Settings) -> tuple[str, tuple[str, ...]]:
+    name = table.name
+    if name.lower().endswith(".txt") or any(
+        PurePosixPath(column).suffix.lower() in endings() for column in table.columns
+    ):
+        name += ", whose first line must name the columns,"
+    image_key = pick_column("image_key", settings.image_key, IMAGE_KEYS, table.columns, name)
+    others = [column for column in table.columns if column != image_key]
+    return image_key, pick_captions(settings, others, name)

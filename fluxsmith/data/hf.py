@@ -9,26 +9,36 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from fluxsmith.data.captions import TEMPLATES, from_template, no_templates
-from fluxsmith.data.folder import as_captions
+from fluxsmith.data.account import Account
+from fluxsmith.data.captions import (
+    Captioner,
+    Described,
+    pick_captions,
+    pick_column,
+    value_at,
+)
+from fluxsmith.data.imageset import evenly
+from fluxsmith.data.pictures import endings, is_picture
 from fluxsmith.data.records import (
-    FileSettings,
+    CaptionSettings,
     InMemory,
     Record,
     ShuffleBuffer,
     Split,
-    Templates,
-    belongs,
-    indices_of_split,
+    digest_of,
     path_of,
     reason,
+    size_of,
 )
+from fluxsmith.data.splits import belongs, indices_of_split, own_test, own_train
 from fluxsmith.errors import UserError
 from fluxsmith.optional import optional
 
-CAPTION_KEYS = ("text", "caption", "captions", "prompt", "label", "labels", "fine_label")
-TEST_SPLITS = ("test", "validation", "valid", "val")
-KINDS = {".parquet": "parquet", ".arrow": "arrow"}
+IMAGE_KEYS = ("image", "img", "jpg", "png")  # of several columns of pictures, the one that is meant
+LOOKED_AT = 20  # rows that stand for all: their pictures tell the column and the data
+KINDS = {
+    ".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json",
+}  # fmt: skip
 SAVED = ("dataset_dict.json", "state.json")  # one of them is in what save_to_disk wrote
 FETCH = (
     "correct the path, set it to a local copy, or fetch it once with a network (it stays in "
@@ -37,24 +47,20 @@ FETCH = (
 
 
 @dataclass(frozen=True)
-class Settings(FileSettings):
+class Settings(CaptionSettings):
     subset: Annotated[str | None, "The configuration of the data set, where it has several."] = None
-    train_split: Annotated[str, "The split to train on."] = "train"
+    train_split: Annotated[
+        str, "The split to train on; in place of train also training, or the only one there is."
+    ] = "train"
     test_split: Annotated[
         str | None, "The split to test on; test or validation by default, else a share held out."
     ] = None
-    image_key: Annotated[
-        str | None, "The column of the images; the only one of images by default."
-    ] = None
-    caption_key: Annotated[
-        str | list[str] | None, "The column of the captions, or several; told by its name."
-    ] = None
-    templates: Templates = None
     streaming: Annotated[bool, "Read from front to back, without keeping a copy."] = False
     shuffle_buffer: ShuffleBuffer = 1000
     in_memory: InMemory = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.streaming and self.shuffle_buffer != Settings.shuffle_buffer:
             raise ValueError(
                 f"shuffle_buffer={self.shuffle_buffer}: is for streams, and all images are "
@@ -69,18 +75,18 @@ class Settings(FileSettings):
 
 def load(settings: Settings, split: Split) -> "HFRecords | HFShards":
     """The rows of a split; the test images are a share of the training split where there is no
-    other. Columns that aren't named are found by their types and usual names."""
-    train_split, test_split = settings.train_split, settings.test_split
-    name, splits = _open(path_of(settings), settings.subset, settings.streaming)
-    for key, split_name in (("train_split", train_split), ("test_split", test_split)):
-        if split_name is not None and split_name not in splits:
-            raise UserError(
-                f"data.{key}={split_name}: {name} has {', '.join(splits)}; name one of them"
-            )
-    own = test_split or next((s for s in TEST_SPLITS if s in splits and s != train_split), None)
-    chosen = own if split == "test" and own is not None else train_split
+    other. Columns that aren't named are found by their types, contents and usual names."""
+    name, folder, splits = _open(path_of(settings), settings.subset, settings.streaming)
+    train = settings.train_split
+    if train == Settings.train_split and train not in splits:
+        train = own_train(splits) or (next(iter(splits)) if len(splits) == 1 else train)
+    for key, asked in (("train_split", train), ("test_split", settings.test_split)):
+        if asked is not None and asked not in splits:
+            raise UserError(f"data.{key}={asked}: {name} has {', '.join(splits)}; name one of them")
+    own = settings.test_split or own_test(set(splits) - {train})
+    chosen = own if split == "test" and own is not None else train
     with _reading(chosen):
-        columns = _columns(name, splits[chosen].features, settings)
+        columns = _columns(name, folder, splits[chosen], settings)
         rows = _encoded(splits[chosen], columns)
     held_out = 0.0 if own is not None else settings.test_share
     if settings.streaming:
@@ -94,31 +100,34 @@ def load(settings: Settings, split: Split) -> "HFRecords | HFShards":
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold the picture and the captions, and how the captions are made."""
+    """Which columns hold the picture and the captions, how captions are made, and the folder that
+    paths are relative to."""
 
     image: str
     captions: tuple[str, ...]
-    classes: tuple[str, ...] = ()
-    ways: tuple[tuple[str, ...], ...] = ()  # by class
+    captioner: Captioner
+    folder: Path
 
     def record(self, name: str, row: Mapping[str, Any]) -> Record:
-        captions, label = self.describe(row)
-        return Record(name, _bytes_or_path(row[self.image]), captions, label)
+        captions, label, fault = self.describe(row)
+        picture, why_not = _picture(row[self.image], self.folder)
+        return Record(name, picture, captions, label, why_not or fault)
 
-    def describe(self, row: Mapping[str, Any]) -> tuple[tuple[str, ...], int | None]:
-        """The captions of a row and its class, if there are classes."""
-        if not self.classes:
-            return tuple(t for key in self.captions for t in as_captions(row[key])), None
-        label = row[self.captions[0]]
-        known = isinstance(label, int) and 0 <= label < len(self.classes)  # -1 is unlabelled
-        return (self.ways[label], label) if known else ((), None)
+    def describe(self, row: Mapping[str, Any]) -> Described:
+        return self.captioner.describe(*(value_at(row, key) for key in self.captions))
+
+    @property
+    def of_captions(self) -> list[str]:
+        """The columns that the captions lie in, or below."""
+        return list(dict.fromkeys(key.partition(".")[0] for key in self.captions))
 
 
 class HFRecords:
     """Rows of a data set on disk, in any order."""
 
     def __init__(self, rows: Any, columns: Columns, name: str, indices: Sequence[int]) -> None:
-        self.classes: Sequence[str] = columns.classes
+        self.classes: Sequence[str] = columns.captioner.classes
+        self.account = Account()
         self.rows, self.columns, self.name, self.indices = rows, columns, name, indices
 
     def __len__(self) -> int:
@@ -130,10 +139,18 @@ class HFRecords:
             return self.columns.record(f"{self.name}/{row}", self.rows[row])
 
     def captions(self) -> Sequence[tuple[str, ...]]:
+        if not self.columns.captions:
+            return [self.columns.describe({}).captions] * len(self)
         with _reading(self.name):
-            texts = self.rows.select_columns(list(self.columns.captions)).with_format(None)
+            texts = self.rows.select_columns(self.columns.of_captions).with_format(None)
             chosen = texts if len(self) == len(texts) else texts.select(self.indices)
-            return [self.columns.describe(row)[0] for row in chosen]
+            return [self.columns.describe(row).captions for row in chosen]
+
+    def digest(self) -> str:
+        """Of all captions, and of the sizes of some pictures."""
+        pictures = (self[i].picture for i in evenly(range(len(self)), min(len(self), LOOKED_AT)))
+        sizes = [len(p) if isinstance(p, bytes) else size_of(p) for p in pictures]
+        return digest_of([self.name, sizes, *self.captions()])
 
 
 class HFShards:
@@ -143,11 +160,15 @@ class HFShards:
     def __init__(
         self, rows: Any, columns: Columns, name: str, belongs: Callable[[str], bool]
     ) -> None:
-        self.classes: Sequence[str] = columns.classes
+        self.classes: Sequence[str] = columns.captioner.classes
+        self.account = Account()
         self.rows, self.columns, self.name, self.belongs = rows, columns, name, belongs
 
     def __len__(self) -> int:
         return int(self.rows.num_shards)
+
+    def digest(self) -> str:
+        return digest_of([self.name, len(self), list(self.rows.features)])
 
     def read(self, shard: int, skip: int) -> Iterator[tuple[int, Record]]:
         with _reading(f"{self.name}, shard {shard}"):
@@ -166,17 +187,20 @@ def _reading(what: str, fix: str = "see that its files are there and whole") -> 
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"data.path: can't read {what}: {reason(error)}; {fix}") from None
+        told = reason(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+        raise UserError(f"data.path: can't read {what}: {told}; {fix}") from None
 
 
 def _datasets() -> Any:
     return optional("datasets", "hf", "data.source=hf")
 
 
-def _open(path: str, subset: str | None, streaming: bool) -> tuple[str, dict[str, Any]]:
-    """What is read, and its splits by name."""
+def _open(path: str, subset: str | None, streaming: bool) -> tuple[str, Path, dict[str, Any]]:
+    """What is read, the folder that it lies in, and its splits by name."""
     datasets = _datasets()
     local = _local(path)
+    if local is not None and local.is_file() and local.suffix not in KINDS:
+        raise UserError(f"data.path={path}: only files of {', '.join(KINDS)} are read")
     saved = local is not None and any((local / f).is_file() for f in SAVED)
     with _reading(path) if local is not None else _reading(path, FETCH):
         if saved:
@@ -189,7 +213,8 @@ def _open(path: str, subset: str | None, streaming: bool) -> tuple[str, dict[str
     splits = dict(found) if isinstance(found, dict) else {"train": found}
     if streaming and saved:
         splits = {name: rows.to_iterable_dataset() for name, rows in splits.items()}
-    return str(local or path), splits
+    folder = local if local is None or local.is_dir() else local.parent
+    return str(local or path), folder or Path(), splits
 
 
 def _local(path: str) -> Path | None:
@@ -202,69 +227,72 @@ def _local(path: str) -> Path | None:
     return below if below is not None and below.is_dir() else None
 
 
-def _columns(name: str, features: Mapping[str, Any] | None, settings: Settings) -> Columns:
-    """The columns that the settings name, or else the usual ones."""
-    datasets = _datasets()
+def _columns(name: str, folder: Path, rows: Any, settings: Settings) -> Columns:
+    """The columns that the settings name, or else those of pictures and the usual ones."""
+    datasets, features = _datasets(), rows.features
     if features is None:
         raise UserError(f"data.path={name}: a stream without types; set data.streaming=false")
     images = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
-    image = settings.image_key or (images[0] if images else None)
-    if image is None or image not in features:
-        there = ", ".join(features)
-        raise UserError(f"data.image_key={image}: {name} has the columns {there}; name one of them")
-    keys = _caption_keys(name, [key for key in features if key != image], settings.caption_key)
-    labels = [features[key] for key in keys if isinstance(features[key], datasets.ClassLabel)]
-    if not labels:
-        no_templates(settings.templates, f"the texts in {', '.join(keys)}")
-        return Columns(image, keys)
-    if len(keys) > 1:
+    if not images and settings.image_key is None:
+        images = _columns_of_pictures(rows, folder)
+    if len(images) > 1:
+        images = [key for key in images if key.lower() in IMAGE_KEYS]
+    image = pick_column("image_key", settings.image_key, images[:1], list(features), name)
+    if settings.caption is not None:
+        return Columns(image, (), Captioner(settings), folder)
+    others = [key for key in features if key != image]
+    keys = pick_captions(settings, others, name)
+    found = [features.get(key) for key in keys]
+    labels = [kind for kind in found if isinstance(kind, datasets.ClassLabel)]
+    if labels and len(keys) > 1:
         raise UserError(
             f"data.caption_key={list(keys)}: classes and texts don't mix; name one column of "
             f"classes, or texts only"
         )
-    names = tuple(labels[0].names)
-    templates = TEMPLATES if settings.templates is None else settings.templates
-    return Columns(image, keys, names, tuple(from_template(n, templates) for n in names))
+    return Columns(image, keys, Captioner(settings, labels[0].names if labels else ()), folder)
 
 
-def _caption_keys(
-    name: str, columns: Sequence[str], asked: str | Sequence[str] | None
-) -> tuple[str, ...]:
-    """The columns of captions among those without pictures."""
-    there = ", ".join(columns) or "no other column"
-    if asked is None:
-        usual = [key for key in CAPTION_KEYS if key in columns]
-        if not usual:
-            raise UserError(
-                f"data.caption_key: {name} has {there}, and which holds the captions is not "
-                f"plain; name it"
-            )
-        return (usual[0],)
-    keys = (asked,) if isinstance(asked, str) else tuple(asked)
-    for key in keys:
-        if key not in columns:
-            raise UserError(f"data.caption_key={key}: {name} has {there}; name one of them")
-    return keys
+def _columns_of_pictures(rows: Any, folder: Path) -> list[str]:
+    """The columns without types that hold pictures in the first rows."""
+    first = list(rows.take(LOOKED_AT))
+    found = []
+    for key in rows.features:
+        values = [row[key] for row in first if row[key] is not None]
+        if values and _looks_like_a_picture(*_picture(values[0], folder)):
+            found.append(key)
+    return found
+
+
+def _looks_like_a_picture(picture: bytes | Path, fault: str) -> bool:
+    if fault:
+        return False
+    if isinstance(picture, Path):
+        return picture.suffix.lower() in endings()
+    return is_picture(picture)
 
 
 def _encoded(rows: Any, columns: Columns) -> Any:
     """The rows with their pictures left encoded, and nothing else but the captions."""
     datasets = _datasets()
-    kept = rows.select_columns([columns.image, *columns.captions])
+    kept = rows.select_columns([columns.image, *columns.of_captions])
     if isinstance(rows.features[columns.image], datasets.Image):
         return kept.cast_column(columns.image, datasets.Image(decode=False))
     return kept
 
 
-def _bytes_or_path(picture: Any) -> bytes | Path:
-    if isinstance(picture, Mapping):
-        picture = picture.get("bytes") or picture.get("path")
-    if isinstance(picture, bytes):
-        return picture
-    if isinstance(picture, str):
-        return Path(picture)
-    if picture is None:
-        return b""  # no decoder takes it, so it counts as a bad picture
-    raise UserError(
-        f"data.image_key: the column holds {type(picture).__name__}, not pictures; name another"
-    )
+def _picture(value: Any, folder: Path) -> tuple[bytes | Path, str]:
+    """The picture in a cell, or why there is none: bytes, a path, or either under its name, alone
+    or in a list of one."""
+    if isinstance(value, (list, tuple)) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return value, ""
+    if isinstance(value, str):
+        web = "its image is an address on the web; fetch the pictures first"
+        return folder / value, web if "://" in value else ""
+    if value is None:
+        return b"", "it has no image"
+    many = f"list of {len(value)}" if isinstance(value, list) else type(value).__name__
+    return b"", f"its image is {many}, not a picture; data.image_key names another column"

@@ -1,5 +1,7 @@
 """A data set that fits in memory: images, labels, the captions of each label, and classes."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -30,10 +32,21 @@ class ImageSet:
         return len(self.labels)
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of the images, in pixels."""
+        height, width = self.images.shape[-2:]
+        return height, width
+
+    @property
     def class_labels(self) -> Tensor:
         """The class of each image, (n,)."""
         assert self.classes is not None
         return self.classes.of_label[self.labels]
+
+    def digest(self) -> str:
+        """Equal where the data is the same, as its shape, labels and captions tell."""
+        told = json.dumps([list(self.images.shape), self.captions]).encode()
+        return hashlib.sha256(told + self.labels.numpy().tobytes()).hexdigest()[:16]
 
     def distinct_captions(self) -> list[str]:
         """Every caption once, in the order of labels."""

@@ -1,25 +1,27 @@
 """Batches of training images: what the trainer asks of any loader, and the loaders whose batches
 are a pure function of the step, from images in memory or decoded on the way.
 
-Their images come in one permutation after another, each addressed by (seed, epoch): every image
-comes once an epoch, and a resumed run needs nothing but its step to go on where it was.
+Their images come in one permutation after another, each addressed by (seed, epoch), or one of each
+bucket: every image comes once an epoch, and a resumed run needs nothing but its step to go on where
+it was.
 """
 
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fluxsmith.data.images import to_unit
+from fluxsmith.data.images import Shape, to_unit
 from fluxsmith.data.imageset import ImageSet, distinct
-from fluxsmith.data.pictures import Decoded, decode_record
-from fluxsmith.data.records import DataSettings, ReadingSettings, Records, Tally
+from fluxsmith.data.pictures import Decode, Decoded, decode_record
+from fluxsmith.data.records import DataSettings, ReadingSettings, Records, Tally, same_data
 from fluxsmith.device import to_device
 from fluxsmith.errors import UserError
 from fluxsmith.randomness import generator
@@ -27,13 +29,20 @@ from fluxsmith.randomness import generator
 AHEAD = 2  # batches that are decoded before they are asked for
 TRIES = 20  # images that are tried in place of one that can't be used
 
-Place = tuple[int, int]  # (epoch, image)
+
+class Place(NamedTuple):
+    """An image that comes in an epoch."""
+
+    epoch: int
+    bucket: int
+    row: int  # of the image in its bucket
 
 
 @dataclass(frozen=True)
 class Batch:
-    images: Tensor  # (b, c, h, w) float32 in [-1, 1], on the training device
+    images: Tensor  # (b, c, h, w) float32 in [-1, 1], on the training device; or latents
     captions: list[str]
+    encoded: bool = False  # whether they are latents
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -42,12 +51,20 @@ class Batch:
         """Equal pieces, in order."""
         size = len(self) // parts
         return [
-            Batch(self.images[i : i + size], self.captions[i : i + size])
+            Batch(self.images[i : i + size], self.captions[i : i + size], self.encoded)
             for i in range(0, len(self), size)
         ]
 
 
+def batch_of(images: Tensor, captions: list[str]) -> Batch:
+    """Of pixels, which are uint8, or of latents, which are floats."""
+    encoded = images.is_floating_point()
+    return Batch(images.float() if encoded else to_unit(images), captions, encoded)
+
+
 class Loader(Protocol):
+    digest: str  # of the data, which `build_loader` knows; "" where nobody does
+
     def batch(self, step: int) -> Batch:
         """The batch of optimiser step `step`, counted from 0. A stream gives them in order."""
         ...
@@ -69,22 +86,78 @@ class Loader(Protocol):
         ...
 
 
-class EpochLoader(ABC):
-    """Which of `n` images comes when, epoch after epoch, and with which caption."""
+class BucketOrder:
+    """Which images make the batch of a step, where there are `counts[b]` of them in bucket b.
 
-    def __init__(self, n: int, batch_size: int, seed: int, settings: DataSettings) -> None:
-        self.n = n
+    A bucket's images come in one permutation after another, cut into batches. By the end of epoch e
+    (counted from 1) a bucket has given as few batches as hold e permutations: so each image came e
+    times by then, and those that fill up its bucket's last batch are early, once more.
+    """
+
+    def __init__(self, counts: Sequence[int], batch_size: int, seed: int) -> None:
+        self.counts = counts
+        self.batch_size = batch_size
+        self.seed = seed
+        self._turns = lru_cache(maxsize=2)(self._draw_turns)
+
+    def places(self, step: int) -> tuple[int, list[tuple[int, int]]]:
+        """The bucket of a step, and (permutation, place in it) of each image in its batch."""
+        # batches(e) is at most len(counts) more than e epochs of images fill
+        early = (step - len(self.counts)) * self.batch_size // sum(self.counts)
+        epoch = max(0, early)
+        while self.batches(epoch + 1) <= step:
+            epoch += 1
+        buckets, turns = self._turns(epoch)
+        at = step - self.batches(epoch)
+        bucket, first = int(buckets[at]), int(turns[at]) * self.batch_size
+        n = self.counts[bucket]
+        return bucket, [divmod(place, n) for place in range(first, first + self.batch_size)]
+
+    def batches(self, epochs: int) -> int:
+        """The steps of so many epochs."""
+        return int(self._given(epochs).sum())
+
+    def _given(self, epochs: int) -> np.ndarray:
+        """The batches of each bucket in so many epochs."""
+        return -(-epochs * np.asarray(self.counts, dtype=np.int64) // self.batch_size)
+
+    def _draw_turns(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each batch of an epoch its bucket, shuffled, and its number among the bucket's."""
+        before, after = self._given(epoch), self._given(epoch + 1)
+        buckets = np.repeat(np.arange(len(self.counts)), after - before)
+        draw = generator(self.seed, "buckets", epoch)
+        buckets = buckets[torch.randperm(len(buckets), generator=draw).numpy()]
+        turns = np.empty_like(buckets)
+        for bucket, first in enumerate(before):
+            own = buckets == bucket
+            turns[own] = first + np.arange(own.sum())
+        return buckets, turns
+
+
+class EpochLoader(ABC):
+    """Which image comes when, epoch after epoch, and with which caption. `counts` says how many
+    images are seen in each shape, which is one shape where there are no buckets."""
+
+    def __init__(
+        self, counts: Mapping[Shape, int], batch_size: int, seed: int, settings: DataSettings
+    ) -> None:
+        self.shapes = list(counts)
+        self.in_buckets = settings.buckets != "off"
+        self.n = sum(counts.values())
         self.batch_size = batch_size
         self.seed = seed
         self.caption_dropout = settings.caption_dropout
         self.flip = settings.flip
-        # The epoch at hand and, where a batch straddles two, the one before.
-        self._order = lru_cache(maxsize=2)(self._draw_order)
-        self._captions = lru_cache(maxsize=2)(self._draw_captions)
+        self.digest = ""
+        self._rows = BucketOrder(list(counts.values()), batch_size, seed)
+        # Of each bucket the epoch at hand and, where a batch straddles two, the one before.
+        self._order = lru_cache(maxsize=2 * len(counts))(self._draw_order)
+        self._captions = lru_cache(maxsize=2 * len(counts))(self._draw_captions)
 
     @abstractmethod
     def read(self, step: int) -> tuple[Tensor, list[str]]:
-        """The images of a step, (b, c, h, w) uint8 on the training device, and their captions."""
+        """The images of a step, (b, c, h, w) uint8 on the training device, or their latents, and
+        their captions."""
 
     def batch(self, step: int) -> Batch:
         images, captions = self.read(step)
@@ -92,91 +165,121 @@ class EpochLoader(ABC):
             coins = torch.rand(len(images), generator=generator(self.seed, "flip", step)) < 0.5
             mirrored = to_device(coins, images.device)[:, None, None, None]
             images = torch.where(mirrored, images.flip(-1), images)
-        return Batch(to_unit(images), captions)
+        return batch_of(images, captions)
 
     def places(self, step: int) -> list[Place]:
-        """(epoch, image) of each row of a batch."""
-        first = step * self.batch_size
-        found = (divmod(position, self.n) for position in range(first, first + self.batch_size))
-        return [(epoch, int(self._order(epoch)[offset])) for epoch, offset in found]
+        """Each row of a batch; all are of one bucket."""
+        bucket, rows = self._rows.places(step)
+        return [Place(e, bucket, int(self._order(bucket, e)[offset])) for e, offset in rows]
 
     def caption(self, place: Place, ways: tuple[str, ...]) -> str:
         """One of the image's captions, each equally likely; the empty prompt where it's dropped."""
-        epoch, image = place
-        which, dropped = self._captions(epoch)
-        return "" if dropped[image] else ways[int(which[image] * len(ways))]
+        which, dropped = self._captions(place.bucket, place.epoch)
+        return "" if dropped[place.row] else ways[int(which[place.row] * len(ways))]
 
     def position(self, step: int) -> dict[str, Any]:
         """The epoch and the images of it already seen."""
         epoch, offset = divmod(step * self.batch_size, self.n)
-        return {"epoch": epoch, "offset": offset, "images": self.n}
+        counted: dict[str, Any] = {"buckets": self._counts()} if self.in_buckets else {}
+        counted |= {"digest": self.digest} if self.digest else {}
+        return {"epoch": epoch, "offset": offset, "images": self.n} | counted
 
     def resume(self, position: dict[str, Any], step: int, origin: str) -> None:
-        images = position.get("images")
-        if images != self.n:
-            then = "a stream" if images is None else f"{images} images"
+        same_data(position, self.position(step), origin)
+        if self.in_buckets and position["buckets"] != self._counts():
             raise UserError(
-                f"{origin} was trained on {then}, and there are {self.n} images now; a resumed run "
-                f"needs the same data"
+                f"{origin} was trained on images of other shapes, which fill the buckets "
+                f"differently; a resumed run needs the same data"
             )
 
-    def _draw_order(self, epoch: int) -> np.ndarray:
-        return torch.randperm(self.n, generator=generator(self.seed, "order", epoch)).numpy()
+    def describe(self) -> str:
+        found = f"{self.n:,} images"
+        if self.in_buckets:
+            early = self._rows.batches(1) * self.batch_size - self.n
+            found += (
+                f" in {len(self.shapes)} buckets, {early:,} of which come again in the first epoch "
+                f"to fill its batches"
+            )
+        return found
 
-    def _draw_captions(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _counts(self) -> dict[str, int]:
+        """The images of each bucket, by its shape."""
+        return {f"{h}x{w}": n for (h, w), n in zip(self.shapes, self._rows.counts, strict=True)}
+
+    def _draw(self, purpose: str, bucket: int, epoch: int) -> torch.Generator:
+        height, width = self.shapes[bucket]
+        of_bucket = (f"{height}x{width}",) if self.in_buckets else ()
+        return generator(self.seed, purpose, epoch, *of_bucket)
+
+    def _draw_order(self, bucket: int, epoch: int) -> np.ndarray:
+        n = self._rows.counts[bucket]
+        return torch.randperm(n, generator=self._draw("order", bucket, epoch)).numpy()
+
+    def _draw_captions(self, bucket: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """For each image which of its captions it gets, in [0, 1), and whether that is dropped.
         As numpy, which takes a number out of an array in a tenth of the time."""
-        draw = generator(self.seed, "caption", epoch)
-        which, dropped = torch.rand(2, self.n, generator=draw, dtype=torch.float64)
+        n = self._rows.counts[bucket]
+        draw = self._draw("caption", bucket, epoch)
+        which, dropped = torch.rand(2, n, generator=draw, dtype=torch.float64)
         return which.numpy(), (dropped < self.caption_dropout).numpy()
 
 
 class MemoryLoader(EpochLoader):
-    """Holds the images once, as uint8 on the training device, and gathers batches there."""
+    """Holds the images once, as uint8 on the training device, and gathers batches there. `parts`
+    are those of each shape."""
 
     def __init__(
         self,
-        data: ImageSet,
+        parts: Sequence[ImageSet],
         batch_size: int,
         seed: int,
         settings: DataSettings,
         device: torch.device | str = "cpu",
     ) -> None:
-        super().__init__(len(data), batch_size, seed, settings)
-        self.data = data
-        self.images = data.images.to(device)
-        self._labels = data.labels.tolist()
+        counts = {part.shape: len(part) for part in parts}
+        super().__init__(counts, batch_size, seed, settings)
+        self.parts = parts
+        self.images = [part.images.to(device) for part in parts]
+        self._labels = [part.labels.tolist() for part in parts]
 
     def read(self, step: int) -> tuple[Tensor, list[str]]:
         places = self.places(step)
-        rows = to_device(torch.tensor([image for _, image in places]), self.images.device)
-        ways = self.data.captions
-        return self.images[rows], [self.caption(p, ways[self._labels[p[1]]]) for p in places]
+        bucket = places[0].bucket
+        images, labels, ways = (
+            self.images[bucket],
+            self._labels[bucket],
+            self.parts[bucket].captions,
+        )
+        rows = to_device(torch.tensor([place.row for place in places]), images.device)
+        return images[rows], [self.caption(place, ways[labels[place.row]]) for place in places]
 
     def captions(self) -> list[str]:
-        return self.data.distinct_captions()
-
-    def describe(self) -> str:
-        return f"{self.n:,} images"
+        return distinct(ways for part in self.parts for ways in part.captions)
 
 
 class RecordLoader(EpochLoader):
     """The same images in the same order with the same captions as from memory, decoded on the way
     for sets that are too large for it. A picture that can't be used is replaced by another, drawn
-    at random from an address."""
+    at random from an address. `buckets` says which records are seen in each shape, and `decode`
+    brings them to it."""
 
     def __init__(
         self,
         records: Records,
+        buckets: Mapping[Shape, Sequence[int]],
         batch_size: int,
         seed: int,
         settings: ReadingSettings,
         device: torch.device | str = "cpu",
+        decode: Decode = decode_record,
     ) -> None:
-        super().__init__(len(records), batch_size, seed, settings)
+        counts = {shape: len(images) for shape, images in buckets.items()}
+        super().__init__(counts, batch_size, seed, settings)
         self.records = records
         self.settings = settings
         self.device = torch.device(device)
+        self.decode = decode
+        self._images = list(buckets.values())
         self._tally = Tally(settings.max_bad, len(records))
         self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="fluxsmith-data")
         self._begun: deque[tuple[int, list[Future[tuple[Place, Decoded]]]]] = deque()
@@ -205,21 +308,23 @@ class RecordLoader(EpochLoader):
         return distinct(self.records.captions())
 
     def describe(self) -> str:
-        return f"{self.n:,} images, read as they are needed"
+        return f"{super().describe()}, read as they are needed"
 
     def _decode(self, place: Place) -> tuple[Place, Decoded]:
         """The image of a place, or the first one that can be used of those that stand in for it."""
-        epoch, image = place
+        epoch, bucket, row = place
+        images = self._images[bucket]
         bad: tuple[tuple[str, str], ...] = ()
         for attempt in range(1, TRIES + 1):
+            image = images[row]
             cut = self._cut(epoch, image)
-            decoded = decode_record(self.records[image], self.settings, cut)
+            decoded = self.decode(self.records[image], self.settings, cut, self.shapes[bucket])
             bad += decoded.bad
             if decoded.pixels is not None or attempt == TRIES:
                 break
-            draw = generator(self.seed, "instead", *place, attempt)
-            image = int(torch.randint(self.n, (), generator=draw))
-        return (epoch, image), Decoded(decoded.record, decoded.pixels, bad)
+            draw = generator(self.seed, "instead", epoch, images[place.row], attempt)
+            row = int(torch.randint(len(images), (), generator=draw))
+        return Place(epoch, bucket, row), Decoded(decoded.record, decoded.pixels, bad)
 
     def _cut(self, epoch: int, image: int) -> float:
         if self.settings.resize != "random-crop":

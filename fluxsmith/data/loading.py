@@ -2,22 +2,27 @@
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import cast
 
 import torch
-from rich.progress import track
+from rich.progress import Progress, track
 from torch import Tensor
 
-from fluxsmith.data.images import fit
+from fluxsmith.data.bucket_stream import BucketStream
+from fluxsmith.data.buckets import crop_share, cut_in_words, nearest, shapes_of
+from fluxsmith.data.derived import CaptionFault
+from fluxsmith.data.images import Shape, fit
 from fluxsmith.data.imageset import Classes, ImageSet, evenly
+from fluxsmith.data.latents import Latents, decoder, expect_latents
 from fluxsmith.data.loader import Loader, MemoryLoader, RecordLoader
-from fluxsmith.data.pictures import Decoded, decode_record, in_order
+from fluxsmith.data.pictures import Decoded, decode_record, in_order, picture_size
 from fluxsmith.data.records import (
     DataSettings,
+    PictureError,
     ReadingSettings,
     Record,
     Records,
@@ -37,44 +42,109 @@ STREAM_LIMIT = 10_000  # images of a stream that are used where a set in memory 
 AHEAD = 256  # images that are decoded before they are asked for
 
 
-def load(settings: DataSettings, split: Split) -> ImageSet:
+def load(
+    settings: DataSettings,
+    split: Split,
+    fault: CaptionFault | None = None,
+    enough: int | None = None,
+) -> ImageSet:
     """The images of a split as the model sees them, (n, channels, size, size) uint8, in memory.
 
     Of a source too large for that, a part that fits, which a line in the log says; crops are from
-    the middle. Raises a UserError for a source that can't be read.
+    the middle. `fault` says of a caption why it can't be used. Where so many images are `enough`,
+    no more are decoded. Raises a UserError for a source that can't be read.
     """
-    source = open_source(settings, split)
+    source = open_source(settings, split, fault)
+    square = settings.image_size, settings.image_size
     if isinstance(source, ImageSet):
-        return _fitted(source, settings)
+        return _fitted(source, square, settings)
     reading = cast(ReadingSettings, settings)  # as sources of files have them
-    most = MEMORY_LIMIT // _bytes(settings, 1)
+    fitting = MEMORY_LIMIT // _bytes(settings, 1)
+    most = fitting if enough is None else min(fitting, enough)
     if isinstance(source, Shards):
         first = list(itertools.islice(front_to_back(source), min(most, STREAM_LIMIT)))
-        log.warning("the first %s images stand for the stream", f"{len(first):,}")
-        return _decode_all(first, range(len(first)), source.classes, reading)
+        if enough is None:
+            log.warning("the first %s images stand for the stream", f"{len(first):,}")
+        return _decode_all(first, {square: range(len(first))}, source.classes, reading)[0]
     n = len(source)
-    if n > most:
+    if n > most and enough is None:
         log.warning("%s images don't fit in memory: %s stand for them", f"{n:,}", f"{most:,}")
-    return _decode_all(source, evenly(range(n), min(n, most)), source.classes, reading)
+    chosen = {square: evenly(range(n), min(n, most))}
+    return _decode_all(source, chosen, source.classes, reading)[0]
 
 
 def build_loader(
-    settings: DataSettings, batch_size: int, seed: int, device: torch.device | str = "cpu"
+    settings: DataSettings,
+    batch_size: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    fault: CaptionFault | None = None,
+    latents: Latents | None = None,
 ) -> Loader:
-    """Training batches: from memory where the images fit, else decoded on the way."""
-    source = open_source(settings, "train")
+    """Training batches: from memory where the images fit, else decoded on the way; or of latents
+    in place of images, where there are some. `fault` says of a caption why it can't be used."""
+    source = open_source(settings, "train", fault)
+    loader = _loader_of(source, settings, batch_size, seed, device, latents)
+    loader.digest = source.digest()
+    if not isinstance(source, ImageSet):
+        for line in source.account.lines():
+            log.warning("%s", line)
+    return loader
+
+
+def _loader_of(
+    source: ImageSet | Records | Shards,
+    settings: DataSettings,
+    batch_size: int,
+    seed: int,
+    device: torch.device | str,
+    latents: Latents | None,
+) -> Loader:
     reading = cast(ReadingSettings, settings)  # as sources of files have them
+    decode = decoder(source, settings, latents)
     if isinstance(source, Shards):
-        return ShardLoader(source, batch_size, seed, reading, device)
+        stream = ShardLoader if settings.buckets == "off" else BucketStream
+        return stream(source, batch_size, seed, reading, device, decode)
     if isinstance(source, ImageSet):
-        data = _fitted(source, settings)
-    elif not len(source):
+        height, width = source.shape
+        shapes = shapes_of(settings)
+        parts = [_fitted(source, shapes[nearest((width, height), shapes)], settings)]
+        return MemoryLoader(parts, batch_size, seed, settings, device)
+    if not len(source):
         raise UserError(f"data.path={reading.path}: there are no images to train on")
+    buckets = find_buckets(source, reading)
+    if latents is not None:
+        expect_latents(source, buckets, latents, reading.workers)
     elif _fits_in_memory(reading, len(source)):
-        data = _decode_all(source, range(len(source)), source.classes, reading)
-    else:
-        return RecordLoader(source, batch_size, seed, reading, device)
-    return MemoryLoader(data, batch_size, seed, settings, device)
+        parts = _decode_all(source, buckets, source.classes, reading)
+        return MemoryLoader(parts, batch_size, seed, settings, device)
+    return RecordLoader(source, buckets, batch_size, seed, reading, device, decode)
+
+
+def find_buckets(records: Records, settings: ReadingSettings) -> dict[Shape, list[int]]:
+    """Which records are seen in which shape, told by the headers of their files, with a progress
+    bar; a line in the log says what is cut. Records that can't be read go to the square."""
+    shapes = shapes_of(settings)
+    if len(shapes) == 1:
+        return {shapes[0]: list(range(len(records)))}
+    buckets: dict[Shape, list[int]] = {shape: [] for shape in shapes}
+
+    def size(place: int) -> tuple[int, int]:
+        try:
+            return picture_size(records[place].picture)
+        except PictureError:  # which is counted when it is decoded
+            return shapes[0]
+
+    cut = []
+    with ThreadPoolExecutor(settings.workers) as pool:
+        sizes = in_order(pool, (partial(size, i) for i in range(len(records))), AHEAD)
+        for i, found in enumerate(track(sizes, "sizes", total=len(records), transient=True)):
+            shape = shapes[nearest(found, shapes)]
+            buckets[shape].append(i)
+            cut.append(crop_share(found, shape))
+    if settings.resize != "stretch":
+        log.warning("data.buckets cuts %s", cut_in_words(cut))
+    return {shape: images for shape, images in buckets.items() if images}
 
 
 def _fits_in_memory(settings: ReadingSettings, images: int) -> bool:
@@ -87,31 +157,40 @@ def _fits_in_memory(settings: ReadingSettings, images: int) -> bool:
 
 def _decode_all(
     records: Sequence[Record] | Records,
-    places: Sequence[int],
+    buckets: Mapping[Shape, Sequence[int]],
     classes: Sequence[str],
     settings: ReadingSettings,
-) -> ImageSet:
-    """The records at some places decoded, with a progress bar; the bad ones are left out and
+) -> list[ImageSet]:
+    """The records of each shape decoded, with a progress bar; the bad ones are left out and
     counted."""
-    size, n = settings.image_size, len(places)
-    images = torch.empty((n, settings.channels, size, size), dtype=torch.uint8)
-    kept: list[tuple[int, tuple[str, ...]]] = []  # (class, captions) of each image
-    tally = Tally(settings.max_bad, n)
+    n = sum(map(len, buckets.values()))
+    tally, parts = Tally(settings.max_bad, n), []
+    with ThreadPoolExecutor(settings.workers) as pool, Progress(transient=True) as progress:
+        task = progress.add_task("reading images", total=n)
+        for shape, places in buckets.items():
+            images = torch.empty((len(places), settings.channels, *shape), dtype=torch.uint8)
+            kept: list[tuple[int, tuple[str, ...]]] = []  # (class, captions) of each image
+            jobs = (partial(_decode_at, records, place, settings, shape) for place in places)
+            for found in in_order(pool, jobs, AHEAD):
+                progress.advance(task)
+                tally.count(found.bad, stop=False)
+                if found.pixels is not None:
+                    images[len(kept)] = found.pixels
+                    label = found.record.label
+                    kept.append((-1 if label is None else label, found.record.captions))
+            if kept or not n:
+                parts.append(_with_labels(images[: len(kept)], kept, classes))
+    tally.check()
+    if not parts:
+        name, why = next(iter(tally.bad.items()))
+        raise UserError(f"data.path={settings.path}: no image can be used; {name}: {why}")
+    return parts
 
-    def decode(place: int) -> Decoded:
-        return decode_record(records[place], settings)
 
-    with ThreadPoolExecutor(settings.workers) as pool:
-        decoding = in_order(pool, (partial(decode, place) for place in places), AHEAD)
-        for found in track(decoding, "reading images", total=n, transient=True):
-            tally.count(found.bad)
-            if found.pixels is not None:
-                images[len(kept)] = found.pixels
-                label = found.record.label
-                kept.append((-1 if label is None else label, found.record.captions))
-    if not kept:
-        raise UserError(f"data.path={settings.path}: there are no images for this split")
-    return _with_labels(images[: len(kept)], kept, classes)
+def _decode_at(
+    records: Sequence[Record] | Records, place: int, settings: DataSettings, shape: Shape
+) -> Decoded:
+    return decode_record(records[place], settings, shape=shape)
 
 
 def _with_labels(
@@ -122,17 +201,17 @@ def _with_labels(
     if classes:
         distinct.sort(key=lambda key: key[0])
     place = {key: label for label, key in enumerate(distinct)}
+    of_label = torch.tensor([c for c, _ in distinct], dtype=torch.long)
     return ImageSet(
         images,
         torch.tensor([place[key] for key in kept], dtype=torch.long),
         [captions for _, captions in distinct],
-        Classes(tuple(classes), torch.tensor([c for c, _ in distinct])) if classes else None,
+        Classes(tuple(classes), of_label) if classes else None,
     )
 
 
-def _fitted(data: ImageSet, settings: DataSettings) -> ImageSet:
-    size, channels = settings.image_size, settings.channels
-    return replace(data, images=fit(data.images, size, channels, settings.resize))
+def _fitted(data: ImageSet, shape: Shape, settings: DataSettings) -> ImageSet:
+    return replace(data, images=fit(data.images, shape, settings.channels, settings.resize))
 
 
 def _bytes(settings: DataSettings, images: int) -> int:

@@ -7,6 +7,7 @@ import os
 import struct
 import urllib.request
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from rich.progress import wrap_file
 from torch import Tensor
 
+from fluxsmith.data.account import some
 from fluxsmith.data.captions import DIGIT_CAPTIONS, DIGIT_CLASSES
 from fluxsmith.data.imageset import ImageSet
 from fluxsmith.data.records import Split
@@ -93,20 +95,34 @@ def read_idx(file: Path, dimensions: int) -> Tensor:
 
 def _find(name: str, path: str | None, split: Split) -> Path:
     """The file under data.path, else $FLUXSMITH_DATA/mnist, else the cache, else downloaded."""
-    folders = [Path(path)] if path else []
+    folders = [Path(path).expanduser()] if path else []
     if shared := os.environ.get("FLUXSMITH_DATA"):
-        folders.append(Path(shared) / "mnist")
+        folders.append(Path(shared).expanduser() / "mnist")
     folders.append(cache_folder() / "mnist")
     for folder in folders:
-        for candidate in (folder / name, folder / f"{name}.gz"):
+        for candidate in (folder / name, folder / f"{name}.gz", *_mirrored(folder, name)):
             if candidate.is_file():
                 return candidate
     if path:
+        there = some(sorted(file.name for file in folders[0].glob("*"))) or "nothing"
         raise UserError(
-            f"data.path={path}: no {name} or {name}.gz there; put the four MNIST files in that "
-            f"folder or remove the key to download them"
+            f"data.path={path}: no {name} or {name}.gz in it or below, but {there}; put the four "
+            f"MNIST files there or remove the key to download them"
         )
     return _download(name, FILES[split][name])
+
+
+def _mirrored(folder: Path, name: str) -> Iterator[Path]:
+    """The file as other mirrors call it, such as train-images.idx3-ubyte, and where other libraries
+    put it, such as MNIST/raw."""
+    for pattern in ("*", "*/*", "*/*/*"):
+        for file in sorted(folder.glob(pattern)):
+            if _letters(file.name.removesuffix(".gz")) == _letters(name):
+                yield file
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
 
 
 def _download(name: str, md5: str) -> Path:

@@ -8,38 +8,55 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from torch import Tensor
 
-from fluxsmith.data.images import framed, geometry
+from fluxsmith.data.images import Shape, Size, as_shape, framed, geometry
 from fluxsmith.data.records import DataSettings, PictureError, Record, reason
 
 T = TypeVar("T")
 
-ENDINGS = ("bmp", "gif", "jp2", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp")
+# Formats that are documents, need another program, or that Pillow knows without decoding them.
+NO_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
+# Notes such as a whole workflow, and large profiles, which Pillow takes for attacks by default.
+PngImagePlugin.MAX_TEXT_CHUNK = 2**26
+PngImagePlugin.MAX_TEXT_MEMORY = 2**28
 ORIENTATION = 0x0112  # the EXIF tag; from 5 on, width and height change places
 DRAFT = 2  # a JPEG is decoded at no less than this many times the size that is wanted
 
 
-def decode(encoded: bytes | Path, size: int, channels: int, resize: str, place: float) -> Tensor:
-    """The picture as (channels, size, size) uint8; a PictureError where it can't be read."""
-    return fit_picture(open_picture(encoded, size), size, channels, resize, place)
+@lru_cache
+def endings() -> frozenset[str]:
+    """The endings of files that Pillow decodes, such as .png."""
+    known = Image.registered_extensions()
+    return frozenset(e for e, kind in known.items() if kind in Image.OPEN) - {
+        e for e, kind in known.items() if kind in NO_PICTURES
+    }
+
+
+def decode(encoded: bytes | Path, size: Size, channels: int, resize: str, place: float) -> Tensor:
+    """The picture as (channels, height, width) uint8; a PictureError where it can't be read."""
+    picture = open_picture(encoded, max(as_shape(size)))
+    return fit_picture(picture, size, channels, resize, place)
 
 
 def picture_size(encoded: bytes | Path) -> tuple[int, int]:
     """(width, height) upright, from the header alone."""
     with _opened(encoded) as picture:
-        turned = picture.getexif().get(ORIENTATION, 1) >= 5
+        # To look for it behind a PNG's pixels, Pillow would decode them.
+        unsaid = picture.format == "PNG" and "exif" not in picture.info
+        turned = not unsaid and picture.getexif().get(ORIENTATION, 1) >= 5
         return (picture.height, picture.width) if turned else picture.size
 
 
 def open_picture(encoded: bytes | Path, enough: int | None = None) -> Image.Image:
-    """The picture upright, on white where it is transparent, at 8 bits: of mode L or RGB.
+    """The picture upright, in sRGB, on white where it is transparent, at 8 bits: of mode L or RGB.
 
     Where `enough` pixels a side suffice, a large JPEG is decoded at half, a quarter or an eighth of
     its size, which is several times as fast.
@@ -48,7 +65,17 @@ def open_picture(encoded: bytes | Path, enough: int | None = None) -> Image.Imag
         if enough is not None:
             picture.draft(None, (DRAFT * enough, DRAFT * enough))
         picture.load()
-        return _plain(ImageOps.exif_transpose(picture))
+        ImageOps.exif_transpose(picture, in_place=True)
+        return _plain(_in_srgb(picture))
+
+
+def is_picture(encoded: bytes) -> bool:
+    """Whether it begins as a picture does."""
+    try:
+        with _opened(encoded):
+            return True
+    except PictureError:
+        return False
 
 
 @contextmanager
@@ -70,6 +97,39 @@ def _opened(encoded: bytes | Path) -> Iterator[Image.Image]:
         raise PictureError("no image that Pillow knows" if unknown else reason(error)) from None
 
 
+def _in_srgb(picture: Image.Image) -> Image.Image:
+    """The colours that the picture's own profile means. A profile that can't be used, or that is of
+    other colours than the picture, is left out of account, as viewers do."""
+    profile = picture.info.get("icc_profile")
+    if not profile or picture.mode[0] in "I1F":
+        return picture
+    if picture.mode in ("P", "PA"):
+        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    transform = _to_srgb(profile, picture.mode)
+    if transform is None:
+        return picture
+    alpha = picture.getchannel("A") if picture.mode in ("RGBA", "LA") else None
+    base = picture.convert(picture.mode.removesuffix("A")) if alpha is not None else picture
+    seen = ImageCms.applyTransform(base, transform)
+    assert seen is not None
+    if alpha is not None:
+        seen.putalpha(alpha)
+    return seen
+
+
+@lru_cache(maxsize=64)
+def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """From a profile's colours to sRGB; None where they are sRGB's already, or aren't known."""
+    try:
+        known = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(known):
+            return None
+        srgb = ImageCms.createProfile("sRGB")
+        return ImageCms.buildTransform(known, srgb, mode.removesuffix("A"), "RGB")
+    except (OSError, ImageCms.PyCMSError, ValueError):
+        return None
+
+
 def _plain(picture: Image.Image) -> Image.Image:
     """Any mode -> L or RGB."""
     if picture.mode.startswith("I"):
@@ -79,10 +139,13 @@ def _plain(picture: Image.Image) -> Image.Image:
     if picture.has_transparency_data:
         seen = picture.convert("RGBA")
         white = Image.new("RGBA", seen.size, "white")
-        picture = Image.alpha_composite(white, seen).convert("RGB")
-    if picture.mode in ("1", "L"):
-        return picture.convert("L")
-    return picture.convert("RGB")
+        picture = Image.alpha_composite(white, seen)
+    return _as_mode(picture, "L" if picture.mode in ("1", "L") else "RGB")
+
+
+def _as_mode(picture: Image.Image, mode: str) -> Image.Image:
+    """The picture itself where it is of that mode: a copy would take as long as the decoding."""
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def _from_16_bits(picture: Image.Image) -> Image.Image:
@@ -95,12 +158,14 @@ def _from_16_bits(picture: Image.Image) -> Image.Image:
 
 
 def fit_picture(
-    picture: Image.Image, size: int, channels: int, resize: str, place: float = 0.5
+    picture: Image.Image, size: Size, channels: int, resize: str, place: float = 0.5
 ) -> Tensor:
-    """A picture of mode L or RGB as (channels, size, size) uint8, scaled bilinearly; `resize` and
-    `place` as in `images.geometry`."""
+    """A picture of mode L or RGB as (channels, height, width) uint8, scaled bilinearly; `resize`
+    and `place` as in `images.geometry`."""
     box, scaled = geometry(*picture.size, size, resize, place)
-    picture = picture.convert("L" if channels == 1 else "RGB").crop(box)
+    picture = _as_mode(picture, "L" if channels == 1 else "RGB")
+    if box != (0, 0, *picture.size):
+        picture = picture.crop(box)
     if picture.size != scaled:
         picture = picture.resize(scaled, Image.Resampling.BILINEAR)
     pixels = np.array(picture).reshape(picture.height, picture.width, channels)
@@ -109,23 +174,30 @@ def fit_picture(
 
 @dataclass(frozen=True)
 class Decoded:
-    """A record with its pixels, (c, size, size) uint8; None where it can't be used."""
+    """A record with its pixels, (c, h, w) uint8; None where it can't be used."""
 
     record: Record
     pixels: Tensor | None
     bad: tuple[tuple[str, str], ...] = ()  # (name, reason) of what could not be used
 
 
-def decode_record(record: Record, settings: DataSettings, place: float = 0.5) -> Decoded:
-    """The record as the model sees it; `place` in [0, 1] is where a crop is cut."""
+def decode_record(
+    record: Record, settings: DataSettings, place: float = 0.5, shape: Shape | None = None
+) -> Decoded:
+    """The record as the model sees it, in the shape of its batch, by default the square; `place` in
+    [0, 1] is where a crop is cut."""
     try:
-        if not record.captions:
-            raise PictureError("it has no caption")
-        size, channels = settings.image_size, settings.channels
-        pixels = decode(record.picture, size, channels, settings.resize, place)
+        if record.problem:
+            raise PictureError(record.problem)
+        size = shape or settings.image_size
+        pixels = decode(record.picture, size, settings.channels, settings.resize, place)
     except PictureError as error:
         return Decoded(record, None, ((record.name, str(error)),))
     return Decoded(record, pixels)
+
+
+# The same for any way to get at what the model sees of a record.
+Decode = Callable[[Record, DataSettings, float, Shape | None], Decoded]
 
 
 def in_order(pool: Executor, jobs: Iterable[Callable[[], T]], ahead: int) -> Iterator[T]:

@@ -1,21 +1,24 @@
 """Pictures as a source keeps them, still encoded: in any order (`Records`) or in shards that are
 read from front to back (`Shards`)."""
 
+import hashlib
+import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from annotated_types import Interval
 
+from fluxsmith.data.account import Account
 from fluxsmith.errors import UserError
-from fluxsmith.randomness import address_seed
 
 log = logging.getLogger("fluxsmith.data")
 
 Split = Literal["train", "test"]
 
+LOGGED, NAMED = 100, 3  # pictures that can't be used: in the log, and in an error
 STREAM_SAMPLE = 1000  # images of a stream, at least, that its share of bad ones is taken of
 
 
@@ -26,6 +29,9 @@ class DataSettings(Protocol):
     image_size: int
     channels: Literal[1, 3]
     resize: Literal["pad", "center-crop", "random-crop", "stretch"]
+    buckets: Literal["auto", "off"]
+    bucket_step: int
+    bucket_aspect: float
     flip: bool
     caption_dropout: float
 
@@ -34,11 +40,14 @@ class ReadingSettings(DataSettings, Protocol):
     """The same for a source of files: those of `FileSettings`, and those that its way of being
     read asks for."""
 
-    path: str | None
+    path: str | list[str] | dict[str, int] | None
     workers: int
     max_bad: float
     in_memory: bool | Literal["auto"]  # of a source that gives Records
     shuffle_buffer: int  # of a source that gives Shards
+
+
+Repeats = Annotated[int, Interval(ge=1, le=10**6)]
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,11 @@ class FileSettings:
 
     LOCAL: ClassVar = ("path", "test_path", "workers", "in_memory", "max_bad")
 
-    path: Annotated[str | None, "Where it lies: a folder, tar shards or a hub id."] = None
+    path: Annotated[
+        str | list[str] | dict[str, Repeats] | None,
+        "Where it lies: a folder, tar shards or a hub id; several in a list, or with how often "
+        "each comes in an epoch, as in {cats: 1, dogs: 3}.",
+    ] = None
     test_share: Annotated[
         float, Interval(ge=0, le=1), "Share held out where there are no test images."
     ] = 0.05
@@ -64,9 +77,46 @@ InMemory = Annotated[
 ShuffleBuffer = Annotated[
     int, Interval(ge=1, le=10**9), "Images of a stream that are shuffled together."
 ]
-Templates = Annotated[
-    list[str] | None, 'Captions of a class, {} for its name; by default "a photo of a {}".'
-]
+WholeText = Annotated[bool, "A text file is one caption; otherwise each of its lines is."]
+
+
+@dataclass(frozen=True)
+class CaptionSettings(FileSettings):
+    """The keys of every source whose pictures have captions of their own."""
+
+    caption: Annotated[
+        str | None, 'One caption for all images; "" trains a model without prompts.'
+    ] = None
+    image_key: Annotated[
+        str | None, "Column of the images, or their ending in shards; found by itself."
+    ] = None
+    caption_key: Annotated[
+        str | list[str] | None, "Column or key of the captions, or several; found by itself."
+    ] = None
+    class_names: Annotated[
+        list[str] | None, "Names of the classes, where the data has only their numbers."
+    ] = None
+    templates: Annotated[
+        list[str] | None,
+        'Captions from a class or a text, {} in its place; of classes "a photo of a {}".',
+    ] = None
+    shuffle_tags: Annotated[
+        int | None, Interval(ge=0, le=1000), "Shuffle the tags between commas after the first n."
+    ] = None
+
+    def __post_init__(self) -> None:
+        unused = ["caption_key", "class_names", "whole_text"]
+        if self.caption is None:
+            return
+        if not self.caption:
+            unused += ["templates", "shuffle_tags"]
+        for key in unused:
+            value = getattr(self, key, None)
+            if value != getattr(type(self), key, None):
+                raise ValueError(
+                    f"{key}={value}: data.caption={self.caption!r} is the caption of "
+                    f"all images; remove one of the keys"
+                )
 
 
 class PictureError(Exception):
@@ -79,14 +129,25 @@ class Record:
 
     name: str  # shown to the user
     picture: bytes | Path
-    captions: tuple[str, ...]  # none: it can't be trained on
+    captions: tuple[str, ...]  # none: it can't be trained on; "" is one too
     label: int | None = None  # index into the source's classes
+    fault: str = ""  # why it can't be used, where its source knows
+
+    @property
+    def problem(self) -> str:
+        """Why it can't be used, where that is known before it is decoded; empty where it isn't."""
+        return self.fault or ("" if self.captions else "it has no caption")
 
 
 class Records(Protocol):
     """Pictures that can be read in any order, from several threads."""
 
     classes: Sequence[str]  # their names; none where captions are free text
+    account: Account
+
+    def digest(self) -> str:
+        """Of names, sizes and captions: equal where the data is the same."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -102,6 +163,11 @@ class Shards(Protocol):
     """Pictures in shards, each of which is read from front to back."""
 
     classes: Sequence[str]
+    account: Account
+
+    def digest(self) -> str:
+        """Of names and sizes: equal where the data is the same."""
+        ...
 
     def __len__(self) -> int:
         """The number of shards."""
@@ -114,10 +180,43 @@ class Shards(Protocol):
 
 
 def path_of(settings: FileSettings) -> str:
-    """The path, which a source of files can't do without."""
-    if settings.path is None:
+    """The path, which a source of files can't do without; one of several, where there are."""
+    if not settings.path:
         raise UserError("data.path: missing; name the folder, tar shards or hub id to read")
+    assert isinstance(settings.path, str)
     return settings.path
+
+
+def digest_of(items: Iterable[object]) -> str:
+    """A short digest of plain data."""
+    found = hashlib.sha256()
+    for item in items:
+        found.update(json.dumps(item).encode() + b"\n")
+    return found.hexdigest()[:16]
+
+
+def size_of(file: Path) -> int:
+    """In bytes; -1 where there is no such file."""
+    return file.stat().st_size if file.is_file() else -1
+
+
+def same_data(then: Mapping[str, Any], now: Mapping[str, Any], origin: str) -> None:
+    """Raises a UserError where a loader's position tells of other data than it reads now; those of
+    earlier versions tell only how much there was."""
+    for key in ("images", "shards", "digest"):
+        before, here = then.get(key), now.get(key)
+        if before == here or (key == "digest" and None in (before, here)):
+            continue
+        if key == "digest":
+            told = "on data of other names, sizes or captions than there are now"
+        elif before is None or here is None:
+            told = f"on {'images' if 'images' in then else 'a stream of shards'}, unlike this run"
+        else:
+            told = f"on {before:,} {key}, and there are {here:,} now"
+        raise UserError(
+            f"{origin} was trained {told}; a resumed run needs the same data: bring it back, or "
+            f"start a new run from its weights with --fork {origin}"
+        )
 
 
 def reason(error: Exception) -> str:
@@ -132,26 +231,6 @@ def front_to_back(shards: Shards) -> Iterator[Record]:
             yield record
 
 
-def split_by_name(name: str, test_share: float) -> Split:
-    """The split of a picture where the source has none. Only its name counts, so that a picture
-    stays in its split when others are added."""
-    return "test" if address_seed("test", name) < test_share * 2**63 else "train"
-
-
-def belongs(name: str, test_share: float, split: Split) -> bool:
-    """Whether a picture is of a split, where a share of all is held out, or of none (0)."""
-    return not test_share or split_by_name(name, test_share) == split
-
-
-def indices_of_split(names: Sequence[str], test_share: float, split: Split) -> list[int]:
-    """The indices of the names that belong to a split, in order. With two pictures or more, at
-    least one is for testing."""
-    test = {i for i, name in enumerate(names) if split_by_name(name, test_share) == "test"}
-    if not test and test_share and len(names) > 1:
-        test = {min(range(len(names)), key=lambda i: address_seed("test", names[i]))}
-    return [i for i in range(len(names)) if (i in test) == (split == "test")]
-
-
 class Tally:
     """Counts the pictures that can't be used, logs each name once, and stops past the limit."""
 
@@ -161,18 +240,25 @@ class Tally:
         self.seen = 0
         self.bad: dict[str, str] = {}  # why, by name
 
-    def count(self, bad: Sequence[tuple[str, str]] = ()) -> None:
-        """One more picture was asked for, and these (name, reason) were met on the way."""
+    def count(self, bad: Sequence[tuple[str, str]] = (), stop: bool = True) -> None:
+        """One more picture was asked for, and these (name, reason) were met on the way. Unless it
+        should `stop` past the limit, that is left to `check`."""
         self.seen += 1
         for name, reason in bad:
             if name not in self.bad:
                 self.bad[name] = reason
-                log.warning("skipped %s: %s", name, reason)
+                if len(self.bad) <= LOGGED:
+                    log.warning("skipped %s: %s", name, reason)
+        if bad and stop:
+            self.check()
+
+    def check(self) -> None:
+        """A UserError where more are bad than may be."""
         among = self.total or max(self.seen, STREAM_SAMPLE)
-        if bad and len(self.bad) > self.max_bad * among:
-            name, reason = next(iter(self.bad.items()))
+        if len(self.bad) > self.max_bad * among:
+            first = "; ".join(f"{name}: {why}" for name, why in list(self.bad.items())[:NAMED])
             raise UserError(
                 f"{len(self.bad):,} of {self.total or self.seen:,} images can't be used, more than "
-                f"data.max_bad={self.max_bad:g} allows; the first is {name}: {reason}; mend or "
-                f"remove them, or raise data.max_bad"
+                f"data.max_bad={self.max_bad:g} allows; the first is {first}; mend or remove them, "
+                f"or raise data.max_bad"
             )

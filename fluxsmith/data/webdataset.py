@@ -4,29 +4,45 @@ the network, from front to back."""
 import itertools
 import json
 import re
+import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from fluxsmith.data.folder import as_captions, captions_by_line
+from fluxsmith.data.account import Account
+from fluxsmith.data.captions import Captioner, Described, caption_keys
+from fluxsmith.data.listing import files_below, pass_over_ending
+from fluxsmith.data.pictures import endings
 from fluxsmith.data.records import (
-    FileSettings,
+    CaptionSettings,
     Record,
     ShuffleBuffer,
     Split,
-    belongs,
+    WholeText,
+    digest_of,
     path_of,
     reason,
+    size_of,
 )
+from fluxsmith.data.splits import belongs, own_test, own_train, split_in_name
+from fluxsmith.data.tables import decode_text
 from fluxsmith.errors import UserError
 from fluxsmith.optional import optional
 
 # Without what a shell would act upon: the library fetches by other programs.
 PLAIN_URL = re.compile(r"(https?|s3|gs|hf|file)://[^\s'\"`$\\]+")
-IMAGES = ("jpg", "jpeg", "png", "webp")
-CAPTION_KEYS = ("caption", "text", "prompt")  # of a json file, where none is named
+SHARD = re.compile(r".+\.(tar|tgz|tar\.(gz|bz2|xz))", re.IGNORECASE)
+TEXTS = ("txt", "caption", "text")
+BLOCK = 512  # bytes; an archive ends with blocks of zeros
+
+
+@dataclass(frozen=True)
+class Settings(CaptionSettings):
+    test_path: Annotated[str | None, "Shards to test on; by default a share held out."] = None
+    shuffle_buffer: ShuffleBuffer = 1000
+    whole_text: WholeText = False
 
 
 @dataclass(frozen=True)
@@ -34,103 +50,186 @@ class WebShards:
     """Tar files, by path or URL."""
 
     urls: Sequence[str]
-    caption_key: str | None
+    settings: Settings
     split: Split
     held_out: float  # share of the images that are for testing; 0: the shards are all of one split
-    classes: Sequence[str] = ()
+    captioner: Captioner
+    account: Account = field(default_factory=Account)
+
+    @property
+    def classes(self) -> Sequence[str]:
+        return self.captioner.classes
 
     def __len__(self) -> int:
         return len(self.urls)
 
+    def digest(self) -> str:
+        return digest_of((PurePosixPath(url).name, size_of(Path(url))) for url in self.urls)
+
     def read(self, shard: int, skip: int) -> Iterator[tuple[int, Record]]:
         url = self.urls[shard]
-        samples = _samples(url)
+        samples = _samples(url, self._named_endings(), self.account)
         for place in itertools.count():
             try:
-                sample = next(samples, None)
+                key, sample = next(samples, (None, {}))
             except Exception as error:  # of tarfile, of a program that fetches, or of the network
                 raise UserError(
                     f"data.path: can't read the shard {url} ({reason(error)}); mend it or leave it "
                     f"out"
                 ) from None
-            if sample is None:
+            if key is None:
                 return
-            key = sample["__key__"]
             if place >= skip and belongs(key, self.held_out, self.split):
                 yield place, self._record(f"{url}/{key}", sample)
 
-    def _record(self, name: str, sample: dict[str, Any]) -> Record:
-        picture = next((sample[ending] for ending in IMAGES if ending in sample), None)
-        if picture is None:
-            others = ", ".join(key for key in sample if not key.startswith("__"))
-            raise UserError(
-                f"data.path: {name} has no {', '.join(IMAGES)} but {others}; leave out what is no "
-                f"image"
-            )
-        return Record(name, picture, self._captions(name, sample))
+    def _named_endings(self) -> tuple[str, ...]:
+        """Endings of more than one part that the settings name, such as input.jpg."""
+        named = (self.settings.image_key, *caption_keys(self.settings))
+        return tuple(ending for ending in named if ending is not None and "." in ending)
 
-    def _captions(self, name: str, sample: dict[str, Any]) -> tuple[str, ...]:
-        if "json" in sample and (self.caption_key is not None or "txt" not in sample):
-            return self._from_json(name, sample["json"])
-        if self.caption_key is not None:
-            raise UserError(
-                f"data.caption_key={self.caption_key}: is for json files, and {name} has none; "
-                f"remove the key"
+    def _record(self, name: str, sample: dict[str, bytes]) -> Record:
+        wanted = self.settings.image_key
+        pictures = [wanted] if wanted else [e for e in sample if f".{e}" in endings()]
+        there = [ending for ending in pictures if ending in sample]
+        for ending in there[1:]:
+            self.account.pass_over("second image of its name", f"{name}.{ending}")
+        if not there:
+            what = f"no {wanted}" if wanted else "no image"
+            fault = (
+                f"it has {what} but {', '.join(sample)}; files of a sample follow each other, and "
+                f"data.image_key and data.caption_key name endings, such as input.jpg"
             )
-        return captions_by_line(sample.get("txt", b"").decode("utf-8", errors="replace"))
-
-    def _from_json(self, name: str, encoded: bytes) -> tuple[str, ...]:
+            return Record(name, b"", (), fault=fault)
         try:
-            found = json.loads(encoded)
-        except ValueError:
-            return ()
-        keys = (self.caption_key,) if self.caption_key else CAPTION_KEYS
-        if not isinstance(found, dict) or not any(key in found for key in keys):
-            there = ", ".join(found) if isinstance(found, dict) else "no keys"
-            raise UserError(
-                f"data.caption_key: the json of {name} has {there}; name the one that holds the "
-                f"caption"
+            return Record(name, sample[there[0]], *self._describe(sample))
+        except ValueError as error:
+            return Record(name, b"", (), fault=f"its caption can't be read: {reason(error)}")
+
+    def _describe(self, sample: dict[str, bytes]) -> Described:
+        """The captions under the endings that the settings name, in the json file, in a text, or
+        of the number of a class."""
+        if self.settings.caption is not None:
+            return self.captioner.describe()
+        keys = caption_keys(self.settings)
+        there = [sample[key] for key in keys if key in sample]
+        texts = [sample[ending] for ending in TEXTS if ending in sample]
+        if there or (texts and not keys):
+            text = "\n".join(decode_text(one) for one in there or texts[:1])
+            if keys == ("cls",) and text.strip().isdecimal():
+                return self.captioner.describe(int(text))
+            return self.captioner.of_text(text)
+        if "json" in sample:
+            row = json.loads(sample["json"])
+            return self.captioner.of_row(row if isinstance(row, dict) else {}, "its json")
+        if keys:
+            return Described(
+                fault=f"it has no {', '.join(keys)} but {', '.join(sample)}: set data.caption_key "
+                f"to one of them"
             )
-        return as_captions(next(found[key] for key in keys if key in found))
-
-
-@dataclass(frozen=True)
-class Settings(FileSettings):
-    test_path: Annotated[str | None, "Shards to test on; by default a share held out."] = None
-    caption_key: Annotated[str | None, "Key of the captions in json files; told by its name."] = (
-        None
-    )
-    shuffle_buffer: ShuffleBuffer = 1000
+        if "cls" in sample:
+            number = decode_text(sample["cls"]).strip()
+            return self.captioner.describe(int(number) if number.isdecimal() else number)
+        return self.captioner.describe()
 
 
 def load(settings: Settings, split: Split) -> WebShards:
-    """The shards that a path names: a tar file, a folder of them, or a pattern with braces, such as
-    shards/{000..099}.tar, locally or as URLs. The test images are those of `test_path`, or a share
-    of all, chosen by name."""
-    urls, held_out = _urls("data.path", path_of(settings)), settings.test_share
+    """The shards that a path names: a tar file, those in and below a folder, or a pattern with
+    braces, such as shards/{000..099}.tar, locally or as URLs. The test images are those of
+    `test_path`, those in shards or folders called test or validation, or a share of all, chosen by
+    name."""
+    account = Account()
+    urls = _urls("data.path", path_of(settings), account)
+    named = {url: _split_of(url, path_of(settings)) for url in urls}
+    train, test = own_train(named.values()), own_test(named.values())
+    held_out = settings.test_share
     if settings.test_path is not None:
-        own = _urls("data.test_path", settings.test_path)
+        own = _urls("data.test_path", settings.test_path, account)
         urls, held_out = urls if split == "train" else own, 0.0
-    return WebShards(urls, settings.caption_key, split, held_out)
+    elif test is not None:
+        for url in urls:
+            if named[url] not in (test, train or ""):
+                account.pass_over(f"beside {train or 'others'} and {test}", url)
+        wanted = test if split == "test" else train or ""
+        urls, held_out = [url for url in urls if named[url] == wanted], 0.0
+    return WebShards(urls, settings, split, held_out, Captioner(settings), account)
 
 
-def _samples(url: str) -> Iterator[dict[str, Any]]:
-    """The files of a shard, those that share a name together."""
+def _split_of(url: str, path: str) -> str:
+    """What split a shard below the folder `path` is called after, or a folder on the way to it."""
+    root = Path(path).expanduser()
+    below = Path(url).relative_to(root).parts if root.is_dir() else ()
+    return next(filter(None, map(split_in_name, below)), "")
+
+
+def _samples(
+    url: str, named: Sequence[str], account: Account
+) -> Iterator[tuple[str | None, dict[str, bytes]]]:
+    """The files of a shard, those that share a name together, by their endings."""
+    key: str | None = None
+    sample: dict[str, bytes] = {}
+    for name, data in _members(url, account):
+        stem, ending = _cut(name, named)
+        if not ending:
+            account.pass_over("no ending", f"{url}/{name}")
+            continue
+        if inner := _inner_ending(stem, key):  # 7.jpg, then 7.seg.png
+            stem, ending = str(key), f"{inner}.{ending}"
+        elif inner := _inner_ending(key, stem):  # the other way round
+            key, sample = stem, {f"{inner}.{e}": held for e, held in sample.items()}
+        if stem != key or ending in sample:
+            if sample:
+                yield key, sample
+            key, sample = stem, {}
+        sample[ending] = data
+    if sample:
+        yield key, sample
+
+
+def _inner_ending(longer: str | None, key: str | None) -> str:
+    """What a longer key adds to another, such as seg for 7.seg; not numbers, which count images."""
+    inner = (longer or "").removeprefix(f"{key}.")
+    return inner if inner != longer and inner[:1].isalpha() else ""
+
+
+def _cut(name: str, named: Sequence[str]) -> tuple[str, str]:
+    """The key and the ending of a file: after the last dot, or one that the settings name."""
+    for ending in named:
+        if name.endswith(f".{ending}"):
+            return name[: -len(ending) - 1], ending.lower()
+    stem, _, ending = name.rpartition(".")
+    return stem or name, ending.lower() if stem else ""
+
+
+def _members(url: str, account: Account) -> Iterator[tuple[str, bytes]]:
+    """The name and the bytes of each file of a shard; an error where it ends too soon."""
     opened = _library("gopen").gopen if "://" in url else open
-    tar = _library("tariterators")
-    with closing(opened(url, "rb")) as stream:
-        files = ({**file, "__url__": url} for file in tar.tar_file_iterator(stream))
-        yield from tar.group_by_keys(files)
+    with closing(opened(url, "rb")) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+        for member in tar:
+            tar.members = []  # type: ignore[attr-defined]  # kept for a whole shard otherwise
+            path = PurePosixPath(member.name)
+            if any(part.startswith((".", "__MACOSX")) and part != "." for part in path.parts):
+                account.pass_over("hidden or system file", f"{url}/{member.name}")
+            elif (file := tar.extractfile(member)) is not None:
+                yield member.name.removeprefix("./"), file.read()
+        assert tar.fileobj is not None
+        if tar.fileobj.tell() < tar.offset + BLOCK:
+            raise tarfile.ReadError("it ends too soon, without the mark of an archive's end")
 
 
-def _urls(key: str, path: str) -> list[str]:
-    """The shards that a path names: those of a folder, or of a pattern with braces."""
+def _urls(key: str, path: str, account: Account) -> list[str]:
+    """The shards that a path names: those in and below a folder, or of a pattern with braces."""
     folder, remote = Path(path).expanduser(), "://" in path
     if not remote and folder.is_dir():
-        found = sorted(str(file) for file in folder.glob("*.tar*"))
+        names = files_below(folder, account)
+        found = [name for name in names if SHARD.fullmatch(name)]
+        for name in (name for name in names if name not in found):
+            pass_over_ending(name, "shard", account)
         if not found:
-            raise UserError(f"{key}={path}: no tar files in this folder; correct the path")
-        return found
+            passed = "".join(f"; {line}" for line in account.lines())
+            pictures = any(PurePosixPath(name).suffix.lower() in endings() for name in names)
+            hint = ", but images, which data.source=folder reads" if pictures else ""
+            raise UserError(f"{key}={path}: no tar files in this folder or below{hint}{passed}")
+        return [str(folder / name) for name in found]
     try:
         urls: list[str] = list(_library("shardlists").expand_urls(path if remote else str(folder)))
     except Exception as error:  # of its parser, or for a variable that isn't set

@@ -61,7 +61,7 @@ def compare(
         right = (samples.seen == samples.labels).double()
         scores[name] = (right, frechet_draws(samples.features, data, own.seed))
     found = comparisons(scores)
-    Console().print(_table(found))
+    Console(markup=False).print(_table(found))
     if report is not None:
         write_report(report, *evaluations, comparisons=found)
     return found

@@ -1,17 +1,33 @@
 """What an evaluator is. Everything about one metric stands in its class: how it is measured, its
 numbers, its rows in the terminal, and its plots and tables on the page."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from fluxsmith.evaluation.report import Chart, Part, interval, number
+from fluxsmith.evaluation.report.wording import is_number
 from fluxsmith.evaluation.samples import Samples
 
 Found = dict[str, Any]  # what an evaluator measured, plain data, ready for JSON
 Section = Iterator[Part | Chart]  # what it shows on the page
+
+
+class Score(NamedTuple):
+    """A number that others ask for by its name: training's curves, a study."""
+
+    path: tuple[str, ...]  # where it lies in what was found
+    better: Literal["higher", "lower"]
+    show: Callable[..., str] = number
+
+    def of(self, found: Any) -> float | None:
+        """None where it was not measured, or is no finite number."""
+        for key in self.path:
+            found = None if found is None else found.get(key)
+        return float(found) if is_number(found) else None
 
 
 @dataclass(frozen=True)
@@ -41,8 +57,9 @@ class Evaluator(ABC):
     # takes long, or needs more than the project brings.
     runs: ClassVar[Literal["always", "all", "named"]] = "named"
     needs_classes: ClassVar[bool] = False  # for the classifier
-    # Where the number lies that is drawn as a curve during training; none: not for training.
-    curve: ClassVar[tuple[str, ...]] = ()
+    least_test: ClassVar[int] = 0  # test images that there must be
+    scores: ClassVar[Mapping[str, Score]] = {}  # its numbers by names that no other evaluator has
+    curve: ClassVar[str] = ""  # the one that is drawn during training; none: not for training
 
     @abstractmethod
     def measure(self, samples: Samples) -> Found:
@@ -66,7 +83,5 @@ class Evaluator(ABC):
 
     def score(self, samples: Samples) -> float:
         """The number that is drawn as a curve during training."""
-        found: Any = self.measure(samples)
-        for key in self.curve:
-            found = found[key]
-        return float(found)
+        found = self.scores[self.curve].of(self.measure(samples))
+        return math.nan if found is None else found

@@ -1,6 +1,7 @@
 """An evaluation from a checkpoint to figures: a table, a JSON file, a report. And the scores of a
 model while it trains: few figures, quickly, and the same ones every time."""
 
+import logging
 import platform
 import sys
 import time
@@ -23,6 +24,8 @@ from fluxsmith.pipeline import Pipeline
 from fluxsmith.sampling.generate import Sampler
 from fluxsmith.storage.files import make_folder
 from fluxsmith.version import __version__
+
+log = logging.getLogger(__name__)
 
 FORMAT = "fluxsmith-evaluation/1"
 
@@ -49,9 +52,11 @@ def evaluate(
     left_out = [name for name in metrics if EVALUATORS[name].needs_classes]
     if samples.reference.train.classes is None and 0 < len(left_out) < len(metrics):
         metrics = [name for name in metrics if name not in left_out]
-        Console().print(f"left out, for want of classes: {', '.join(left_out)}", soft_wrap=True)
+        Console(markup=False).print(
+            f"left out, for want of classes: {', '.join(left_out)}", soft_wrap=True
+        )
     results = measure(samples, metrics, checkpoint=checkpoint, weights=weights, command=command)
-    Console().print(_table(results))
+    Console(markup=False).print(_table(results))
     for name, found in results["results"].items():
         EVALUATORS[name].keep(found, checkpoint, weights)
     if json_file is not None:
@@ -71,7 +76,15 @@ def measure(
     results, seconds, threads = {}, {}, torch.get_num_threads()
     for name in metrics:
         began = time.perf_counter()
-        results[name] = EVALUATORS[name].measure(samples)
+        try:
+            if lacking := samples.reference.lacks(EVALUATORS[name].least_test):
+                raise UserError(lacking)
+            results[name] = EVALUATORS[name].measure(samples)
+        except UserError as error:
+            if len(metrics) == 1:
+                raise
+            Console(markup=False).print(f"left out, {name}: {error}", soft_wrap=True)
+            continue
         seconds[name] = round(time.perf_counter() - began, 1)
     return {
         "format": FORMAT,
@@ -105,7 +118,12 @@ def during_training(config: RunConfig) -> Callable[[Pipeline], dict[str, float]]
     if not config.evaluate.every or not evaluators or config.evaluate.every > config.train.steps:
         return None
     reference = Reference(config)
-    len(reference.test)
+    for name, each in list(evaluators.items()):
+        if lacking := reference.lacks(each.least_test):
+            log.warning("evaluate.metrics: %s is left out: %s", name, lacking)
+            del evaluators[name]
+    if not evaluators:
+        return None
     if any(evaluator.needs_classes for evaluator in evaluators.values()):
         reference.classifier.eval()
     settings = Settings.like(

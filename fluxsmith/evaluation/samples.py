@@ -21,6 +21,7 @@ from fluxsmith.data import load
 from fluxsmith.data.images import to_uint8
 from fluxsmith.data.imageset import ImageSet, evenly
 from fluxsmith.evaluation.classifier import Classifier, trained_classifier
+from fluxsmith.pipeline import caption_fault
 from fluxsmith.sampling.generate import OnStep, Sampler
 
 BATCH = 100
@@ -31,15 +32,21 @@ class Reference:
     classifier trained on them; each loaded when it is first needed."""
 
     def __init__(self, config: RunConfig) -> None:
-        self._data = config.data
+        self._data, self._fault = config.data, caption_fault(config)
 
     @cached_property
     def train(self) -> ImageSet:
-        return load(self._data, "train")
+        return load(self._data, "train", self._fault)
 
     @cached_property
     def test(self) -> ImageSet:
-        return load(self._data, "test")
+        return load(self._data, "test", self._fault)
+
+    def lacks(self, needed: int) -> str:
+        """Why what needs so many test images can't be measured; "" where it can."""
+        if not needed or len(self.test) >= needed:
+            return ""
+        return f"it needs {needed} test images, and there are {len(self.test)}"
 
     def test_batch(self, rows: range) -> tuple[Tensor, list[str]]:
         """Some test images (n, c, h, w) uint8, with the first caption of each."""

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from fluxsmith.device import cache_folder
 from fluxsmith.errors import UserError
-from fluxsmith.storage.files import make_folder, parse_mapping, write_text, write_whole
+from fluxsmith.storage.files import make_folder, parse_mapping, write_text
+from fluxsmith.storage.tensor_files import write_tensors
 
 MEMORY_BYTES = 2 * 1024**3  # of embeddings that are not on disk; what was used least goes first
 FILE_BYTES = 64 * 1024**2  # so much, or so many prompts, make a file
@@ -178,9 +179,6 @@ class EmbeddingCache:
 
 def _write_file(folder: Path, entries: Mapping[str, Entry]) -> Path:
     """Writes the embeddings as one new file; a UserError where that can't be done."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     tokens, pooled, real, needed = zip(*entries.values(), strict=True)
     tensors = {
         "tokens": torch.cat(tokens),  # (sum of lengths, d)
@@ -190,15 +188,8 @@ def _write_file(folder: Path, entries: Mapping[str, Entry]) -> Path:
         "needed": torch.tensor(needed),
     }
     metadata = {"format": FORMAT, "prompts": json.dumps(list(entries))}
-
-    def write(path: Path) -> None:
-        try:
-            save_file(tensors, path, metadata)
-        except SafetensorError as error:  # such as a full disk
-            raise OSError(str(error)) from None
-
     path = folder / f"{uuid.uuid4().hex}.safetensors"
-    write_whole(path, write)
+    write_tensors(path, tensors, metadata)
     return path
 
 

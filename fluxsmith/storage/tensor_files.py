@@ -79,7 +79,14 @@ def write_tensors(
     """A safetensors file, whole or not at all, in `dtype` or the tensors' own; equal tensors and
     metadata give equal bytes."""
     contiguous = {name: t.to(dtype or t.dtype).contiguous() for name, t in tensors.items()}
-    write_whole(path, lambda to: save_file(contiguous, to, metadata=dict(metadata)))
+
+    def write(to: Path) -> None:
+        try:
+            save_file(contiguous, to, metadata=dict(metadata))
+        except SafetensorError as error:  # such as a full disk
+            raise OSError(str(error)) from None
+
+    write_whole(path, write)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from fluxsmith.errors import UserError
 from fluxsmith.text.cache import Store
-from fluxsmith.text.encoder import Width
+from fluxsmith.text.encoder import TooLong, Width
 from fluxsmith.text.frozen import CacheChoice, FrozenText, Padding
 from fluxsmith.text.padding import Encoded
 from fluxsmith.text.pretrained import Device, Dtype, Pretrained
@@ -38,6 +38,7 @@ class Settings:
     max_tokens: Annotated[Width, "Tokens of a prompt that the network gets."] = 128
     padding: Padding = "trim"
     cache: CacheChoice = "auto"
+    too_long: TooLong = "cut"
     pretrained_dtype: Annotated[Dtype, "Arithmetic of the encoder."] = "float32"
     pretrained_device: Annotated[Device, "Where it runs; network is where the network runs."] = (
         "network"

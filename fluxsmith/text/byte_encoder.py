@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fluxsmith.device import to_device
 from fluxsmith.errors import UserError
-from fluxsmith.text.encoder import TextEmbedding, Width, check_unicode, distinct
+from fluxsmith.text.encoder import TextEmbedding, TooLong, Width, check_unicode, distinct
 
 PIECE_BYTES = 16  # at most this many bytes of a word go into one token
 CONTINUED = b"\xff"  # a byte that UTF-8 never uses
@@ -37,11 +37,14 @@ class Settings:
     ] = 128
     depth: Annotated[int, Interval(ge=0, le=256), "Transformer layers inside the encoder."] = 1
     max_tokens: Annotated[Width, "The longest prompt; a word of up to 16 bytes is a token."] = 64
+    too_long: TooLong = "count"
 
 
 def build(settings: Settings, device: torch.device, store: object) -> "ByteEncoder":
     """A new encoder on the CPU, whose weights are the same whatever `device` it moves to."""
-    return ByteEncoder(settings.width, settings.hidden_size, settings.depth, settings.max_tokens)
+    width, hidden_size = settings.width, settings.hidden_size
+    cut = settings.too_long == "cut"
+    return ByteEncoder(width, hidden_size, settings.depth, settings.max_tokens, cut)
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,11 @@ class ByteEncoder(nn.Module):
     linear map of its one-hot bytes, so no two pieces start alike.
     """
 
-    def __init__(self, width: int, hidden_size: int, depth: int, max_tokens: int) -> None:
+    def __init__(
+        self, width: int, hidden_size: int, depth: int, max_tokens: int, cut: bool = False
+    ) -> None:
         super().__init__()
+        self.cut = cut  # longer prompts, where they would be an error
         self.token_width = self.pooled_width = width
         self.max_tokens = max_tokens
         self.bytes_in = nn.Embedding(PIECE_BYTES * (NO_BYTE + 1), hidden_size)
@@ -96,11 +102,14 @@ class ByteEncoder(nn.Module):
 
     def check(self, prompts: Sequence[str]) -> None:
         check_unicode(prompts)
+        if self.cut:
+            return
         for number, prompt in enumerate(prompts, start=1):
             if (count := len(pieces(prompt))) > self.max_tokens:
                 raise UserError(
                     f"prompt {number} ({prompt[:40]!r}...) makes {count} tokens; this encoder "
-                    f"takes {self.max_tokens} tokens (text.max_tokens): shorten the prompt"
+                    f"takes {self.max_tokens} tokens (text.max_tokens): shorten the prompt, or set "
+                    f"text.too_long=cut"
                 )
 
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
@@ -114,7 +123,7 @@ class ByteEncoder(nn.Module):
         """Each distinct prompt once, and the last one again up to `room` rows."""
         self.check(prompts)
         strings, rows = distinct(prompts)
-        cut = [pieces(string) for string in strings]
+        cut = [pieces(string)[: self.max_tokens] for string in strings]
         cut += cut[-1:] * (room - len(cut))
         lengths = [len(words) for words in cut]
         blank = [_filled_up(b"")]

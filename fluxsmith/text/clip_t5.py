@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 
 from fluxsmith.text.cache import Store
-from fluxsmith.text.encoder import Width
+from fluxsmith.text.encoder import TooLong, Width
 from fluxsmith.text.frozen import CacheChoice, FrozenText, Padding
 from fluxsmith.text.padding import Encoded
 from fluxsmith.text.pretrained import Device, Dtype, Pretrained
@@ -37,6 +37,7 @@ class Settings:
 
     padding: Padding = "trim"
     cache: CacheChoice = "auto"
+    too_long: TooLong = "cut"
     clip: Annotated[str, "Hub id or folder of CLIP."] = "openai/clip-vit-large-patch14"
     clip_tokens: Annotated[Width, "Tokens that CLIP reads of a prompt."] = 77
     clip_dtype: Annotated[Dtype, "Arithmetic of CLIP."] = "float32"

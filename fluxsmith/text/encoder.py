@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,10 @@ from fluxsmith.device import to_device
 from fluxsmith.errors import UserError
 
 Width = Annotated[int, Interval(ge=1, le=2**17)]  # as a setting of an encoder
+TooLong = Annotated[
+    Literal["cut", "count"],
+    "A caption of more tokens than the encoder takes is cut, or counted under data.max_bad.",
+]
 
 NULL_PROMPT = ""  # what caption dropout puts in a caption's place, and guidance steers away from
 

@@ -67,25 +67,40 @@ class EMA:
 
 
 class RunningMeans:
-    """The mean loss by quartile of t, the losses' other terms, the norm of the gradient, and the
-    number of steps that were skipped because they were not finite, which count in no mean.
+    """The mean loss by quartile of t, the losses' other terms, the norm of the gradient, also by
+    kind of parameter, the share of steps whose gradient was clipped, and the number of steps that
+    were skipped because they were not finite, which count in no mean.
 
     Sums are kept on the device and read when a record is due, so no step waits for the device.
     """
 
-    def __init__(self, device: torch.device | str, terms: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        device: torch.device | str,
+        terms: Sequence[str] = (),
+        kinds: Sequence[str] = (),
+        largest: float = float("inf"),
+    ) -> None:
         self.terms = tuple(terms)
-        # Losses and their number by quartile, norms and their number, skipped steps, other terms.
-        self._sizes = [QUARTILES, QUARTILES, 2, 1, len(self.terms)]
+        self.kinds = tuple(dict.fromkeys(kinds))  # each parameter's in `kinds`, in order
+        self.largest = largest  # norm of a gradient, above which it is clipped
+        members = [[float(kind == each) for each in self.kinds] for kind in kinds]
+        self._members = torch.tensor(members, device=device).view(len(kinds), len(self.kinds))
+        # Losses and their number by quartile, norms and their number, skipped steps, other terms,
+        # clipped steps and squared norms by kind.
+        self._sizes = [QUARTILES, QUARTILES, 2, 1, len(self.terms), 1 + len(self.kinds)]
         # One tensor, so that a GPU is asked once for all of it.
         self.totals = torch.zeros(sum(self._sizes), device=device, dtype=torch.float32)
-        sums, counts, norms, skipped, others = self.totals.split(self._sizes)
+        sums, counts, norms, skipped, others, gradients = self.totals.split(self._sizes)
         self._sums, self._counts, self._norms, self._terms = sums, counts, norms, others
-        self._skipped = skipped[0]
+        self._skipped, self._gradients = skipped[0], gradients
 
     @torch.no_grad()
-    def add(self, losses: Losses, norm: Tensor, good: Tensor) -> None:
-        """A step's losses, its gradient's norm, and whether it was finite: () bool."""
+    def add(
+        self, losses: Losses, norm: Tensor, good: Tensor, squares: Tensor | None = None
+    ) -> None:
+        """A step's losses, its gradient's norm, whether it was finite: () bool, and the squared
+        norm of each parameter's gradient (parameters,)."""
         quartile = (losses.t * QUARTILES).long().clamp(0, QUARTILES - 1)  # (b,)
         member = quartile[:, None] == torch.arange(QUARTILES, device=quartile.device)  # (b, 4)
         # where, since the product of 0 and a NaN is a NaN
@@ -96,11 +111,14 @@ class RunningMeans:
         self._skipped += ~good
         for i, name in enumerate(self.terms):
             self._terms[i] += torch.where(good, losses.terms[name].mean(), 0)
+        self._gradients[0] += (norm > self.largest) & good
+        if squares is not None:
+            self._gradients[1:] += torch.where(good, squares, 0) @ self._members
 
     def means(self) -> dict[str, float]:
         """The means, after which the sums are zero again. Waits for the device."""
         found = self.totals.cpu().split(self._sizes)
-        sums, counts, norms, (skipped,), terms = (part.tolist() for part in found)
+        sums, counts, norms, (skipped,), terms, gradients = (part.tolist() for part in found)
         self.totals.zero_()
         record: dict[str, float] = {"skipped_steps": int(skipped)} if skipped else {}
         steps = norms[1]
@@ -110,7 +128,13 @@ class RunningMeans:
         for i, (total, count) in enumerate(zip(sums, counts, strict=True)):
             if count:
                 record[f"loss_q{i + 1}"] = total / count
-        return record | {name: one / steps for name, one in zip(self.terms, terms, strict=True)}
+        record |= {name: one / steps for name, one in zip(self.terms, terms, strict=True)}
+        if self.kinds:
+            clipped, *squares = gradients
+            record["clipped_steps"] = clipped / steps  # a share
+            for kind, square in zip(self.kinds, squares, strict=True):
+                record[f"gradient/{kind}"] = (square / steps) ** 0.5
+        return record
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {
@@ -121,6 +145,8 @@ class RunningMeans:
         }
         if self.terms:
             state["terms"] = self._terms
+        if self.kinds:
+            state["gradients"] = self._gradients
         # Views of one tensor would be saved as such, where a copy of the state is not.
         return {name: part.clone() for name, part in state.items()}
 
@@ -131,3 +157,5 @@ class RunningMeans:
         self._skipped.copy_(state.get("skipped", torch.zeros(())))
         if self.terms:
             self._terms.copy_(state["terms"])
+        if self.kinds:
+            self._gradients.copy_(state.get("gradients", torch.zeros(())))

@@ -42,11 +42,7 @@ def scalars(step: int, record: Mapping[str, float]) -> bytes:
     """An event with all figures of a record."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    values = [
-        # evaluators name theirs metric/figure
-        Summary.Value(tag=f"{'evaluate' if '/' in key else 'train'}/{key}", simple_value=value)
-        for key, value in record.items()
-    ]
+    values = [Summary.Value(tag=_tag(key), simple_value=value) for key, value in record.items()]
     return _event(step=step, summary=Summary(value=values))
 
 
@@ -62,6 +58,13 @@ def picture(step: int, png: Path) -> bytes:
         height=height, width=width, colorspace=colorspace, encoded_image_string=png.read_bytes()
     )
     return _event(step=step, summary=Summary(value=[Summary.Value(tag="samples", image=encoded)]))
+
+
+def _tag(key: str) -> str:
+    """In TensorBoard's groups: evaluators name their figures metric/ema, others group/figure."""
+    if "/" not in key:
+        return f"train/{key}"
+    return f"evaluate/{key}" if key.endswith("/ema") else key
 
 
 def _event(**fields: Any) -> bytes:

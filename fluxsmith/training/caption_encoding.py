@@ -13,7 +13,7 @@ from fluxsmith.data.sources import open_source
 from fluxsmith.device import pick_device
 from fluxsmith.errors import UserError
 from fluxsmith.model.flops import forward_flops
-from fluxsmith.pipeline import Pipeline, build_text_encoder
+from fluxsmith.pipeline import Pipeline, build_text_encoder, caption_fault
 from fluxsmith.randomness import generator
 from fluxsmith.text.encoder import NULL_PROMPT
 from fluxsmith.text.frozen import FrozenText
@@ -23,15 +23,20 @@ from fluxsmith.training.console import ProgressConsole
 BATCHES = 8  # drawn to estimate the share of padding
 
 
-def prepare_text(pipeline: Pipeline, captions: Sequence[str]) -> list[str]:
-    """Encodes the captions of a run before it starts; returns what there is to say of it.
+def prepare_text(
+    pipeline: Pipeline, captions: Sequence[str], others: Sequence[str] = ()
+) -> list[str]:
+    """Encodes the captions of a run before it starts, and others that it will need; returns what
+    there is to say of it.
 
     A learned encoder has nothing to prepare. A frozen one isn't needed afterwards, and is freed.
     """
     text = pipeline.text
     if not isinstance(text, FrozenText):
-        return []
-    lines = encode_prompts(text, [*captions, *_test_captions(pipeline.config), NULL_PROMPT])
+        cut = [count for count in text.token_counts(captions) if count > text.max_tokens]
+        return [_cut_line(len(cut), text.max_tokens, max(cut))] if cut else []
+    more = [*others, *_test_captions(pipeline.config), NULL_PROMPT]
+    lines = encode_prompts(text, [*captions, *more])
     return [*lines, padding(pipeline, text, _likely_batches(pipeline.config, captions))]
 
 
@@ -47,7 +52,7 @@ def encode_captions(config: RunConfig) -> list[str]:
     if config.text.encoder == "bytes":
         raise UserError(
             "text.encoder=bytes: is learned with the model, so there is nothing to encode before "
-            "training; use clip_t5 or transformers"
+            "training; use clip_t5 or transformers, or set autoencoder.cache for latents"
         )
     if config.text.cache == "memory":
         raise UserError("text.cache=memory: keeps nothing for later runs; set it to a folder")
@@ -79,11 +84,12 @@ def encode_prompts(text: FrozenText, prompts: Sequence[str]) -> list[str]:
     cut = [(needed, real) for real, needed in counts if needed > real]
     if cut:
         longest, limit = max(cut)
-        lines.append(
-            f"text        {len(cut):,} prompts are cut at {limit} tokens; the longest makes "
-            f"{longest}"
-        )
+        lines.append(_cut_line(len(cut), limit, longest))
     return lines
+
+
+def _cut_line(many: int, limit: int, longest: int) -> str:
+    return f"text        {many:,} prompts are cut at {limit} tokens; the longest makes {longest}"
 
 
 def padding(pipeline: Pipeline, text: FrozenText, batches: Sequence[Sequence[str]]) -> str:
@@ -121,7 +127,7 @@ def _likely_batches(config: RunConfig, captions: Sequence[str]) -> list[list[str
 
 def _captions(config: RunConfig, split: Split) -> list[str]:
     """Every caption of a split, from the source itself: no image is decoded for it."""
-    source = open_source(config.data, split)
+    source = open_source(config.data, split, caption_fault(config))
     if isinstance(source, ImageSet):
         return source.distinct_captions()
     if isinstance(source, Shards):

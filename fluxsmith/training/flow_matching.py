@@ -42,6 +42,8 @@ class Inputs:
 class FlowMatching(Objective):
     """The loss of a pipeline's velocity (Esser et al. 2024, eq. 13 and sec. 3.1)."""
 
+    of_velocity = True
+
     def __init__(
         self,
         pipeline: Pipeline,
@@ -61,13 +63,13 @@ class FlowMatching(Objective):
 
     def draw(self, batch: Batch, generator: torch.Generator) -> NoisyBatch:
         t = sample(self.density, len(batch), generator, self.stratified)
-        shape = (len(batch), *self.pipeline.latent_shape)
+        shape = (len(batch), *self.pipeline.shape_of(batch))
         eps = torch.randn(shape, generator=generator, device=generator.device)
         return NoisyBatch(batch, t, eps)
 
     def prepare(self, example: NoisyBatch, alike: bool = False) -> Inputs:
         batch = example.batch
-        x0 = self.pipeline.autoencoder.encode(batch.images)
+        x0 = self.pipeline.encode(batch)
         text = self.pipeline.text.read(batch.captions, room=len(batch) if alike else 0)
         return Inputs(x0, example.eps, example.t, text)
 

@@ -43,6 +43,9 @@ class Objective(ABC):
     # Whether the losses contain gradients of the network, as a gradient penalty does. Attention is
     # then computed by operations that torch can differentiate twice, which its fused ones are not.
     second_derivatives: bool = False
+    # Whether `Losses.total` is the velocity's squared error on the pictures, which can be compared
+    # with that of simpler predictions.
+    of_velocity: bool = False
 
     @classmethod
     @abstractmethod

@@ -1,72 +1,82 @@
-"""What a run leaves on record: metrics.jsonl, and TensorBoard's file made from it."""
+"""What a run leaves on record: metrics.jsonl, and what loggers such as TensorBoard make of it."""
 
 import contextlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from fluxsmith.errors import UserError
 from fluxsmith.storage.files import AppendedFile
-from fluxsmith.training.board import Board
+from fluxsmith.training.loggers import LOGGERS, TITLES, RunLogger
 
 LARGEST = 1e300  # above any figure of a run
 
 
 class Recorder:
-    """metrics.jsonl, one object a record, and TensorBoard's file, which is made from it.
+    """metrics.jsonl, one object a record, and the loggers, which are made from it.
 
     A resumed run drops what was recorded past its checkpoint, so every step is there once. If
     something can't be written, `say` tells why, and it is tried again with the next record.
     """
 
     def __init__(
-        self, folder: Path, resumed_at: int, say: Callable[[str], object] = lambda line: None
+        self,
+        folder: Path,
+        resumed_at: int,
+        say: Callable[[str], object] = lambda line: None,
+        loggers: Sequence[str] = ("tensorboard",),
     ) -> None:
         self.folder = folder
+        # Those that begin a new run of theirs when they start.
+        self._fresh_names = set(loggers) if resumed_at == 0 else set[str]()
         kept = [r for r in read_metrics(folder / "metrics.jsonl") if r["step"] <= resumed_at]
         self._metrics = AppendedFile(folder / "metrics.jsonl", b"".join(map(_line, kept)))
         self._say = say
         self._failing: set[str] = set()
-        self._board: Board | None = None
-        self._attempt("TensorBoard", self._start_board)
+        self._loggers: dict[str, RunLogger | None] = dict.fromkeys(loggers)
+        for name in loggers:
+            self._attempt(TITLES[name], partial(self._start, name))
 
     def write(self, step: int, record: Mapping[str, float]) -> None:
         finite = {key: value for key, value in record.items() if math.isfinite(value)}
         line = _line({"step": step, **finite})
         if self._attempt("metrics.jsonl", lambda: self._metrics.append(line)):
-            self._show(lambda board: board.write(step, finite))
-        else:
-            self._board = None  # to be made again when metrics.jsonl is whole
+            self._show(lambda logger: logger.write(step, finite))
+        else:  # to be made again when metrics.jsonl is whole
+            self._loggers = dict.fromkeys(self._loggers)
 
     def write_picture(self, step: int, png: Path) -> None:
-        self._show(lambda board: board.write_picture(step, png))
+        self._show(lambda logger: logger.write_picture(step, png))
 
     def flush_to_disk(self) -> None:
         """Before a checkpoint, so that no record is lost with the power."""
         self._attempt("metrics.jsonl", self._metrics.flush_to_disk)
 
-    def _show(self, write: Callable[[Board], None]) -> None:
-        """Writes to TensorBoard; after a failure its whole file is made anew from metrics.jsonl."""
+    def _show(self, write: Callable[[RunLogger], None]) -> None:
+        """Writes to every logger; after a failure one is made anew from metrics.jsonl."""
 
-        def show() -> None:
-            board, self._board = self._board, None
-            if board is None:
-                self._start_board()
+        def show(name: str) -> None:
+            logger, self._loggers[name] = self._loggers[name], None
+            if logger is None:
+                self._start(name)
             else:
-                write(board)
-                self._board = board
+                write(logger)
+                self._loggers[name] = logger
 
-        self._attempt("TensorBoard", show)
+        for name in self._loggers:
+            self._attempt(TITLES[name], partial(show, name))
 
-    def _start_board(self) -> None:
-        board = Board(self.folder / "tensorboard")
+    def _start(self, name: str) -> None:
+        logger = LOGGERS[name](self.folder, name in self._fresh_names)
         for record in read_metrics(self._metrics.path):
-            board.write(int(record.pop("step")), record)
+            logger.write(int(record.pop("step")), record)
         for step, png in sorted(pictures(self.folder)):
-            board.write_picture(step, png)
-        self._board = board
+            logger.write_picture(step, png)
+        self._loggers[name] = logger
+        self._fresh_names.discard(name)
 
     def _attempt(self, what: str, write: Callable[[], object]) -> bool:
         """Whether it could be written; `say` tells when that changes."""

@@ -7,23 +7,23 @@ import torch
 
 from fluxsmith.config import RunConfig, show
 from fluxsmith.data import build_loader
-from fluxsmith.data.shard_loader import ShardLoader
 from fluxsmith.device import explaining_memory, memory_of, pick_device
 from fluxsmith.errors import UserError
 from fluxsmith.interop.open_pipeline import load_initial
 from fluxsmith.kernels.accelerate import accelerate, why_plain
 from fluxsmith.kernels.compiling import compile_blocks, pays, prepare_compiling
 from fluxsmith.model.flops import training_flops
-from fluxsmith.pipeline import Pipeline, parameters_at_least
+from fluxsmith.pipeline import Pipeline, caption_fault, parameters_at_least
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.storage.files import make_folder, write_text
-from fluxsmith.text.byte_encoder import ByteEncoder
 from fluxsmith.training.caption_encoding import keep_text, prepare_text
 from fluxsmith.training.console import TrainingConsole
-from fluxsmith.training.curves import plot_loss
+from fluxsmith.training.curves import plot_loss, plot_signals
 from fluxsmith.training.deterministic import deterministic
 from fluxsmith.training.interrupt import watch
+from fluxsmith.training.latent_encoding import open_latents
 from fluxsmith.training.lock import FolderLock
+from fluxsmith.training.loggers import check_installed
 from fluxsmith.training.objective import build_objective
 from fluxsmith.training.recorder import Recorder, pictures
 from fluxsmith.training.resume import Start, find_start, refuse_to_write_over
@@ -46,6 +46,7 @@ def train(
     `overwrite` deletes the run that is in the folder. `fork` is a checkpoint from whose averaged
     weights a new run starts, where nothing is resumed. `evaluate` scores the model on the way.
     """
+    check_installed(config.train.loggers)
     folder = Path(config.resolved_output_dir)
     device = pick_device(config.device)
     trying = f"train.batch_size={config.train.batch_size}"
@@ -59,7 +60,8 @@ def train(
         start = find_start(folder, config, resume, overwrite, fork)
         trainer = build_trainer(config, device, evaluate, fresh=start.path is None)
         notes = start.load_into(trainer)
-        notes += prepare_text(trainer.pipeline, trainer.loader.captions())
+        others = [*trainer.signals.captions, *(config.sample.prompts or ())]
+        notes += prepare_text(trainer.pipeline, trainer.loader.captions(), others)
         notes += compile_for_training(trainer.pipeline, trainer.captions)
         return _run(config, trainer, start, lock, overwrite, notes)
 
@@ -86,7 +88,7 @@ def _run(
         _announce(console, config, trainer, start)
         for line in notes:
             console.say(line)
-        recorder = Recorder(folder, trainer.step, console.say)
+        recorder = Recorder(folder, trainer.step, console.say, config.train.loggers)
         try:
             with Saver(folder, config.train, console.say, lock) as saver:
                 saved = trainer.run(recorder, console, interrupt, saver)
@@ -117,14 +119,18 @@ def build_trainer(
             f"train.cuda_graphs=true: needs a CUDA GPU, and this run is on {device}; leave it out"
         )
     _check_size(config, device)
-    loader = build_loader(config.data, config.train.batch_size, config.seed, device)
+    fault, latents = caption_fault(config), open_latents(config)
+    batch_size, seed = config.train.batch_size, config.seed
+    loader = build_loader(config.data, batch_size, seed, device, fault, latents)
     pipeline = Pipeline.build(config, device)
     if fresh and config.train.init_from is not None:
         load_initial(pipeline, config.train.init_from)
     accelerate(pipeline.network, config.train.kernels)
-    if isinstance(loader, ShardLoader) and isinstance(pipeline.text, ByteEncoder):
-        loader.check_caption = pipeline.text.check  # pretrained encoders cut long captions
     pipeline.text.check(loader.captions())
+    try:
+        pipeline.text.check(config.sample.prompts or [])
+    except UserError as error:
+        raise UserError(f"sample.prompts: {error}") from None
     objective = build_objective(config, pipeline)
     return Trainer(config, pipeline, loader, objective, evaluate)
 
@@ -175,7 +181,13 @@ def _prepare(folder: Path, config: RunConfig, overwrite: bool, step: int, lock: 
         refuse_to_write_over(folder)  # again: another run may have ended here meanwhile
     patterns = [".diffusion-*.pt.tmp"]  # left by a process that was killed while it saved
     if overwrite:
-        patterns += ["diffusion-*.pt", "diffusion-*.damaged", "metrics.jsonl", "loss.png"]
+        patterns += [
+            "diffusion-*.pt",
+            "diffusion-*.damaged",
+            "metrics.jsonl",
+            "loss.png",
+            "signals.png",
+        ]
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     stale = [path for pattern in patterns for path in folder.glob(pattern)]
     for at, picture in pictures(folder):
@@ -189,6 +201,9 @@ def _prepare(folder: Path, config: RunConfig, overwrite: bool, step: int, lock: 
 def _plot(folder: Path, curve: Path, config: RunConfig, console: TrainingConsole) -> None:
     try:
         plot_loss(folder / "metrics.jsonl", curve, str(config.name))
+        signals = folder / "signals.png"
+        if plot_signals(folder / "metrics.jsonl", signals, str(config.name)):
+            console.say(f"signals     {signals}")
     except (OSError, UserError) as error:
         console.say(f"no loss curve: {error}")
 

@@ -15,7 +15,7 @@ import torch
 from fluxsmith.config import RunConfig
 from fluxsmith.data.images import to_uint8
 from fluxsmith.data.imageset import evenly
-from fluxsmith.data.loader import Loader
+from fluxsmith.data.loader import Batch, Loader
 from fluxsmith.errors import UserError
 from fluxsmith.kernels.accelerate import backend
 from fluxsmith.kernels.compiling import uncompiled
@@ -29,12 +29,15 @@ from fluxsmith.storage.files import write_text
 from fluxsmith.training.averages import EMA, RunningMeans
 from fluxsmith.training.caption_encoding import keep_text
 from fluxsmith.training.console import TrainingConsole
+from fluxsmith.training.diagnosis import Diagnosis
 from fluxsmith.training.graphed import graphed
 from fluxsmith.training.interrupt import Interrupt
+from fluxsmith.training.movement import kinds_of
 from fluxsmith.training.objective import Example, Objective
 from fluxsmith.training.optimiser import build_optimiser, learning_rate, load_optimiser
 from fluxsmith.training.recorder import Recorder
 from fluxsmith.training.saving import Saver, copied
+from fluxsmith.training.signals import Signals
 from fluxsmith.training.step import Guard, Step, StepScalars, TrainStep, Update, joined
 from fluxsmith.version import __version__
 
@@ -66,12 +69,15 @@ class Trainer:
         own = [] if objective.module is None else [objective.module]
         self.optimiser = build_optimiser([pipeline, *own], config.train)
         self.ema = EMA(pipeline, config.train.ema_decay)
-        self.means = RunningMeans(pipeline.device, objective.terms)
         # A fused optimiser on a GPU can skip a step that is not finite by itself.
         masked = pipeline.device.type == "cuda" and bool(self.optimiser.defaults.get("fused"))
         self.guard = Guard(config.train.max_bad_steps, pipeline.device)
         largest = config.train.grad_clip or float("inf")
         self.update = Update(pipeline, self.optimiser, self.ema, largest, host_sync=not masked)
+        self.signals = Signals(config, pipeline, objective, self.ema)
+        self.diagnosis = Diagnosis(config.train)
+        kinds = kinds_of(pipeline, self.update.trained)
+        self.means = RunningMeans(pipeline.device, objective.terms, kinds, largest)
         self.step_on_device = TrainStep(
             objective, config.train.accumulate, self.guard, self.means, self.update
         )
@@ -82,6 +88,7 @@ class Trainer:
         captions = loader.captions()
         self.captions = evenly(captions, min(len(captions), CAPTIONS_KEPT))
         self.step = 0  # optimiser steps done
+        self._waited = 0.0  # seconds for the loader, since the last record
         self._example: Example | None = None  # of the last step
 
     def run(
@@ -98,7 +105,9 @@ class Trainer:
         while self.step < train.steps and not interrupt:
             position = self.loader.position(self.step)
             try:
-                rate = self.train_step()
+                batch = self.next_batch()
+                self.signals.before_step(self.step, batch)
+                rate = self.train_step(batch)
             except UserError as error:  # no data or no graph: the weights are the last step's
                 if self.step > start:
                     self._flush(recorder)
@@ -112,17 +121,27 @@ class Trainer:
                 raise UserError(f"{why}; the last good checkpoint is {saver.last_good()}")
             saver.check()
             record: dict[str, float] = {}
-            if self.step % train.log_every == 0 or self.step == train.steps:
+            look = self.step in self.signals.looks
+            if look or self.step % train.log_every == 0 or self.step == train.steps:
                 record = self.means.means()
                 now = time.perf_counter()
-                speed = (self.step - clock_step) * train.batch_size / (now - clock)
+                steps = self.step - clock_step
+                speed = steps * train.batch_size / (now - clock)
                 clock, clock_step = now, self.step
+                waited, self._waited = self._waited / steps, 0.0
                 record |= {"learning_rate": rate, "images_per_second": round(speed, 1)}
+                record["data_wait"] = round(waited, 4)
                 console.show(self.step, record.get("loss"), speed)
+                record |= self.signals.against_linear(record)
             paused = time.perf_counter()
             if self.evaluate is not None and _due(self.step, self.config.evaluate.every):
                 with _going_on(console):
                     record |= self._scores(self.evaluate)
+            if look:
+                with _going_on(console):
+                    record |= self.signals.look(self.step)
+            for line in self.diagnosis.lines(self.step, record):
+                console.say(line)
             if record:
                 recorder.write(self.step, record)
             if _due(self.step, train.sample_every):
@@ -143,12 +162,21 @@ class Trainer:
         recorder.flush_to_disk()
         keep_text(self.pipeline)
 
-    def train_step(self) -> float:
-        """One optimiser step; returns the learning rate that it took."""
+    def next_batch(self) -> Batch:
+        """The batch of the next step; the time that it takes is counted."""
+        began = time.perf_counter()
+        batch = self.loader.batch(self.step)
+        self._waited += time.perf_counter() - began
+        return batch
+
+    def train_step(self, batch: Batch | None = None) -> float:
+        """One optimiser step, on its own batch unless one is given; returns the learning rate that
+        it took."""
         rate = learning_rate(self.step, self.config.train)
         address = self.config.seed, "train", self.step, PIECE
         noise = generator(*address, device=self.pipeline.device)
-        self._example = self.objective.draw(self.loader.batch(self.step), noise)
+        batch = self.next_batch() if batch is None else batch
+        self._example = self.objective.draw(batch, noise)
         inputs = self._prepared(self._example)
         scalars = StepScalars(rate, self.ema.share(self.step))
         for group in self.optimiser.param_groups:
@@ -192,14 +220,15 @@ class Trainer:
 
     def draw_samples(self) -> Path:
         """Draws the grid of this step with the averaged weights and the same noise every time."""
-        prompts = evenly(self.captions, self.config.sample.num_samples)
+        sample = self.config.sample
+        prompts = sample.prompts or evenly(self.captions, sample.num_samples)
         with self.ema.in_place_of(self.pipeline), uncompiled():
             images = Sampler(self.pipeline, kernels=self.config.train.kernels).generate(
                 prompts, seed=self.config.seed
             )
         sheet = render.grid(to_uint8(images), prompts)
         path = self.folder / f"sample-{self.step}.png"
-        settings = self.config.sample.model_dump(exclude={"num_samples"})
+        settings = sample.model_dump(exclude={"num_samples", "prompts"})
         about = {"step": self.step, "seed": self.config.seed, "prompts": prompts, **settings}
         render.save_png(path, sheet, about)
         write_text(path.with_suffix(".txt"), "\n".join(prompts) + "\n")
@@ -217,7 +246,7 @@ class Trainer:
             "ema": self.ema.weights,
             "optimizer": self.optimiser.state_dict(),
             "data": self.loader.position(self.step),
-            "window": self.means.state_dict() | self.guard.state_dict(),
+            "window": self.means.state_dict() | self.guard.state_dict() | self._seen(),
             "metadata": {
                 "fluxsmith": __version__,
                 "torch": torch.__version__.partition("+")[0],
@@ -230,6 +259,12 @@ class Trainer:
             },
             **({} if module is None else {"objective": module.state_dict()}),
         }
+
+    def _seen(self) -> dict[str, Any]:
+        """What was looked at and said so far."""
+        if not self.signals.looks:
+            return {}
+        return {"signals": self.signals.state_dict(), "diagnosis": self.diagnosis.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], origin: str) -> None:
         """Takes over the state of a checkpoint, so that the next step is the one after it."""
@@ -254,6 +289,8 @@ class Trainer:
             load_optimiser(self.optimiser, copied(state["optimizer"]))
             self.means.load_state_dict(state["window"])
             self.guard.load_state_dict(state["window"])
+            self.signals.load_state_dict(state["window"].get("signals", {}))
+            self.diagnosis.load_state_dict(state["window"].get("diagnosis", {}))
             if self.objective.module is not None:
                 self.objective.module.load_state_dict(state["objective"])
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:

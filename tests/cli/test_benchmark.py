@@ -13,11 +13,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from fluxsmith.cli.benchmark import timing
 from fluxsmith.cli.benchmark.bench_table import tables
 from fluxsmith.cli.benchmark.sides import SIDES, at_work
-from fluxsmith.cli.benchmark.timing import spread, take_turns, turns
 from fluxsmith.errors import UserError
+from fluxsmith.kernels import timing
+from fluxsmith.kernels.timing import spread, take_turns, turns
 
 CPU = torch.device("cpu")
 TINY = Path(__file__).parents[2] / "configs/image/digits/tiny.yaml"

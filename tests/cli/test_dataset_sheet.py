@@ -41,14 +41,14 @@ def test_problems_are_found_and_named_without_stopping(tmp_path, capsys):
     (tmp_path / "00008.txt").write_text(long)
     looked("folder", path=str(tmp_path), resize="stretch", test_share=0.0)
     printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "2 images can't be used, 6.7%" in printed
+    assert "3 images can't be used, 10.0%" in printed
     assert "00003.png: no image that Pillow knows" in printed
     assert "00004.png: it has no caption" in printed
     assert "training would stop" in printed
     assert "1 images look exactly like another one" in printed
     assert "1 images are of a single colour" in printed
     assert "1 images are smaller than 8 pixels" in printed
-    assert "1 captions have more tokens than the encoder takes" in printed
+    assert "00008.png: its caption makes 70 tokens and the text encoder takes 64" in printed
 
 
 @pytest.mark.parametrize("kind", ["classes", "shards", "digits", "colored-digits"])
@@ -88,3 +88,44 @@ def test_a_folder_without_one_good_image_is_a_line(tmp_path):
     (tmp_path / "0.txt").write_text("x")
     with pytest.raises(UserError, match=r"no image can be used; 0\.png: no image that Pillow"):
         looked("folder", path=str(tmp_path), test_share=0.0)
+
+
+def test_ten_faults_are_ten_lines(tmp_path, capsys):
+    as_folder(tmp_path, MADE, "none")
+    rows = [f"{i:05d}.png,a boat {i}" for i in range(len(MADE))]
+    rows[2] = "00002.png,a boat, a sea"  # one field too many
+    rows[3] = ",a boat without a name"
+    rows[4] = "00004.png,"
+    rows[5] = "lost.png,a boat that is not there"  # and 00005.png has no row
+    rows[6] = '00006.png,"a quote" that ends too soon'
+    rows[7] = f"00007.png,{'so ' * 99}"
+    (tmp_path / "metadata.csv").write_text("file_name,text\n" + "\n".join(rows) + "\n")
+    (tmp_path / "00008.png").write_bytes(b"broken")
+    (tmp_path / "00009.png").write_bytes(MADE[9][0][:80])
+    (tmp_path / "film.mp4").touch()
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    looked("folder", path=str(tmp_path), resize="stretch")
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for told in (
+        "line 4 (00002.png): it has 3 fields and the header has 2",
+        "line 5: it has no file_name",
+        "00004.png: it has no caption",
+        "lost.png: there is no such file",
+        "line 8: ',' expected",
+        "00007.png: its caption makes 99 tokens",
+        "00008.png: no image that Pillow knows",
+        "00009.png: image file is truncated",
+        "(ending .mp4, which is no image's): film.mp4",
+        "(broken link): gone.png",
+        "(no row in metadata.csv): 00003.png, 00005.png, 00006.png",
+    ):
+        assert told in printed, (told, printed)
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path, capsys):
+    as_classes(tmp_path, MADE, ["[red]", "[INST]"])
+    (tmp_path / "[red]" / "bad[b].png").write_bytes(b"no picture")
+    looked("folder", path=str(tmp_path))
+    printed = capsys.readouterr().out
+    assert "'[red]'" in printed
+    assert "[red]/bad[b].png: no image" in printed

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from fluxsmith.config import RunConfig
+from fluxsmith.config.other_names import OURS
 from fluxsmith.config.reading import all_keys
 from fluxsmith.errors import UserError
 from fluxsmith.flow.solvers import SCHEDULES, SOLVERS
@@ -155,3 +156,21 @@ def test_a_key_of_another_kind_is_told_whose_it_is(mistake):
     message = mistake("text.t5_tokens=3")
     assert "text.t5_tokens=3: text.encoder=bytes has no t5_tokens" in message
     assert "clip_t5" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "ours"),
+    [
+        ("train.lr=1", "train.learning_rate"),
+        ("data.resolution=512", "data.image_size"),
+        ("train.max_train_steps=9", "train.steps"),
+        ("instance_prompt=x", "data.caption"),
+        ("train.validation_prompt=x", "sample.prompts"),
+    ],
+)
+def test_names_of_other_trainers_are_told_ours(mistake, key, ours):
+    assert f"unknown key; that is {ours} here" in mistake(key)
+
+
+def test_every_name_of_ours_that_is_told_is_a_key():
+    assert set(OURS.values()) <= {*all_keys(RunConfig), *RunConfig.model_fields}

@@ -190,3 +190,17 @@ def test_any_value_of_any_key_is_taken_or_is_a_user_error(key, value):
         read_config(TINY, [f"{key}={value}"])
     except UserError as error:
         assert str(error)
+
+
+def test_every_path_may_begin_with_a_tilde_and_hold_variables(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PICTURES", "/pictures")
+    own = tmp_path / "own.yaml"
+    own.write_text("data: {source: folder, path: [~/a, $PICTURES/b], templates: ['$5 {}']}\n")
+    config = read_config(own, ["output_dir=~/run", "train.init_from=${PICTURES}/x.pt"])
+    assert config.output_dir == str(tmp_path / "run")
+    assert config.data.path == [str(tmp_path / "a"), "/pictures/b"]
+    assert config.data.templates == ["$5 {}"]
+    assert config.train.init_from == "/pictures/x.pt"
+    with pytest.raises(UserError, match="the variable NOWHERE is not set"):
+        read_config(own, ["data.path={$NOWHERE/a: 2}"])

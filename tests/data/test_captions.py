@@ -7,7 +7,7 @@ import torch
 from helpers import data_settings
 
 from fluxsmith.data.imageset import ImageSet
-from fluxsmith.data.loader import MemoryLoader
+from fluxsmith.data.loader import MemoryLoader, Place
 
 N = 20_000
 
@@ -20,8 +20,8 @@ def drawn(ways, *, dropout: float, seed: int = 0, epoch: int = 0, n: int = N) ->
     """The caption that each of n images gets in an epoch."""
     data = ImageSet(torch.zeros(n, 1, 1, 1, dtype=torch.uint8), torch.zeros(n).long(), [ways])
     settings = data_settings("digits", caption_dropout=dropout)
-    loader = MemoryLoader(data, n, seed, settings)
-    return [loader.caption((epoch, image), ways) for image in range(n)]
+    loader = MemoryLoader([data], n, seed, settings)
+    return [loader.caption(Place(epoch, 0, image), ways) for image in range(n)]
 
 
 @pytest.mark.parametrize("dropout", [0.1, 0.5])

@@ -12,8 +12,10 @@ from fluxsmith.errors import UserError
 VALUES = {
     "path": "here", "image_key": "img", "caption_key": "words", "templates": ["a {}"],
     "subset": "en", "train_split": "train", "test_split": "test", "test_path": "x.tar",
-    "test_share": 0.1, "streaming": True, "base": "mnist", "hold_out": [["red", 7]],
-    "in_memory": "auto", "workers": 3, "shuffle_buffer": 10, "max_bad": 0.5,
+    "test_share": 0.1, "streaming": True, "base": "mnist", "hold_out": [["red", "7"]],
+    "in_memory": "auto", "workers": 3, "shuffle_buffer": 10, "max_bad": 0.5, "caption": "a cat",
+    "captions": "name", "class_names": ["a", "b"], "whole_text": True, "shuffle_tags": 1,
+    "variants": 2,
 }  # fmt: skip
 NEEDS = {
     ("hf", "shuffle_buffer"): {"streaming": True},
@@ -52,5 +54,7 @@ def test_settings_that_contradict_each_other_are_named():
     assert "is for streams" in refused("hf", shuffle_buffer=5)
     assert "never in memory" in refused("hf", streaming=True, in_memory=True)
     assert "cuts anew each epoch" in refused("folder", in_memory=True, resize="random-crop")
-    assert "must be a valid string" in refused("folder", caption_key=["a", "b"])
+    assert "is the caption of all images" in refused("folder", caption="x", captions="class")
+    assert "is the caption of all images" in refused("webdataset", caption="x", caption_key="y")
+    assert "data.templates=" in refused("folder", captions="none", templates=["a {}"])
     assert "needs no files" in refused("colored-digits", path="here")

@@ -74,10 +74,13 @@ def test_several_captions_of_an_image(tmp_path):
     (tmp_path / "00000.txt").write_text("one\n\n  two  \n", encoding="utf-8")
     (tmp_path / "00001.txt").write_text("\ufeffdrei, vier", encoding="utf-8")
     assert both(tmp_path)["00000.png"].captions == ("one", "two")
+    assert both(tmp_path, whole_text=True)["00000.png"].captions == ("one two",)
     rows = [{"file_name": f"0000{i}.png", "words": ["a", "b"]} for i in range(2)]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "metadata.jsonl").write_text(lines, encoding="utf-8")
-    assert both(tmp_path, caption_key="words")["00001.png"].captions == ("a", "b")
+    assert "data.captions=metadata or sidecar" in refused(tmp_path)
+    asked = both(tmp_path, captions="metadata", caption_key="words")
+    assert asked["00001.png"].captions == ("a", "b")
 
 
 def test_the_splits_share_nothing_and_together_are_everything(tmp_path):
@@ -136,9 +139,9 @@ def test_what_is_missing_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("row", "names"),
     [
-        ('{"file_name": "00000.png"}', "no text; there is nothing else: set data.caption_key"),
-        ('{"file_name": "00000.png", "words": "x"}', "there is words: set data.caption_key"),
-        ('{"text": "x"}', "no file_name"),
+        ('{"file_name": "00000.png"}', "has no column of captions; set data.caption"),
+        ('{"file_name": "00000.png", "words": "x"}', "has the columns words, and which holds the"),
+        ('{"text": "x"}', "has the columns text, and which holds the images is not plain"),
         ('{"file_name": ', "line 1: must be a JSON object"),
         ("[1]", "must be a JSON object"),
         ("", "names no images"),
@@ -154,11 +157,11 @@ def test_a_wrong_line_of_metadata_is_named(tmp_path, row, names):
 
 def test_settings_without_a_use_are_refused(tmp_path):
     as_folder(tmp_path, MADE[:2], "txt")
-    assert "data.templates" in refused(tmp_path, templates=["a {}"])
     assert "data.caption_key=words" in refused(tmp_path, caption_key="words")
-    (tmp_path / "metadata.csv").touch()
-    (tmp_path / "metadata.jsonl").touch()
-    assert "keep one of them" in refused(tmp_path)
+    assert "data.image_key=words" in refused(tmp_path, image_key="words")
+    assert "data.whole_text=True" in refused(tmp_path, captions="class", whole_text=True)
+    assert "data.class_names=" in refused(tmp_path, captions="name", class_names=["a"])
+    assert "there is no table" in refused(tmp_path, captions="metadata")
 
 
 @pytest.mark.parametrize("template", ["a photo", "{} and {}"])
@@ -181,7 +184,7 @@ def test_bad_images_are_left_out_counted_and_named(tmp_path, caplog):
     with pytest.raises(UserError) as caught:
         load(settings(tmp_path, test_share=0.0), "train")
     message = str(caught.value)
-    assert message.startswith("1 of 20 images can't be used, more than data.max_bad=0.01 allows")
+    assert message.startswith("2 of 20 images can't be used, more than data.max_bad=0.01 allows")
     assert "00003.png" in message
 
 
@@ -192,7 +195,7 @@ def test_nothing_left_is_a_line(tmp_path):
     for i in range(3):
         (tmp_path / f"0000{i}.png").write_bytes(b"")
     lenient = data_settings("folder", tmp_path, max_bad=1.0, test_share=0.0)
-    with pytest.raises(UserError, match="there are no images for this split"):
+    with pytest.raises(UserError, match=r"no image can be used; 0000\d"):
         build_loader(lenient, 2, seed=0)
 
 

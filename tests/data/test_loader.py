@@ -2,6 +2,7 @@
 images are in memory or decoded on the way."""
 
 import math
+import time
 from collections import Counter
 
 import pytest
@@ -33,7 +34,7 @@ def seen(batch: Batch) -> list[int]:
 
 def memory_loader(data: ImageSet, batch_size: int, seed: int, **settings) -> MemoryLoader:
     given = {"caption_dropout": 0.0} | settings
-    return MemoryLoader(data, batch_size, seed, data_settings("digits", **given))
+    return MemoryLoader([data], batch_size, seed, data_settings("digits", **given))
 
 
 def equal(one: Batch, other: Batch) -> bool:
@@ -178,3 +179,20 @@ def test_other_images_are_refused_on_resuming(settings):
         loader.resume({"images": 29}, 5, "x.pt")
     with pytest.raises(UserError, match="was trained on a stream"):
         loader.resume({"epoch": 0, "shards": 3}, 5, "x.pt")
+
+
+def test_the_next_batches_are_decoded_while_a_step_computes(settings):
+    loader = build_loader(settings, 5, seed=0)
+    whole, read = loader.decode, []
+
+    def noted(record, *rest):
+        read.append(record.name)
+        return whole(record, *rest)
+
+    loader.decode = noted
+    loader.batch(0)
+    for _ in range(1000):  # of a step that takes its time
+        if len(read) == 15:
+            break
+        time.sleep(0.01)
+    assert len(read) == 15  # this batch and the next two

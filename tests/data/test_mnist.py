@@ -154,3 +154,20 @@ def test_the_checksums_are_those_of_the_real_files(real):
         plain, compressed = Path(real, name), Path(real, f"{name}.gz")
         data = plain.read_bytes() if plain.is_file() else gzip.decompress(compressed.read_bytes())
         assert hashlib.md5(data).hexdigest() == md5
+
+
+@pytest.mark.parametrize(
+    "named",
+    ["{}", "MNIST/raw/{}", "raw/{}.gz", "{}/{}"],
+)
+@pytest.mark.parametrize("dot", [False, True])
+def test_files_are_found_under_the_names_of_other_mirrors(
+    tmp_path, cache, idx, mnist_arrays, named, dot
+):
+    for name, array in mnist_arrays.items():
+        other = name.replace("-idx", ".idx") if dot else name
+        file = tmp_path / named.format(other, other)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(gzip.compress(idx(array)) if file.suffix == ".gz" else idx(array))
+    assert len(load_fitted(data_settings("mnist", tmp_path), "train")) == 5
+    assert len(load_fitted(data_settings("mnist", tmp_path), "test")) == 3

@@ -1,12 +1,13 @@
 """Pictures of every mode, orientation and size become the pixels that a person would see."""
 
 import io
+import struct
 
 import numpy as np
 import PIL
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms, PngImagePlugin
 
 from fluxsmith.data.images import to_size
 from fluxsmith.data.pictures import ORIENTATION, decode, fit_picture, open_picture, picture_size
@@ -145,3 +146,71 @@ def test_what_can_not_be_used_is_a_picture_error_in_one_line(data, reason, monke
 def test_a_missing_file_is_a_picture_error(tmp_path):
     with pytest.raises(PictureError, match="no such file"):
         open_picture(tmp_path / "gone.png")
+
+
+def profile_of(primaries) -> bytes:
+    """An ICC profile of a matrix and a gamma of 2.2, as wide-gamut displays have them."""
+
+    def fixed(x: float) -> bytes:
+        return struct.pack(">i", round(x * 65536))
+
+    def xyz(values) -> bytes:
+        return b"XYZ " + bytes(4) + b"".join(map(fixed, values))
+
+    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(2.2 * 256)) + bytes(2)
+    name = b"desc" + bytes(4) + struct.pack(">I", 5) + b"wide\0" + bytes(78)
+    white = (0.9642, 1.0, 0.8249)
+    tags = [(b"desc", name + bytes(-len(name) % 4)), (b"wtpt", xyz(white))]
+    tags += [(key, xyz(v)) for key, v in zip((b"rXYZ", b"gXYZ", b"bXYZ"), primaries, strict=True)]
+    tags += [(key, curve) for key in (b"rTRC", b"gTRC", b"bTRC")]
+    table, body, begins = b"", b"", 132 + 12 * len(tags)
+    for key, data in tags:
+        table += key + struct.pack(">II", begins + len(body), len(data))
+        body += data
+    size = struct.pack(">I", begins + len(body))
+    head = size + bytes(4) + struct.pack(">I", 0x02100000) + b"mntrRGB XYZ " + bytes(12)
+    head += b"acsp" + bytes(28) + b"".join(map(fixed, white))
+    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
+
+
+DISPLAY_P3 = (
+    (0.51512, 0.24120, -0.00105),
+    (0.29198, 0.69225, 0.04189),
+    (0.15710, 0.06657, 0.78407),
+)
+
+
+SRGB = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410))
+
+
+def test_colours_are_those_that_the_profile_means():
+    """From one set of primaries to another by way of XYZ, with each one's curve."""
+    to_xyz, to_srgb = np.array(DISPLAY_P3).T, np.linalg.inv(np.array(SRGB).T)
+    linear = to_srgb @ to_xyz @ (np.array([150, 100, 60]) / 255) ** 2.2
+    curve = np.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    expected = curve * 255
+    for mode in ("RGB", "RGBA", "P"):
+        made = Image.new("RGB", (8, 8), (150, 100, 60))
+        made = made.quantize(4) if mode == "P" else made.convert(mode)
+        stream = io.BytesIO()
+        made.save(stream, format="PNG", icc_profile=profile_of(DISPLAY_P3))
+        seen = open_picture(stream.getvalue()).getpixel((0, 0))
+        assert np.abs(np.array(seen) - expected).max() <= 1.5, (mode, seen)
+
+
+def test_a_profile_that_cannot_be_used_is_left_out_of_account():
+    for profile in (
+        b"no profile",
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+    ):
+        stream = io.BytesIO()
+        Image.new("RGB", (4, 4), (150, 100, 60)).save(stream, "PNG", icc_profile=profile)
+        assert open_picture(stream.getvalue()).getpixel((0, 0)) == (150, 100, 60)
+
+
+def test_a_picture_with_a_large_note_is_read():
+    note = PngImagePlugin.PngInfo()
+    note.add_text("workflow", '{"n":1}' * 400_000, zip=True)
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4), "red").save(stream, "PNG", pnginfo=note)
+    assert open_picture(stream.getvalue()).getpixel((0, 0)) == (255, 0, 0)

@@ -21,6 +21,11 @@ MADE = items(12, size=4)
 open_shards = partial(open_data, "webdataset")
 
 
+def records(path, **options) -> list:
+    shards = open_shards(str(path), "train", **options)
+    return [record for i in range(len(shards)) for _, record in shards.read(i, 0)]
+
+
 def everything(shards) -> dict[str, tuple[bytes, tuple[str, ...]]]:
     read = (record for i in range(len(shards)) for _, record in shards.read(i, 0))
     return {record.name: (record.picture, record.captions) for record in read}
@@ -104,7 +109,8 @@ def test_endings_may_be_mixed_and_captions_several(tmp_path):
         add(tar, "b.json", json.dumps({"words": ["drei", "vier"], "id": 3}).encode())
     assert captions(tmp_path, test_share=0.0, caption_key="words") == ["drei", "vier"]
     for key in (None, "text"):
-        assert "has words, id" in refused(tmp_path, test_share=0.0, caption_key=key)
+        (record,) = records(tmp_path, test_share=0.0, caption_key=key)
+        assert "its json has words, id" in record.fault
 
 
 def test_what_is_wrong_is_named(tmp_path):
@@ -112,13 +118,15 @@ def test_what_is_wrong_is_named(tmp_path):
     assert "no tar files" in refused(tmp_path)
     pattern = as_shards(tmp_path, MADE, 2)
     assert "there is no" in refused(pattern.replace("001", "007"))
-    assert "is for json files" in refused(pattern, caption_key="words", test_share=0.0)
+    record = records(pattern, caption_key="words", test_share=0.0)[0]
+    assert record.fault == "it has no words but png, txt: set data.caption_key to one of them"
     (tmp_path / "000.tar").write_bytes(b"no tar at all" * 100)
     assert "000.tar" in refused(pattern)
     with tarfile.open(tmp_path / "001.tar", "w") as tar:
         add(tar, "a.mp3", b"la la la")
         add(tar, "a.txt", b"a song")
-    assert "has no jpg, jpeg, png, webp but mp3, txt" in refused(tmp_path / "001.tar", test_share=0)
+    (record,) = records(tmp_path / "001.tar", test_share=0)
+    assert "it has no image but mp3, txt" in record.fault
 
 
 @pytest.mark.parametrize("press", [gzip.compress, bz2.compress, lzma.compress])
@@ -152,3 +160,123 @@ def test_no_url_is_a_command(tmp_path, monkeypatch, url):
 @pytest.mark.parametrize("pattern", ["{1..", "${NOWHERE}.tar"])
 def test_patterns_that_mean_nothing_are_named(pattern):
     assert "data.path=" in refused(pattern)
+
+
+def shard(path, *members: tuple[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            add(tar, name, data)
+    return path
+
+
+def pairs(image: str, text: str, n: int = 3) -> list[tuple[str, bytes]]:
+    members = ((image.format(i), MADE[i][0]) for i in range(n))
+    return [
+        m for i, one in enumerate(members) for m in (one, (text.format(i), MADE[i][1].encode()))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("members", "keys"),
+    [
+        (pairs("v1.5_{}.png", "v1.5_{}.txt"), {}),
+        (pairs("{}.bmp", "{}.txt"), {}),
+        (pairs("a/{}.PNG", "a/{}.caption"), {}),
+        (pairs("{}.input.jpg", "{}.outputs.txt"),
+         {"image_key": "input.jpg", "caption_key": "outputs.txt"}),
+    ],
+)  # fmt: skip
+def test_an_ending_follows_the_last_dot_or_is_named(tmp_path, members, keys):
+    path = shard(tmp_path / "0.tar", *members)
+    assert captions(path, test_share=0.0, **keys) == sorted(text for _, text in MADE[:3])
+
+
+def test_a_second_picture_of_a_name_is_no_sample_of_its_own(tmp_path):
+    seg = [("0.seg.png", MADE[5][0]), ("1.png", MADE[1][0]), ("1.txt", b"one")]
+    path = shard(tmp_path / "0.tar", *pairs("{}.png", "{}.txt", 1), *seg)
+    found = {r.name[-1]: r.captions for r in records(path, test_share=0.0)}
+    assert found == {"0": (MADE[0][1],), "1": ("one",)}
+    counted = shard(
+        tmp_path / "1.tar", *pairs("a.png", "a.txt", 1), *pairs("a.1.png", "a.1.txt", 1)
+    )
+    assert len(records(counted, test_share=0.0)) == 2
+
+
+def test_samples_that_lack_a_part_are_named_and_the_others_read(tmp_path):
+    members = pairs("{}.png", "{}.txt")
+    members += [("7.txt", b"alone"), ("8.png", MADE[0][0]), ("8.json", b'{"url": "x"}')]
+    found = {
+        r.name[-1]: r.fault for r in records(shard(tmp_path / "0.tar", *members), test_share=0)
+    }
+    assert [found[key] for key in "012"] == ["", "", ""]
+    assert found["7"].startswith("it has no image but txt")
+    assert found["8"].startswith("its json has url; data.caption_key")
+
+
+def test_numbers_of_classes_in_shards(tmp_path):
+    members = [m for i in range(3) for m in ((f"{i}.png", MADE[i][0]), (f"{i}.cls", b"%d" % i))]
+    path = shard(tmp_path / "0.tar", *members)
+    named = records(path, test_share=0.0, class_names=["a", "b", "c"])
+    assert [(r.captions, r.label) for r in named][2] == (("a photo of a c",), 2)
+    assert records(path, test_share=0.0, templates=["digit {}"])[1].captions == ("digit 1",)
+    assert records(path, test_share=0.0)[1].fault.startswith("its caption is the number 1")
+    assert records(path, test_share=0.0, caption="")[1].captions == ("",)
+
+
+def test_a_folder_of_shards_with_what_lies_beside_them(tmp_path):
+    shard(tmp_path / "train" / "a" / "0.tar", *pairs("{}.png", "{}.txt"), ("._0.png", b"mac"))
+    shard(tmp_path / "val" / "0.tar", ("9.png", MADE[9][0]), ("9.txt", b"nine"))
+    for name in ("._0.tar", "0.tar.idx", "1.tar.part"):
+        (tmp_path / "train" / name).write_bytes(b"no tar")
+    shards = open_shards(str(tmp_path), "train")
+    assert len(everything(shards)) == 3
+    assert captions(tmp_path, "test") == ["nine"]
+    passed = {reason: len(names) for reason, names in shards.account.passed.items()}
+    assert passed == {
+        "hidden or system file": 2,
+        "ending .idx, which is no shard's": 1,
+        "ending .part, which is no shard's": 1,
+    }
+
+
+@pytest.mark.parametrize("cut", [512, 1024, 1300, 2100])
+def test_a_shard_that_ends_too_soon_is_an_error_with_its_name(tmp_path, cut):
+    path = shard(tmp_path / "0.tar", *pairs("{}.png", "{}.txt"))
+    assert len(records(path, test_share=0.0)) == 3
+    path.write_bytes(path.read_bytes()[:cut])
+    assert "0.tar" in refused(path, test_share=0.0)
+
+
+def test_shards_called_after_splits_split(tmp_path):
+    as_shards(tmp_path, MADE, 3)
+    for i, name in enumerate(["set-train-0.tar", "set-val-0.tar", "other.tar"]):
+        (tmp_path / f"00{i}.tar").rename(tmp_path / name)
+    train, test = (everything(open_shards(str(tmp_path), split)) for split in ("train", "test"))
+    assert {Path(name).parent.name for name in train} == {"set-train-0.tar"}
+    assert {Path(name).parent.name for name in test} == {"set-val-0.tar"}
+    (line,) = open_shards(str(tmp_path), "train").account.lines()
+    assert "beside train and val" in line and "other.tar" in line
+
+
+def test_shards_behind_links_are_read(tmp_path):
+    as_shards(tmp_path / "there", MADE, 2)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "there")
+    assert captions(tmp_path / "here", test_share=0.0) == ALL
+
+
+def test_captions_that_are_no_utf8_and_files_without_an_ending_are_named(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        add(tar, "README", b"about")
+        add(tar, "1.png", MADE[0][0])
+        add(tar, "1.txt", "café".encode("latin-1"))
+    shards = open_shards(str(tmp_path), "train", test_share=0.0)
+    ((_, record),) = shards.read(0, 0)
+    assert record.fault.startswith("its caption can't be read: 'utf-8'")
+    assert list(shards.account.lines()) == [f"passed over 1 (no ending): {tmp_path}/0.tar/README"]
+
+
+def test_a_folder_of_images_says_what_reads_it(tmp_path):
+    (tmp_path / "owl.png").write_bytes(MADE[0][0])
+    assert "data.source=folder reads" in refused(tmp_path)

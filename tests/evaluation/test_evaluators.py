@@ -47,11 +47,21 @@ def test_evaluators_are_chosen_by_name():
 
 
 def test_only_evaluators_with_a_single_number_run_during_training():
-    known = ["validation_loss", "prompt_accuracy", "diversity", "straightness"]
+    known = ["validation_loss", "conditioning_gap", "prompt_accuracy", "diversity", "straightness"]
     assert list(for_training(known)) == known
     for name in ("taste", "sweep"):
         with pytest.raises(UserError, match=rf"evaluate\.metrics={name}: .*among {known[0]}, "):
             for_training([name])
+
+
+def test_a_model_that_reads_has_a_conditioning_gap_and_a_new_one_has_none(model, reference):
+    new = measured(model, reference, "conditioning_gap", validation_images=130)
+    assert (new["mean"], new["stderr"], new["images"]) == (0, 0, 130)
+    randomise(model.pipeline)
+    read = measured(model, reference, "conditioning_gap", validation_images=130)
+    assert all(at["stderr"] > 0 for at in read["by_t"].values())
+    mean = sum(at["mean"] for at in read["by_t"].values()) / 4
+    assert read["mean"] == pytest.approx(mean, rel=1e-4)
 
 
 def test_real_test_images_score_at_the_floor(reference):

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from helpers import without_times
+
 from fluxsmith.training.recorder import read_metrics
 
 KEEP = ("train.checkpoint_every=2", "train.keep_checkpoints=0")  # every checkpoint there was
@@ -10,10 +12,7 @@ COURSE = ("model", "ema", "optimizer", "window", "data")  # all in a checkpoint 
 
 def records(run: Path) -> list[dict[str, float]]:
     """The records of metrics.jsonl, without how fast the run was."""
-    return [
-        {key: value for key, value in record.items() if key != "images_per_second"}
-        for record in read_metrics(run / "metrics.jsonl")
-    ]
+    return [*map(without_times, read_metrics(run / "metrics.jsonl"))]
 
 
 def steps_recorded(run: Path) -> list[int]:

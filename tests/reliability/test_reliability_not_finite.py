@@ -9,6 +9,7 @@ import torch
 from helpers import same
 
 from fluxsmith.config.objective_section import OBJECTIVES
+from fluxsmith.data.images import to_unit
 from fluxsmith.errors import UserError
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.training.console import TrainingConsole
@@ -24,15 +25,15 @@ PLAN = ("train.log_every=1", "train.checkpoint_every=2", "train.keep_checkpoints
 def poisoned(toy, images, *overrides, value=float("inf")):
     """A trainer in whose data some images, by index, hold an infinity."""
     trainer = build_trainer(toy(*PLAN, *overrides), torch.device("cpu"))
-    trainer.loader.images = trainer.loader.images.float()
-    trainer.loader.images[images, 0, 3, 4] = value
+    trainer.loader.images[0] = to_unit(trainer.loader.images[0])  # floats are taken as they are
+    trainer.loader.images[0][images, 0, 3, 4] = value
     return trainer
 
 
 def images_of(toy, step):
     """The indices that step `step`, counted from 0, is taken on."""
     loader = build_trainer(toy(*PLAN), torch.device("cpu")).loader
-    loader.images = torch.arange(len(loader.images)).view(-1, 1, 1, 1)  # each its own number
+    loader.images[0] = torch.arange(len(loader.images[0])).view(-1, 1, 1, 1)  # each its own number
     return loader.batch(step).images.add(1).mul(127.5).round().int().flatten().tolist()
 
 
@@ -107,9 +108,9 @@ def test_a_record_over_several_steps_is_that_of_the_good_ones(toy):
 
 def test_many_in_a_row_end_the_run_and_say_where(toy):
     trainer = poisoned(toy, slice(None), "train.max_bad_steps=3", "train.steps=100")
-    trainer.loader.images[:, 0, 3, 4] = 0
+    trainer.loader.images[0][:, 0, 3, 4] = 0
     bad = {i for step in (4, 5, 6) for i in images_of(toy, step)[2:3]}
-    trainer.loader.images[list(bad), 0, 3, 4] = float("nan")
+    trainer.loader.images[0][list(bad), 0, 3, 4] = float("nan")
     with pytest.raises(UserError) as caught:
         run(trainer)
     message = str(caught.value)

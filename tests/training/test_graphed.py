@@ -144,8 +144,11 @@ def test_a_bad_step_changes_nothing_and_the_next_goes_on(toy, device):
         if not with_graphs:
             on_the_same_terms(trainer)
         trainer.train_step()
-        trainer.loader.images, images = trainer.loader.images.float(), trainer.loader.images
-        trainer.loader.images[:] = float("nan")
+        trainer.loader.images[0], images = (
+            trainer.loader.images[0].float(),
+            trainer.loader.images[0],
+        )
+        trainer.loader.images[0][:] = float("nan")
         before = everything(trainer)
         trainer.train_step()
         after = everything(trainer)
@@ -155,7 +158,7 @@ def test_a_bad_step_changes_nothing_and_the_next_goes_on(toy, device):
         assert int(trainer.guard.state_dict()["in_a_row"]) == 1
         assert trainer.means.means()["skipped_steps"] == 1
         assert "the loss of 8 images" in trainer.explain_bad_step()
-        trainer.loader.images = images
+        trainer.loader.images[0] = images
         trainer.train_step()
         assert int(trainer.guard.state_dict()["in_a_row"]) == 0
         runs.append(trainer)

@@ -6,6 +6,7 @@ import pytest
 from helpers import same
 from made_pictures import as_classes, as_folder, as_parquet, as_shards, items
 
+from fluxsmith.cli import main
 from fluxsmith.errors import UserError
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.training.run import train
@@ -60,17 +61,30 @@ def test_a_resumed_run_is_the_run_to_the_bit(toy, tmp_path, kind):
 
 
 def test_a_caption_that_is_too_long_ends_no_stream(toy, tmp_path, caplog):
-    """Nobody has read all captions of a stream; in a folder they are read before the first step."""
     made = [*MADE, (MADE[0][0], "so " * 99 + "long"), (MADE[1][0], "\ud800 half")]
     path = f"data.path={as_shards(tmp_path / 'b', made, 1, caption='json')}"
     plan = ("data.source=webdataset", path, "data.test_share=0", "data.shuffle_buffer=100",
             "train.steps=12", "train.batch_size=7")  # fmt: skip
     state = trained(toy(*plan))
-    assert caplog.text.count("makes 100 tokens; this encoder takes 64 tokens") == 1
+    assert caplog.text.count("its caption makes 100 tokens and the text encoder takes 64") == 1
     assert not any("so so" in caption for caption in state["metadata"]["captions"])
     assert any("half" in caption for caption in state["metadata"]["captions"])
     with pytest.raises(UserError, match=r"more than data\.max_bad=0 allows; .* makes 100 tokens"):
         train(toy(*plan, "data.max_bad=0"), overwrite=True)
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_a_caption_that_is_too_long_is_counted_or_cut(toy, tmp_path, memory, caplog, capsys):
+    as_folder(tmp_path / "a", [*MADE[:7], (MADE[7][0], "so " * 99 + "long")])
+    plan = ("data.source=folder", f"data.path={tmp_path / 'a'}", "data.test_share=0",
+            "evaluate.every=0", "train.steps=2", f"data.in_memory={memory}")  # fmt: skip
+    with pytest.raises(UserError, match=r"the first is 00007\.png: its caption makes 100 tokens"):
+        train(toy(*plan))
+    state = trained(toy(*plan, "data.max_bad=0.5"), overwrite=True)
+    assert len(state["metadata"]["captions"]) == 7
+    assert "skipped 00007.png" in caplog.text
+    assert train(toy(*plan, "text.too_long=cut"), overwrite=True) == 0
+    assert "1 prompts are cut at 64 tokens; the longest makes 100" in capsys.readouterr().out
 
 
 def test_free_captions_train_with_a_validation_loss_and_without_a_classifier(toy, tmp_path):
@@ -103,3 +117,37 @@ def test_a_run_past_max_bad_ends_before_it_writes(toy, tmp_path):
     with pytest.raises(UserError, match=r"images can't be used, more than data\.max_bad=0\.01"):
         train(toy("data.source=folder", f"data.path={tmp_path / 'a'}"))
     assert not (tmp_path / "run").exists()
+
+
+def test_other_pictures_and_more_of_them_are_refused_with_a_way_on(toy, tmp_path):
+    folder = as_folder(tmp_path / "a", MADE)
+    plan = ("data.source=folder", f"data.path={folder}", "evaluate.every=0")
+    trained(toy(*plan, "train.steps=2"))
+    moved = folder.rename(tmp_path / "b")  # where they lie doesn't matter
+    plan = (plan[0], f"data.path={moved}", plan[2])
+    trained(toy(*plan, "train.steps=3"), resume="auto")
+    as_folder(moved, [(png, f"drawing {i}") for i, (png, _) in enumerate(MADE)])
+    with pytest.raises(UserError, match=r"other names, sizes or .*--fork .*diffusion-3\.pt"):
+        train(toy(*plan, "train.steps=4"), resume="auto")
+    as_folder(moved, [*MADE, *MADE])
+    with pytest.raises(UserError, match=r"images, and there are \d+ now; .*--fork"):
+        train(toy(*plan, "train.steps=4"), resume="auto")
+
+
+def test_a_set_without_test_images_trains_and_says_what_is_left_out(toy, tmp_path, caplog):
+    from fluxsmith.evaluation.measurement import during_training
+
+    as_folder(tmp_path / "a", MADE[:1])
+    config = toy("data.source=folder", f"data.path={tmp_path / 'a'}", "evaluate.every=1")
+    assert during_training(config) is None
+    assert "validation_loss is left out: it needs 2 test images, and there are 0" in caplog.text
+    assert train(config) == 0
+
+
+def test_a_model_of_one_image_is_measured_as_far_as_it_can_be(toy, tmp_path, capsys):
+    place = f"data.path={as_folder(tmp_path / 'one', MADE[:1])}"
+    assert train(toy("data.source=folder", place, "train.steps=2")) == 0
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", str(tmp_path / "run"), "--num-samples", "2"])
+    assert not ended.value.code
+    assert "left out" in capsys.readouterr().out

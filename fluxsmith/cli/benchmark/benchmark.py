@@ -17,7 +17,10 @@ from torch.profiler import profile
 
 from fluxsmith.cli.benchmark.bench_table import tables
 from fluxsmith.cli.benchmark.sides import SIDES, Ours, at_work
-from fluxsmith.cli.benchmark.timing import (
+from fluxsmith.cli.options import this_command
+from fluxsmith.config import RunConfig, read_config
+from fluxsmith.device import autocast, pick_device
+from fluxsmith.kernels.timing import (
     device_name,
     matrix_products,
     product_flops,
@@ -26,9 +29,6 @@ from fluxsmith.cli.benchmark.timing import (
     synchronise,
     turns,
 )
-from fluxsmith.cli.options import this_command
-from fluxsmith.config import RunConfig, read_config
-from fluxsmith.device import autocast, pick_device
 from fluxsmith.model.flops import training_flops
 from fluxsmith.storage.files import make_folder, write_text
 from fluxsmith.training.console import ProgressConsole
@@ -60,7 +60,7 @@ def bench(
         except KeyboardInterrupt:
             code = 130
     for sheet in tables(found, config.train.batch_size, pictures):
-        Console().print(sheet)
+        Console(markup=False).print(sheet)
     if json_file is not None:
         write_text(json_file, json.dumps(found, indent=2) + "\n")
     return code
@@ -159,4 +159,4 @@ def profile_step(config: RunConfig, folder: Path) -> None:
     write_text(folder / "profile.txt", text + "\n")
     profiler.export_chrome_trace(str(folder / "trace.json"))
     where = f"table  {folder / 'profile.txt'}\ntrace  {folder / 'trace.json'}"
-    Console().print(f"{text}\n{where}", markup=False, highlight=False, soft_wrap=True)
+    Console(markup=False).print(f"{text}\n{where}", markup=False, highlight=False, soft_wrap=True)

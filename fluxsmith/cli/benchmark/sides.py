@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from fluxsmith.cli.benchmark.theirs import Diffusers, Lesson
-from fluxsmith.cli.benchmark.timing import synchronise
 from fluxsmith.config import RunConfig, read_config
 from fluxsmith.device import peak_memory, pick_device
 from fluxsmith.kernels.compiling import prepare_compiling, uncompiled
 from fluxsmith.kernels.memory import keep_freed_memory
+from fluxsmith.kernels.timing import synchronise
 from fluxsmith.sampling.generate import Sampler
 from fluxsmith.training.run import build_trainer, compile_for_training
 

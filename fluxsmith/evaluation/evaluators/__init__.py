@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from fluxsmith.errors import UserError
-from fluxsmith.evaluation.evaluator import Evaluator
+from fluxsmith.evaluation.evaluator import Evaluator, Score
 from fluxsmith.evaluation.evaluators.composition import Composition
+from fluxsmith.evaluation.evaluators.conditioning_gap import ConditioningGap
 from fluxsmith.evaluation.evaluators.diversity import Diversity
 from fluxsmith.evaluation.evaluators.feature_distance import FeatureDistance
 from fluxsmith.evaluation.evaluators.inception import Inception
@@ -18,6 +19,7 @@ from fluxsmith.evaluation.evaluators.validation_loss import ValidationLoss
 # In the order in which they run and stand on the page.
 EVALUATORS: dict[str, Evaluator] = {
     "validation_loss": ValidationLoss(),
+    "conditioning_gap": ConditioningGap(),
     "prompt_accuracy": PromptAccuracy(),
     "feature_distance": FeatureDistance(),
     "memorisation": Memorisation(),
@@ -40,6 +42,11 @@ def named(metrics: str | None) -> tuple[str, ...]:
         if name not in EVALUATORS:
             raise UserError(f"--metrics {name}: must be among {', '.join(EVALUATORS)}, or all")
     return names
+
+
+def scores() -> dict[str, tuple[str, Score]]:
+    """Every number that has a name: the evaluator that measures it, and where it lies."""
+    return {key: (name, s) for name, each in EVALUATORS.items() for key, s in each.scores.items()}
 
 
 def for_training(metrics: Sequence[str]) -> dict[str, Evaluator]:

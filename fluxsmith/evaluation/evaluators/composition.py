@@ -4,6 +4,7 @@ prompts like those of training and for the pairs that training never saw."""
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from fluxsmith.data.images import LUMA, to_uint8
 from fluxsmith.data.imageset import evenly
 from fluxsmith.errors import UserError
 from fluxsmith.evaluation.classifier import Classifier, trained_classifier
-from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found, Section
+from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found, Score, Section
 from fluxsmith.evaluation.report import Table, interval, number, percent
 from fluxsmith.evaluation.samples import Samples
 from fluxsmith.evaluation.statistics import wilson_interval
@@ -26,6 +27,11 @@ SETS = {"trained": "Composition", "held_out": "Composition of held-out pairs"}
 class Composition(Evaluator):
     title = "Composition"
     needs_classes = True
+    least_test = 1
+    scores: ClassVar = {
+        "composition": Score(("trained", "all"), "higher", percent),
+        "composition_held_out": Score(("held_out", "all"), "higher", percent),
+    }
 
     def measure(self, samples: Samples) -> Found:
         """The share of pictures in which digit, ink and paper are right, singly and together.

@@ -1,9 +1,11 @@
 """How much the samples of one prompt differ, against how much the data of one label do."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from fluxsmith.errors import UserError
-from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found, Section
+from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found, Score, Section
 from fluxsmith.evaluation.report import Chart
 from fluxsmith.evaluation.samples import Samples
 from fluxsmith.evaluation.statistics import Estimate, normal_interval
@@ -13,7 +15,9 @@ class Diversity(Evaluator):
     title = "Diversity"
     runs = "always"
     needs_classes = True
-    curve = ("overall",)
+    least_test = 1
+    scores: ClassVar = {"diversity": Score(("overall",), "higher")}
+    curve = "diversity"
 
     def measure(self, samples: Samples) -> Found:
         """In the classifier's features: 1 is as diverse as the training images, 0 one picture a

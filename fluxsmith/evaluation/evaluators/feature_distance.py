@@ -1,17 +1,19 @@
 """How far the samples' features lie from the data's, as the classifier sees them: Fréchet and
 kernel distance, precision and recall, density and coverage, each beside what real images score."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from fluxsmith.errors import UserError
-from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found, Section
+from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found, Score, Section
 from fluxsmith.evaluation.frechet import Gaussian, frechet_distance, frechet_interval
 from fluxsmith.evaluation.report import number, percent
 from fluxsmith.evaluation.samples import Samples
 from fluxsmith.evaluation.statistics import Estimate, normal_interval, some_rows
 
-LEAST, ROWS = 6, 5000  # samples; and rows for what compares every row with every other
+LEAST, ROWS = 6, 5000  # samples and images; and rows for what compares every row with every other
 ADDRESS = ("evaluation", "rows")
 ROUNDING = 1e-12  # relative; a tie counts as within whichever way float64 rounded it
 MEANINGS = {
@@ -33,6 +35,16 @@ class FeatureDistance(Evaluator):
     title = "Distance in features"
     runs = "always"
     needs_classes = True
+    least_test = LEAST
+    scores: ClassVar = {
+        "frechet": Score(("frechet", "value"), "lower"),
+        "kernel": Score(("kernel", "value"), "lower"),
+        "density": Score(("density", "value"), "higher"),
+        **{
+            name: Score((name, "value"), "higher", percent)
+            for name in ("precision", "recall", "coverage")
+        },
+    }
 
     def measure(self, samples: Samples) -> Found:
         """The distances of samples from the training images with 95% intervals, and as the floor
@@ -45,6 +57,10 @@ class FeatureDistance(Evaluator):
             raise UserError(f"--num-samples {len(samples)}: feature_distance needs {LEAST} or more")
         reference, seed, features = samples.reference, samples.settings.seed, samples.features
         train = reference.train_features
+        if len(train) < LEAST:
+            raise UserError(
+                f"feature_distance needs {LEAST} training images; there are {len(train)}"
+            )
         test = some_rows(reference.test_features, len(samples), *ADDRESS)
         data, near = Gaussian.of(train), some_rows(train, ROWS, *ADDRESS)
         distance, frechet = frechet_interval(features, data, seed)

@@ -1,16 +1,20 @@
 """The standard FID, where its network's weights are at hand."""
 
+from typing import ClassVar
+
 import torch
 
 from fluxsmith.data.images import convert_channels
 from fluxsmith.errors import UserError
-from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found
+from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found, Score
 from fluxsmith.evaluation.samples import Samples
 
 BATCH = 100
 
 
 class Inception(Evaluator):
+    scores: ClassVar = {"inception_fid": Score(("fid",), "lower")}
+
     @torch.no_grad()
     def measure(self, samples: Samples) -> Found:
         """FID in the 2,048 features of Inception-v3 as `torchmetrics` computes it (Heusel et al.

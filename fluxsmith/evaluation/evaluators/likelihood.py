@@ -7,13 +7,14 @@ images.
 
 import math
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fluxsmith.data.images import to_unit
 from fluxsmith.errors import UserError
-from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found, Section
+from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found, Score, Section
 from fluxsmith.evaluation.report import number
 from fluxsmith.evaluation.samples import Samples, in_batches
 from fluxsmith.evaluation.statistics import normal_interval
@@ -30,6 +31,8 @@ LEVELS = 127.5  # grey values per unit of x: 0..255 becomes [-1, 1]
 class Likelihood(Evaluator):
     title = "Likelihood"
     runs = "all"
+    least_test = 2
+    scores: ClassVar = {"bits_per_dimension": Score(("bits_per_dimension",), "lower")}
 
     def measure(self, samples: Samples) -> Found:
         """Of the first test images with their first captions, without guidance; an upper bound of

@@ -1,11 +1,13 @@
 """Whether samples are copies of training images: are they nearer to them than new images are?"""
 
+from typing import ClassVar
+
 import numpy as np
 import scipy
 from torch import Tensor
 
 from fluxsmith.data.images import to_unit
-from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found, Section
+from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found, Score, Section
 from fluxsmith.evaluation.report import Chart, Picture, Pictures, number, percent, prompt_name
 from fluxsmith.evaluation.samples import Samples
 from fluxsmith.evaluation.statistics import normal_interval, wilson_interval
@@ -18,6 +20,8 @@ PAIRS = 12  # the closest ones, to look at
 class Memorisation(Evaluator):
     title = "Memorisation"
     runs = "always"
+    least_test = 2
+    scores: ClassVar = {"near_copies": Score(("near_copies",), "lower", percent)}
 
     def measure(self, samples: Samples) -> Found:
         """Distances in pixels, in [-1, 1], of samples to their nearest training image against those

@@ -1,8 +1,9 @@
 """How often the picture shows what the prompt says, as the classifier sees it."""
 
 from collections import defaultdict
+from typing import ClassVar
 
-from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found, Section
+from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found, Score, Section
 from fluxsmith.evaluation.report import Chart, percent, plots, prompt_name
 from fluxsmith.evaluation.samples import Samples
 from fluxsmith.evaluation.statistics import wilson_interval
@@ -12,7 +13,9 @@ class PromptAccuracy(Evaluator):
     title = "Prompt accuracy"
     runs = "always"
     needs_classes = True
-    curve = ("accuracy",)
+    least_test = 1
+    scores: ClassVar = {"prompt_accuracy": Score(("accuracy",), "higher", percent)}
+    curve = "prompt_accuracy"
 
     def measure(self, samples: Samples) -> Found:
         """The share of samples in which the classifier sees the label that was prompted, with its

@@ -1,9 +1,11 @@
 """How straight a model's trajectories are: on straight ones a single Euler step is exact."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found, Section
+from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found, Score, Section
 from fluxsmith.evaluation.report import Chart, plots
 from fluxsmith.evaluation.samples import Samples, in_batches
 from fluxsmith.evaluation.statistics import Estimate, normal_interval
@@ -18,7 +20,8 @@ STEPS = 16
 class Straightness(Evaluator):
     title = "Straightness"
     runs = "always"
-    curve = ("value",)
+    scores: ClassVar = {"straightness": Score(("value",), "lower")}
+    curve = "straightness"
 
     @torch.no_grad()
     def measure(self, samples: Samples) -> Found:

@@ -25,6 +25,7 @@ class Sweep(Evaluator):
     title = "Quality against steps and guidance"
     runs = "all"
     needs_classes = True
+    least_test = 2
 
     def measure(self, samples: Samples) -> Found:
         """Prompt accuracy and Fréchet distance of every solver at the evaluation's guidance, and of

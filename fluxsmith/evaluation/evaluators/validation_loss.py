@@ -1,16 +1,19 @@
 """The loss on held-out images at fixed times with fixed noise, so that two models can be compared:
 training's own loss swings with the times that a batch happened to draw."""
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fluxsmith.data.images import to_unit
-from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found, Section
+from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found, Score, Section
 from fluxsmith.evaluation.report import Chart, plots
 from fluxsmith.evaluation.samples import Samples, in_batches
 from fluxsmith.evaluation.statistics import normal_interval
+from fluxsmith.flow.baseline import linear_loss
 from fluxsmith.flow.path import flow_matching_loss
 from fluxsmith.flow.timesteps import stratified_grid
 from fluxsmith.randomness import image_noise
@@ -30,23 +33,29 @@ MEANINGS = {
 class ValidationLoss(Evaluator):
     title = "Loss by timestep"
     runs = "always"
-    curve = ("grids", "(i+1/2)/8", "mean")
+    least_test = 2
+    scores: ClassVar = {"validation_loss": Score(("grids", "(i+1/2)/8", "mean"), "lower")}
+    curve = "validation_loss"
 
     @torch.no_grad()
     def measure(self, samples: Samples) -> Found:
         """The mean loss over each grid of times and the loss at each time, with standard errors
         over images, for the first test images with the first caption of each and noise of their
-        own."""
+        own; and what the best linear prediction would have."""
         count = min(samples.settings.validation_images, len(samples.reference.test))
-        grids = {}
+        grids: dict[str, Any] = {}
         with samples.sampler.evaluating():
             for name, offset in GRIDS.items():
                 times = stratified_grid(TIMES, offset).tolist()
-                batches = [_losses(samples, rows, times) for rows in in_batches(count, BATCH)]
+                batches = [losses_at(samples, rows, times) for rows in in_batches(count, BATCH)]
                 losses = torch.cat(batches, dim=1)  # (times, images)
                 at = {f"{t:g}": _mean(loss) for t, loss in zip(times, losses, strict=True)}
                 grids[name] = {**_mean(losses.mean(0)), "by_t": at}
-        return {"grids": grids, "images": count}
+            latents = [_latents(samples, rows) for rows in in_batches(count, BATCH)]
+        times = sorted({float(t) for grid in grids.values() for t in grid["by_t"]})
+        linear = linear_loss(torch.cat(latents).var(0).cpu(), torch.tensor(times)).tolist()
+        best = {f"{t:g}": loss for t, loss in zip(times, linear, strict=True)}
+        return {"grids": grids, "linear": best, "images": count}
 
     def figures(self, found: Found) -> list[Figure]:
         return [
@@ -60,19 +69,32 @@ class ValidationLoss(Evaluator):
         at = {float(t): loss for grid in grids for t, loss in grid["by_t"].items()}
         by_t = {t: normal_interval(loss["mean"], loss["stderr"]) for t, loss in at.items()}
         images = f"{found['images']:,} held-out images"
-        caption = f"Mean squared error of the velocity, {images} (bars: 95%)."
-        yield Chart(self.title, {"": by_t}, plots.TIME, "loss", caption, dress=plots.logarithmic)
+        caption = (
+            f"Mean squared error of the velocity, {images} (bars: 95%), and that of the best "
+            f"prediction which is linear in each pixel of x_t."
+        )
+        best = {float(t): [loss] * 3 for t, loss in found["linear"].items()}
+        lines: dict[str, Any] = {"model": by_t, "best linear prediction": best}
+        yield Chart(self.title, lines, plots.TIME, "loss", caption, dress=plots.logarithmic)
 
 
-def _losses(samples: Samples, rows: range, times: list[float]) -> Tensor:
-    """(times, b): the loss of some images at every time, each image with one noise."""
+def losses_at(
+    samples: Samples, rows: range, times: list[float], captions: Sequence[str] | None = None
+) -> Tensor:
+    """(times, b): the loss of some images at every time, each image with one noise, and with its
+    own caption unless others are given."""
     pipeline = samples.pipeline
-    images, captions = samples.reference.test_batch(rows)
-    x0 = pipeline.autoencoder.encode(to_unit(images).to(pipeline.device))
+    x0, (_, own) = _latents(samples, rows), samples.reference.test_batch(rows)
     eps = image_noise(pipeline.latent_shape, samples.settings.seed, rows).to(x0)
-    velocity = partial(pipeline.velocity, cond=pipeline.encode_text(captions))
+    velocity = partial(pipeline.velocity, cond=pipeline.encode_text(captions or own))
     at = [torch.full((len(rows),), t, device=x0.device) for t in times]
     return torch.stack([flow_matching_loss(velocity, x0, eps, t).cpu() for t in at])
+
+
+def _latents(samples: Samples, rows: range) -> Tensor:
+    """Some test images as the flow sees them."""
+    images, _ = samples.reference.test_batch(rows)
+    return samples.pipeline.autoencoder.encode(to_unit(images).to(samples.pipeline.device))
 
 
 def _mean(values: Tensor) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The page: of one model, or of several compared. Everything it needs is inside it."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ class Evaluation(NamedTuple):
 
 
 Models = Mapping[str, Evaluation]  # by name; "" where there is one
+Sections = Iterable[tuple[str, str, list[Part]]]  # anchor, heading and content
 
 
 def write_report(
@@ -46,7 +47,7 @@ def write_report(
     results = [each.results for each in evaluations]
     captions = list(dict.fromkeys(evaluations[0].samples.prompts))[:PROMPTS]
     followed = captions[:: max(1, len(captions) // TRAJECTORIES)][:TRAJECTORIES]
-    page = _template().render(
+    page = _template("page.html.j2").render(
         models=dict(zip(models, results, strict=True)),
         figures={
             model: [f for name, r in each["results"].items() for f in EVALUATORS[name].figures(r)]
@@ -66,13 +67,19 @@ def write_report(
     return path
 
 
+def write_page(path: Path, title: str, facts: Sequence[str], sections: Sections) -> None:
+    """Writes a page of sections, with some facts beneath its title."""
+    text = _template("sections.html.j2").render(title=title, facts=facts, sections=list(sections))
+    write_text(path, text)
+
+
 def write_json(path: Path, data: Any) -> None:
     """With null where JSON has no number: NaN and infinity."""
     finite = json.loads(json.dumps(data), parse_constant=lambda _: None)
     write_text(path, json.dumps(finite, indent=2) + "\n")
 
 
-def _template() -> Any:
+def _template(name: str) -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -81,11 +88,11 @@ def _template() -> Any:
     environment.finalize = lambda text: wording.legible(text) if type(text) is str else text
     environment.globals |= vars(wording)
     environment.filters["yaml"] = partial(yaml.safe_dump, sort_keys=False, allow_unicode=True)
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)
 
 
-def _sections(models: Models) -> Iterator[tuple[str, str, list[Part]]]:
-    """Anchor, title and content, of evaluators that have something to show."""
+def _sections(models: Models) -> Sections:
+    """Those of evaluators that have something to show."""
     for name, evaluator in EVALUATORS.items():
         found = {
             model: list(evaluator.section(results["results"][name], samples))

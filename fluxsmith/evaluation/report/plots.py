@@ -36,6 +36,7 @@ class Chart:
     show: Callable[..., str] = number
     dress: Callable[["Axes"], Any] | None = None  # changes what is drawn
     numbers: bool = True  # in a table that opens on a click
+    bands: bool = False  # show intervals of lines as bands
 
 
 def joined(charts: Mapping[str, Chart]) -> Chart:
@@ -72,6 +73,9 @@ def drawn(chart: Chart) -> list[Part]:
                 shift = (i + 1) / (len(lines) + 1) - 0.5
                 places = [shown.index(key) + shift for key in here]
                 axes.errorbar(values, places, xerr=bars, linestyle="", **style)
+            elif chart.bands and ends:
+                (drawn_line,) = axes.plot(here, values, **style)
+                axes.fill_between(here, *ends, color=drawn_line.get_color(), alpha=0.2, lw=0)
             else:
                 axes.errorbar(here, values, yerr=bars, **style)
         if labelled:

@@ -1,0 +1,43 @@
+"""What other trainers (diffusers' scripts, kohya's, ai-toolkit, OneTrainer, SimpleTuner) call the
+settings of ours, for the hint beside an unknown key."""
+
+OTHER_NAMES = {
+    "data.caption": "instance_prompt trigger_word caption_prefix default_caption",
+    "data.caption_dropout": "caption_dropout_rate proportion_empty_prompts",
+    "data.caption_key": "caption_column text_column txt_key",
+    "data.captions": "caption_extension caption_ext caption_strategy",
+    "data.flip": "random_flip flip_aug flip_x horizontal_flip",
+    "data.image_key": "image_column",
+    "data.image_size": "resolution image_resolution width height size pixel_size",
+    "data.path": "train_data_dir instance_data_dir dataset_name dataset_path folder_path data_dir "
+    "data_root image_dir dataset num_repeats repeats dataset_repeat",
+    "data.resize": "center_crop random_crop crop",
+    "data.shuffle_tags": "shuffle_caption keep_tokens shuffle_tokens",
+    "data.test_share": "validation_split val_split",
+    "data.whole_text": "caption_separator",
+    "data.workers": "dataloader_num_workers max_data_loader_n_workers num_workers",
+    "output_dir": "output logging_dir save_dir output_path training_folder",
+    "sample.guidance": "guidance_scale cfg_scale validation_guidance",
+    "sample.prompts": "validation_prompt validation_prompts sample_prompts",
+    "sample.steps": "num_inference_steps sample_steps validation_num_inference_steps",
+    "text.max_tokens": "max_sequence_length max_token_length tokenizer_max_length",
+    "train.accumulate": "gradient_accumulation_steps gradient_accumulation",
+    "train.batch_size": "train_batch_size batch bs",
+    "train.betas": "adam_beta1 adam_beta2",
+    "train.checkpoint_every": "checkpointing_steps save_every save_every_n_steps save_steps",
+    "train.ema_decay": "use_ema ema",
+    "train.grad_clip": "max_grad_norm gradient_clip clip_grad_norm gradient_clipping",
+    "train.init_from": "pretrained_model_name_or_path name_or_path base_model_name",
+    "train.keep_checkpoints": "checkpoints_total_limit max_step_saves_to_keep save_total_limit",
+    "train.learning_rate": "lr unet_lr base_lr",
+    "train.log_every": "logging_steps log_steps",
+    "train.loggers": "report_to log_with tracker_project_name",
+    "train.optimiser": "optimizer optimizer_type use_8bit_adam",
+    "train.precision": "mixed_precision dtype train_dtype fp16 bf16",
+    "train.sample_every": "validation_steps sample_every_n_steps validation_epochs",
+    "train.schedule": "lr_scheduler scheduler lr_scheduler_type",
+    "train.steps": "max_train_steps num_train_epochs max_train_epochs max_steps epochs total_steps",
+    "train.warmup_steps": "lr_warmup_steps lr_warmup num_warmup_steps",
+    "train.weight_decay": "adam_weight_decay wd",
+}  # fmt: skip
+OURS = {other: own for own, others in OTHER_NAMES.items() for other in others.split()}

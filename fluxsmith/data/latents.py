@@ -1,0 +1,114 @@
+"""Pictures that an autoencoder has encoded already: how they are known, and how they are read.
+
+A picture is known by its file (name, size, time of change) or, where it has none of its own, by its
+bytes, so a changed picture is another one. `storage.latent_store` keeps what was encoded.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from fluxsmith.data.images import Shape
+from fluxsmith.data.imageset import ImageSet
+from fluxsmith.data.pictures import Decode, Decoded, decode_record, in_order
+from fluxsmith.data.records import DataSettings, Record, Records, Shards
+from fluxsmith.errors import UserError
+
+READING = 1  # rises when a picture is decoded to other pixels than before
+UNREADABLE = "it could not be read when the latents were encoded"
+AHEAD = 256  # records that are looked at before they are asked for
+
+
+class Latents(Protocol):
+    """The latents of some autoencoder at one setting, by key."""
+
+    folder: Path
+
+    def __contains__(self, key: str) -> bool: ...
+
+    def get(self, key: str) -> Tensor | None:
+        """(c, h, w), or empty for a picture that could not be read; None where it isn't there."""
+        ...
+
+
+def latent_key(record: Record, shape: Shape) -> str:
+    """What the latents of a record, seen in a shape, are known by."""
+    if isinstance(record.picture, bytes):
+        about = record.picture
+    else:
+        try:
+            found = record.picture.stat()
+            about = f"{record.name}\n{found.st_size}\n{found.st_mtime_ns}".encode()
+        except OSError:
+            about = f"{record.name}\nmissing".encode()
+    height, width = shape
+    return f"{hashlib.sha256(about).hexdigest()[:32]}-{height}x{width}"
+
+
+def read_latent(
+    latents: Latents, record: Record, settings: DataSettings, place: float, shape: Shape | None
+) -> Decoded:
+    """As `decode_record`, with latents in place of pixels; nothing is decoded or cut."""
+    square = settings.image_size, settings.image_size
+    found = latents.get(latent_key(record, shape or square))
+    if record.problem:
+        why = record.problem
+    elif found is None:
+        why = f"its latents are not, or not whole, in {latents.folder}: run fluxsmith encode again"
+    elif not found.numel():
+        why = UNREADABLE
+    else:
+        return Decoded(record, found)
+    return Decoded(record, None, ((record.name, why),))
+
+
+def decoder(
+    source: ImageSet | Records | Shards, settings: DataSettings, latents: Latents | None
+) -> Decode:
+    """How records are read: from their pictures, or from latents. A UserError for pictures that
+    have no latents of their own."""
+    if latents is None:
+        return decode_record
+    stream = isinstance(source, Shards)
+    for key, refused, why in (
+        ("source", settings.source if isinstance(source, ImageSet) else "", "it has no files"),
+        ("flip", True, "a mirrored picture has other latents"),
+        ("resize", "random-crop", "each cut has other latents"),
+        ("in_memory", True, "latents are read as they are needed"),
+        ("buckets", "auto" if stream else "", "a stream cuts what is left of a bucket as it comes"),
+    ):
+        if getattr(settings, key, None) == refused:
+            raise UserError(
+                f"data.{key}={refused}: can't be served by autoencoder.cache, since {why}; change "
+                f"it or set autoencoder.cache=none"
+            )
+    return partial(read_latent, latents)
+
+
+def expect_latents(
+    records: Records, buckets: Mapping[Shape, Sequence[int]], latents: Latents, workers: int
+) -> None:
+    """Raises a UserError where a record's latents are not there."""
+
+    def find(place: int, shape: Shape) -> tuple[str, bool]:
+        record = records[place]
+        return record.name, latent_key(record, shape) in latents
+
+    def jobs() -> Iterator[Callable[[], tuple[str, bool]]]:
+        for shape, places in buckets.items():
+            for place in places:
+                yield partial(find, place, shape)
+
+    with ThreadPoolExecutor(workers) as pool:
+        missing = [name for name, there in in_order(pool, jobs(), AHEAD) if not there]
+    if missing:
+        raise UserError(
+            f"autoencoder.cache: {latents.folder} has no latents for {len(missing):,} of "
+            f"{len(records):,} pictures, such as {missing[0]}: they, or the autoencoder, or how "
+            f"pictures are seen, are new or changed; run fluxsmith encode with this config first"
+        )

@@ -1,0 +1,155 @@
+"""The files in and below a folder: images, texts that may hold captions, and what is neither."""
+
+import os
+import posixpath
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from fluxsmith.data.account import Account
+from fluxsmith.data.pictures import endings
+from fluxsmith.data.tables import TABLES
+
+TEXTS = frozenset({".txt", ".caption", ".json", *TABLES})
+SYSTEM = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")
+# Folders that the path of an image or of its caption may go through.
+IMAGE_FOLDERS = ("images", "image", "imgs", "img")
+CAPTION_FOLDERS = ("captions", "caption", "texts", "text", "txt", "prompts", "tags")
+# Texts that are tables, whatever their ending.
+TABLE_NAMES = ("metadata", "captions")
+ABOUT = ("readme", "license", "licence")  # texts that nobody takes for captions
+
+
+@dataclass
+class Listing:
+    """Names relative to `root`, with forward slashes, in order."""
+
+    root: Path
+    images: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    account: Account = field(default_factory=Account)
+
+
+def list_folder(root: Path) -> Listing:
+    """All files, those behind symbolic links too."""
+    found = Listing(root)
+    for name in files_below(root, found.account):
+        path = PurePosixPath(name)
+        ending, stem = path.suffix.lower(), path.stem.lower()
+        if ending in endings():
+            found.images.append(name)
+        elif stem.startswith(ABOUT):
+            found.account.pass_over("about the data", name)
+        elif ending in TEXTS or stem == "metadata":
+            found.texts.append(name)
+        else:
+            pass_over_ending(name, "image", found.account)
+    return found
+
+
+def files_below(root: Path, account: Account) -> list[str]:
+    """The names of the files in and below a folder, in order, those behind symbolic links too; what
+    is no file of the user's goes into the account."""
+    names = _walk(root, "", (os.path.realpath(root),), account)
+    return sorted(names, key=lambda name: name.split("/"))
+
+
+def pass_over_ending(name: str, wanted: str, account: Account) -> None:
+    """Notes a file whose ending none that is `wanted` has."""
+    suffix = PurePosixPath(name).suffix
+    account.pass_over(
+        f"{f'ending {suffix}' if suffix else 'no ending'}, which is no {wanted}'s", name
+    )
+
+
+def _walk(folder: Path, prefix: str, above: tuple[str, ...], account: Account) -> Iterator[str]:
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        account.pass_over(f"folder that can't be read, {error.strerror}", prefix)
+        return
+    for entry in entries:
+        name = prefix + entry.name
+        if entry.name.startswith(".") or entry.name.lower() in SYSTEM:
+            account.pass_over("hidden or system file", name)
+        elif entry.is_dir():
+            real = os.path.realpath(entry.path)
+            if real in above:
+                account.pass_over("link that leads in a circle", name)
+            else:
+                yield from _walk(Path(entry.path), name + "/", (*above, real), account)
+        elif entry.is_file():
+            yield name
+        else:
+            account.pass_over("broken link" if entry.is_symlink() else "no regular file", name)
+
+
+class Texts:
+    """The texts of a folder, by what they may be: those beside an image, tables, and others."""
+
+    def __init__(self, there: Listing) -> None:
+        by_key = defaultdict[tuple[int, str], list[str]](list)
+        for text in there.texts:
+            for key in enumerate(_keys(_stem(text), CAPTION_FOLDERS)):
+                by_key[key].append(text)
+        self.beside: dict[str, list[str]] = {}  # by image
+        for image in there.images:
+            bare, whole = _keys(_stem(image), IMAGE_FOLDERS), _keys(image, IMAGE_FOLDERS)
+            for key, longer in zip(enumerate(bare), enumerate(whole), strict=True):
+                if texts := by_key.get(key, []) + by_key.get(longer, []):
+                    self.beside[image] = texts
+                    break
+        self.has_json = any(
+            t.lower().endswith(".json") for found in self.beside.values() for t in found
+        )
+        used = {text for texts in self.beside.values() for text in texts}
+        strays = [text for text in there.texts if text not in used]
+        named = [t for t in strays if PurePosixPath(t).stem.lower() in TABLE_NAMES]
+        self.tables = named or [t for t in strays if PurePosixPath(t).suffix.lower() in TABLES]
+        self.others = [text for text in strays if text not in self.tables]
+
+
+def _stem(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def _keys(name: str, folders: Sequence[str]) -> tuple[str, str, str]:
+    """How a text and its image are found to belong together, from strict to loose: by the same
+    path; despite upper and lower case; and without a folder that is called for what it holds."""
+    *above, last = _near(name).split("/")
+    kept = (part for part in above if part not in folders)
+    return unicodedata.normalize("NFC", name), _near(name), "/".join((*kept, last))
+
+
+class ImageIndex:
+    """Finds the image that a row of a table names, despite backslashes, the case of letters, a
+    missing ending, and the two forms in which Unicode writes an accent."""
+
+    def __init__(self, images: Sequence[str]) -> None:
+        self._exact = {unicodedata.normalize("NFC", image): image for image in images}
+        self._near = defaultdict[str, set[str]](set)
+        self._bare = defaultdict[str, set[str]](set)  # by the name alone
+        for image in images:
+            path = PurePosixPath(image)
+            for name in (image, str(path.with_suffix(""))):
+                self._near[_near(name)].add(image)
+            for name in (path.name, path.stem):
+                self._bare[_near(name)].add(image)
+
+    def find(self, folder: PurePosixPath, given: str) -> list[str]:
+        """The image of a name relative to the folder of its table or to the whole folder, or that
+        of a name without a folder, wherever it is; several where it isn't plain which is meant."""
+        name = unicodedata.normalize("NFC", given.strip().replace("\\", "/"))
+        for path in (posixpath.normpath(folder / name), posixpath.normpath(name)):
+            if path in self._exact:
+                return [self._exact[path]]
+            if near := self._near.get(_near(path)):
+                return sorted(near)
+        bare = sorted(self._bare.get(_near(name), ()))
+        return [image for image in bare if PurePosixPath(image).is_relative_to(folder)] or bare
+
+
+def _near(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

@@ -1,0 +1,135 @@
+"""Which pictures are for training and which for testing: as their folders, files and columns are
+usually called, or a share held out by name."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from fluxsmith.data.account import some
+from fluxsmith.data.listing import Listing
+from fluxsmith.data.records import Record, Split
+from fluxsmith.errors import UserError
+from fluxsmith.randomness import address_seed
+
+TRAIN_NAMES = ("train", "training")
+# The first of these that is there holds the test images.
+TEST_NAMES = ("test", "testing", "validation", "valid", "val", "dev")
+
+
+def named_split(name: str) -> str | None:
+    """The split that a folder or a file is called after, such as val for Val, in lower case."""
+    low = name.lower()
+    return low if low in TRAIN_NAMES + TEST_NAMES else None
+
+
+def split_in_name(stem: str) -> str | None:
+    """The split that is a word of a file's name, such as test for metadata_test."""
+    words = map(named_split, re.split(r"[^A-Za-z]+", stem))
+    return next((word for word in words if word), None)
+
+
+def own_test(names: Iterable[str]) -> str | None:
+    """Which of the names that are there is of the test images."""
+    return _first(TEST_NAMES, names)
+
+
+def own_train(names: Iterable[str]) -> str | None:
+    """Which of the names that are there is of the training images."""
+    return _first(TRAIN_NAMES, names)
+
+
+def _first(usual: Sequence[str], names: Iterable[str]) -> str | None:
+    there = {name.lower(): name for name in names}
+    return next((there[name] for name in usual if name in there), None)
+
+
+def split_by_name(name: str, test_share: float) -> Split:
+    """The split of a picture where the source has none. Only its name counts, so that a picture
+    stays in its split when others are added."""
+    return "test" if address_seed("test", name) < test_share * 2**63 else "train"
+
+
+def belongs(name: str, test_share: float, split: Split) -> bool:
+    """Whether a picture is of a split, where a share of all is held out, or of none (0)."""
+    return not test_share or split_by_name(name, test_share) == split
+
+
+def indices_of_split(names: Sequence[str], test_share: float, split: Split) -> list[int]:
+    """The indices of the names that belong to a split, in order. A single picture is for training;
+    of two or more, at least one is for testing and one for training, unless the share is 0 or 1."""
+    test = {i for i, name in enumerate(names) if split_by_name(name, test_share) == "test"}
+    if 0 < test_share < 1 and names:
+        by_address = sorted(range(len(names)), key=lambda i: address_seed("test", names[i]))
+        if not test and len(names) > 1:
+            test = {by_address[0]}
+        if len(test) == len(names):
+            test.discard(by_address[-1])
+    return [i for i in range(len(names)) if (i in test) == (split == "test")]
+
+
+class FolderSplits:
+    """Which images are for training and which for testing, by the folders that they lie in, or by
+    the tables that name them."""
+
+    def __init__(self, there: Listing, test_share: float, train_may_be_class: bool) -> None:
+        self.there, self.test_share = there, test_share
+        named = set(filter(None, map(_split_folder, there.images)))
+        self.train, self.test = own_train(named), own_test(named)
+        self.tables: dict[str, str] = {}  # by image, the split that its table is called after
+        others = sorted(
+            {i.split("/")[0] for i in there.images if "/" in i and not _split_folder(i)}
+        )
+        if self.train is not None and self.test is None and others:
+            if not train_may_be_class:
+                raise UserError(
+                    f"{there.root}: the folder {self.train} lies beside {some(others)}, so it "
+                    f"holds the training images or is a class; set data.path to it, or "
+                    f"data.captions=class if all are classes"
+                )
+            self.train = None
+
+    def below(self, name: str) -> str:
+        """The name without the folder of its split."""
+        split = _split_folder(name)
+        if self.train is self.test is None or not split:
+            return name
+        parts = name.split("/")
+        parts.remove(split)
+        return "/".join(parts)
+
+    def of(self, split: Split, records: Sequence[Record]) -> list[Record]:
+        """The records of a split."""
+        by_side = defaultdict[str, list[Record]](list)
+        for record in records:
+            by_side[self.side(record.name)].append(record)
+        for reason in by_side.keys() - {"train", "test"}:
+            for record in by_side[reason]:
+                self.there.account.pass_over(reason, record.name)
+        if test := self.test or own_test(self.tables.values()):
+            if by_side["test"] and not any(r.picture for r in by_side["train"]):  # rows have none
+                raise UserError(
+                    f"{self.there.root}: its images are all for testing, by the name {test}; "
+                    f"rename that, or set data.path to the folder of images to train on"
+                )
+            return by_side[split]
+        drawn = by_side["train"]
+        chosen = indices_of_split([record.name for record in drawn], self.test_share, split)
+        return [drawn[i] for i in chosen]
+
+    def side(self, name: str) -> str:
+        """train, test, or why it is neither; train where images are split by their own names."""
+        word, test = _split_folder(name), self.test
+        if self.train is None and self.test is None:
+            word, test = self.tables.get(name, ""), own_test(self.tables.values())
+        if word == test:
+            return "test"
+        if own_train([word]) or (self.train is None and not named_split(word)):
+            return "train"
+        if named_split(word):
+            return f"of {word}, while {test} has the test images"
+        return f"not in {self.train}/"
+
+
+def _split_folder(name: str) -> str:
+    """The first folder on the way to an image that is called after a split."""
+    return next((part for part in name.split("/")[:-1] if named_split(part)), "")

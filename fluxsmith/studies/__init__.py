@@ -1,0 +1,1 @@
+"""Experiments: declared beforehand, repeated, compared at equal cost, with their error."""

@@ -1,0 +1,111 @@
+"""A study from its file to its answer."""
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fluxsmith.errors import UserError
+from fluxsmith.evaluation.report.page import write_json
+from fluxsmith.storage.files import make_folder
+from fluxsmith.studies.answer import answer
+from fluxsmith.studies.costs import flops, parameters
+from fluxsmith.studies.declaration import read_study
+from fluxsmith.studies.execution import Stopped, execute, outcome
+from fluxsmith.studies.measuring import read_whole
+from fluxsmith.studies.planning import Plan, make_plan, write_plan
+from fluxsmith.studies.study_markdown import write_markdown
+from fluxsmith.studies.study_page import write_study_page
+from fluxsmith.training.console import ProgressConsole
+from fluxsmith.training.lock import FolderLock, FolderTakenError
+
+COLUMNS = ("parameters", "steps", "FLOPs a run", "s a step", "to do", "hours")  # numbers
+
+
+def study(
+    declaration: Path,
+    *,
+    dry_run: bool = False,
+    restart: bool = False,
+    answer_only: bool = False,
+    jobs: int = 1,
+    out: Path | None = None,
+    markdown: Path | None = None,
+    command: str = "",
+) -> int:
+    """Plans, makes the runs that are missing, and answers; returns the exit code: 0, or 128 + the
+    signal that stopped it, and then the same call goes on."""
+    declared = read_study(declaration)
+    folder = Path("output/studies") / str(declared.name)
+    target = out or folder
+    if not dry_run:
+        make_folder(target, "--out")
+    if jobs > 1:  # what is timed and measured here has the threads that a run has
+        torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
+    with FolderLock(folder) as lock, ProgressConsole() as console:
+        if not dry_run:
+            _take(lock, folder)
+        plan = make_plan(declared, folder, console, restart)
+        console.say(_shown(plan, jobs, restart))
+        if dry_run:
+            return 0
+        write_plan(plan, restart)
+        if not answer_only:
+            try:
+                execute(plan, jobs, console)
+            except Stopped as stopped:
+                done = sum(outcome(plan, run).state == "done" for run in plan.runs)
+                runs = f"{done} of {len(plan.runs)} runs are done"
+                console.say(f"stopped: {runs}; the same command goes on")
+                return stopped.exit_code
+        found = answer(plan, command, read_whole(folder / "study.json") or {})
+        for place in dict.fromkeys([folder, target]):
+            write_json(place / "study.json", found)
+            write_study_page(plan, found, place / "index.html")
+        if markdown is not None:
+            write_markdown(plan, found, markdown)
+        for arm, said in found["verdicts"].items():
+            console.say(f"{arm} against {declared.against}, {declared.primary}: {said}")
+        for line in found["notes"]:
+            console.say(line)
+        console.say(f"answer  {target / 'study.json'}")
+        console.say(f"page    {target / 'index.html'}")
+    return 0
+
+
+def _take(lock: FolderLock, folder: Path) -> None:
+    try:
+        lock.take()
+    except FolderTakenError:
+        raise UserError(
+            f"{folder}: this study is going on already; wait for it or stop it"
+        ) from None
+
+
+def _shown(plan: Plan, jobs: int, restart: bool) -> str:
+    """The plan as a table, and the hours that its missing runs will take."""
+    study, hours = plan.study, 0.0
+    sheet = Table(title=f"{study.name}: {study.hypothesis}", title_justify="left")
+    for heading in ["arm", "fitted", *COLUMNS]:
+        sheet.add_column(heading, justify="right" if heading in COLUMNS else "left")
+    for name, arm in plan.arms.items():
+        own = [run for run in plan.runs if run.arm == name]
+        undone = [run for run in own if outcome(plan, run).state in ("missing", "failed")]
+        todo = len(own if restart else undone)
+        trained, steps = flops(arm.config), arm.config.train.steps
+        more = flops(arm.config, plan.evaluations(name)) / trained  # than training alone
+        here = todo * arm.seconds_a_step * steps * more / 3600
+        hours += here
+        fitted = " ".join(arm.fitted) or "–"
+        sheet.add_row(
+            name, fitted, f"{parameters(arm.config):,}", f"{steps:,}", f"{trained:.3g}",
+            f"{arm.seconds_a_step:.3f}", f"{todo} of {len(own)}", f"{here:.2f}",
+        )  # fmt: skip
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(sheet)
+    return (
+        f"{captured.get().rstrip()}\n{len(plan.runs)} runs, equal {study.equal}, {jobs} at a time; "
+        f"about {hours / jobs:.2f} hours are left, of training and drawing"
+    )

@@ -1,0 +1,88 @@
+"""How far a step moved the weights and their average, by kind of block."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from fluxsmith.pipeline import Pipeline
+from fluxsmith.training.averages import EMA
+
+SAMPLED = 1024  # weights of a tensor, about, that are looked at
+MANTISSA = 0x1FFF  # the bits of a float32 that no bfloat16 and no float16 has
+TINY = 1e-12
+
+
+def kind_of(name: str) -> str:
+    """The kind of block that a parameter belongs to, by its name in a pipeline."""
+    part, *path = name.split(".")
+    if part != "network":
+        return part
+    if any("mod" in piece for piece in path):
+        return "modulation"
+    kinds = {"double_blocks": "dual", "single_blocks": "single", "final_layer": "final"}
+    return kinds.get(path[0], "embedders")
+
+
+def kinds_of(pipeline: Pipeline, parameters: Iterable[nn.Parameter]) -> list[str]:
+    """The kind of each; "other" for what is no part of the pipeline."""
+    names = {id(p): name for name, p in pipeline.named_parameters()}
+    return [kind_of(names.get(id(p), "other")) for p in parameters]
+
+
+class Movement:
+    """Of some of each tensor's weights, which stand for the others."""
+
+    def __init__(self, pipeline: Pipeline, ema: EMA) -> None:
+        self.pipeline = pipeline
+        self.ema = ema
+        self._before = torch.empty(0)
+        kinds, sizes = [], []
+        for name, p in pipeline.named_parameters():
+            kinds.append(kind_of(name))
+            sizes.append((len(range(0, p.numel(), _stride(p))), p.numel()))
+        self.kinds = tuple(dict.fromkeys(kinds))
+        taken = torch.tensor([n for n, _ in sizes])
+        of = torch.tensor([self.kinds.index(kind) for kind in kinds]).repeat_interleave(taken)
+        self._rows = {kind: of == i for i, kind in enumerate(self.kinds)}
+        # how many of a tensor's weights each that is looked at stands for
+        self._stands_for = torch.tensor([whole / n for n, whole in sizes]).repeat_interleave(taken)
+
+    def begin(self) -> None:
+        """To be called before a step."""
+        self._before = self._sampled()
+
+    def _sampled(self) -> Tensor:
+        """Some of the weights, and of their averages: (2, n), float32."""
+        both = self.pipeline.parameters(), self.ema.weights.values()
+        return torch.stack([_thinned(tensors) for tensors in both])
+
+    def end(self) -> dict[str, float]:
+        """How far the last step went, as a share of the weights, by kind of block; how far the
+        average went of its way to the weights; and how many weights are in half precision."""
+        (weights, average), (new_weights, new_average) = self._before.cpu(), self._sampled().cpu()
+
+        def size(x: Tensor, rows: Tensor | slice = slice(None)) -> float:
+            return float((x.square() * self._stands_for)[rows].sum().sqrt())
+
+        def update(rows: Tensor) -> float:
+            return size(new_weights - weights, rows) / max(size(weights, rows), TINY)
+
+        record = {f"update/{kind}": update(rows) for kind, rows in self._rows.items()}
+        blocks = [self._rows[kind] for kind in ("dual", "single") if kind in self._rows]
+        record["update/blocks"] = update(torch.stack(blocks).any(0)) if blocks else math.nan
+        way = size(new_weights - average)
+        record["average_step"] = size(new_average - average) / way if way else math.nan
+        rounded = new_weights.view(torch.int32) & MANTISSA == 0
+        record["half_precision"] = float(rounded[new_weights != 0].float().mean())
+        return record
+
+
+def _thinned(tensors: Iterable[Tensor]) -> Tensor:
+    """Every n-th weight of each, about SAMPLED of them or all: (m,), float32."""
+    return torch.cat([x.detach().flatten()[:: _stride(x)].float() for x in tensors])
+
+
+def _stride(x: Tensor) -> int:
+    return max(1, x.numel() // SAMPLED)

@@ -1,0 +1,434 @@
+"""Pictures as people have them: what is plain is read, what isn't stops with a line that says how
+to say it, and no file is passed over in silence."""
+
+import json
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from helpers import data_settings, open_data
+from made_pictures import as_classes, as_folder, items
+
+from fluxsmith.config.data_section import DataConfig
+from fluxsmith.data import build_loader, load
+from fluxsmith.data.sources import open_source
+from fluxsmith.errors import UserError
+
+MADE = items(6)
+open_folder = partial(open_data, "folder")
+
+
+def put(root: Path, files: dict[str, object]) -> Path:
+    """Files by name: numbers are pictures, everything else is text."""
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, int):
+            (root / name).write_bytes(MADE[content][0])
+        elif isinstance(content, bytes):
+            (root / name).write_bytes(content)
+        else:
+            (root / name).write_text(str(content), encoding="utf-8")
+    return root
+
+
+def pictures(pattern: str, n: int = 6) -> dict[str, object]:
+    return {pattern.format(i): i for i in range(n)}
+
+
+def texts(pattern: str, text: str = "a boat {}", n: int = 6) -> dict[str, object]:
+    return {pattern.format(i): text.format(i) for i in range(n)}
+
+
+def rows(names: Iterable[str], separator: str = ",", header: str = "file_name,text") -> str:
+    lines = (f'{name}{separator}"a boat, {i}"' for i, name in enumerate(names))
+    return "\n".join([header.replace(",", separator), *lines]) + "\n"
+
+
+def everything(root: Path, **options) -> dict[str, tuple[str, ...]]:
+    """The captions of every picture that can be used, by name."""
+    both = [open_folder(root, split, **options) for split in ("train", "test")]
+    return {r.name: r.captions for records in both for r in records if not r.fault}
+
+
+def boats(root: Path, **options) -> list[str]:
+    return sorted(text for ways in everything(root, **options).values() for text in ways)
+
+
+def refused(root: Path, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        open_folder(root, "train", **options)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def faults(root: Path, **options) -> dict[str, str]:
+    both = [open_folder(root, split, **options) for split in ("train", "test")]
+    return {r.name: r.fault for records in both for r in records if r.fault}
+
+
+BOATS = [f"a boat {i}" for i in range(6)]
+TABLED = [f"a boat, {i}" for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        pictures("10_boat/{}.png") | texts("10_boat/{}.caption"),
+        pictures("set/{}.JPG") | texts("set/{}.TXT"),
+        pictures("set/{}.jpg") | texts("set/{}.jpg.txt"),
+        pictures("set/{}.jpg") | texts("set/{}.json", '{{"caption": "a boat {}"}}'),
+        pictures("images/{}.jpg") | texts("captions/{}.txt"),
+        pictures("train/images/{}.jpg") | texts("train/captions/{}.txt"),
+        pictures("{}.jpg") | texts("captions/{}.txt"),
+        pictures("images/{}.jpg") | texts("images/{}.txt"),
+        pictures("img/10_boat/{}.jpg") | texts("img/10_boat/{}.txt"),
+        pictures("text/{}.jpg") | texts("text/{}.txt"),
+        pictures("images/IMG_{}.JPG") | texts("images/img_{}.txt"),
+        pictures("e\u0301{}.jpg") | texts("é{}.txt"),
+    ],
+)
+def test_texts_beside_pictures_are_found(tmp_path, files):
+    assert boats(put(tmp_path, files)) == BOATS
+
+
+NAMES = [f"{i}.png" for i in range(6)]
+ENTRIES = [{"file_name": f"{i}.png", "text": f"a boat, {i}"} for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        pictures("train/{}.png") | {"train/metadata.csv": rows(NAMES)},
+        pictures("train/{}.png") | {"metadata.csv": rows(f"train/{name}" for name in NAMES)},
+        pictures("pics/{}.png") | {"Metadata.CSV": rows(f"pics/{name}" for name in NAMES)},
+        pictures("{}.png") | {"metadata.csv": rows(NAMES, ";")},
+        pictures("{}.png") | {"metadata.tsv": rows(NAMES, "\t")},
+        pictures("{}.png") | {"metadata.csv": rows(NAMES, header=" image , prompt ")},
+        pictures("{}.png") | {"captions.csv": rows(NAMES)},
+        pictures("Images/{}.png") | {"captions.txt": rows(NAMES, header="image,caption")},
+        pictures("{}.png") | {"metadata.csv": "\ufeff" + rows(NAMES, ";")},
+        pictures("{}.PNG") | {"metadata.csv": rows(NAMES)},
+        pictures("{}.png") | {"metadata.csv": rows(str(i) for i in range(6))},
+        pictures("a/{}.png") | {"metadata.csv": rows(f"a\\{name}" for name in NAMES)},
+        pictures("é{}.png") | {"metadata.csv": rows(f"e\u0301{name}" for name in NAMES)},
+        pictures("{}.png") | {"metadata.csv": rows(NAMES).encode("utf-16")},
+        pictures("{}.png") | {"metadata.json": json.dumps(ENTRIES)},
+        pictures("{}.png") | {"metadata.json": json.dumps(dict(zip(NAMES, TABLED, strict=True)))},
+    ],
+)  # fmt: skip
+def test_tables_are_found_wherever_and_however_they_are_kept(tmp_path, files):
+    assert boats(put(tmp_path, files)) == TABLED
+
+
+def test_a_table_in_each_folder_names_its_own_pictures(tmp_path):
+    for folder in "ab":
+        put(tmp_path / folder, pictures("{}.png", 2))
+        lines = "".join(f"{i}.png,{folder}{i}\n" for i in range(2))
+        (tmp_path / folder / "metadata.csv").write_text("file_name,text\n" + lines)
+    assert everything(tmp_path)["b/1.png"] == ("b1",)
+    assert boats(tmp_path) == ["a0", "a1", "b0", "b1"]
+
+
+def test_a_table_of_parquet_is_read(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    put(tmp_path, pictures("train/{}.png"))
+    made = pandas.DataFrame({"file_name": NAMES, "text": TABLED})
+    made.to_parquet(tmp_path / "train" / "metadata.parquet")
+    assert boats(tmp_path) == TABLED
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (pictures("train/{}.png") | {"train/metadata.json1": "{}"}, "metadata.json1"),
+        (pictures("a/{}.png") | texts("notes/{}_.txt"), "would lie unused"),
+        (pictures("images/{}.png"), "all images lie in one folder, images"),
+        (pictures("train/{}.png", 3) | pictures("bus/{}.png", 3), "or is a class"),
+        (pictures("10_a/{}.png") | pictures("2_b/{}.png"), "may mean repeats"),
+        (pictures("{}.png") | texts("{}.txt") | {"metadata.csv": rows(NAMES)}, "data.captions="),
+        (pictures("{}.png"), "data.captions=name or none"),
+        (pictures("{}.png") | {"metadata.csv": "0.png,a boat\n1.png,b\n"}, "first line must name"),
+        (pictures("{}.png") | {"metadata.csv": rows(NAMES, header="a,b")}, "has the columns a, b"),
+        ({"notes.md": "no pictures"}, "passed over 1 (ending .md, which is no image's): notes.md"),
+    ],
+)
+def test_what_is_not_plain_stops_with_a_line(tmp_path, files, names):
+    assert names in refused(put(tmp_path, files))
+
+
+def test_what_is_not_plain_can_be_said(tmp_path):
+    put(tmp_path, pictures("train/{}.png", 3) | pictures("bus/{}.png", 3))
+    found = everything(tmp_path, captions="class")
+    assert found["train/0.png"] == ("a photo of a train",)
+    put(tmp_path / "b", pictures("a red_boat {}.png"))
+    assert everything(tmp_path / "b", captions="name")["a red_boat 3.png"] == ("a red boat 3",)
+    assert set(everything(tmp_path / "b", captions="none").values()) == {("",)}
+    assert set(everything(tmp_path / "b", caption="a boat").values()) == {("a boat",)}
+    templates = ["ohwx, {}", "{}"]
+    ways = everything(tmp_path / "b", caption="a boat", templates=templates)["a red_boat 0.png"]
+    assert ways == ("ohwx, a boat", "a boat")
+
+
+def test_splits_are_known_by_their_usual_names(tmp_path):
+    for train, test in (("Train", "Val"), ("training", "testing"), ("train", "dev")):
+        root = put(tmp_path / train, pictures(f"{train}/a{{}}.png") | texts(f"{train}/a{{}}.txt"))
+        put(root, pictures(f"{test}/b{{}}.png", 2) | texts(f"{test}/b{{}}.txt", n=2))
+        sides = [[r.name[-6] for r in open_folder(root, split)] for split in ("train", "test")]
+        assert sides == [["a"] * 6, ["b"] * 2]
+    put(tmp_path / "Train", pictures("test/c{}.png", 2) | texts("test/c{}.txt", n=2))
+    train = open_folder(tmp_path / "Train", "train")
+    assert len(train) == 6
+    assert "passed over 2 (of Val, while test has the test images)" in "".join(
+        train.account.lines()
+    )
+
+
+def test_tables_called_after_splits_split(tmp_path):
+    put(tmp_path, pictures("{}.png") | {"train.csv": rows(NAMES[:4]), "test.csv": rows(NAMES[4:])})
+    test = [record.name for record in open_folder(tmp_path, "test")]
+    assert test == ["4.png", "5.png"]
+
+
+def test_rows_of_one_image_are_one_image(tmp_path):
+    put(tmp_path, pictures("{}.png") | {"metadata.csv": rows([*NAMES, *NAMES])})
+    train, test = (open_folder(tmp_path, s, test_share=0.3) for s in ("train", "test"))
+    assert len(train) + len(test) == 6
+    assert not {r.name for r in train} & {r.name for r in test}
+    assert all(len(r.captions) == 2 for r in (*train, *test))
+
+
+def test_every_file_is_accounted_for(tmp_path):
+    put(tmp_path / "x", pictures("{}.png", 3) | {"metadata.csv": rows(NAMES[:2])})
+    put(tmp_path / "x", {"film.mp4": "", ".DS_Store": "", "Thumbs.db": "", "README.md": ""})
+    put(tmp_path / "x", {"note.txt": "?"})
+    (tmp_path / "x" / "lost.png").symlink_to("nowhere.png")
+    (tmp_path / "x" / "loop").symlink_to(tmp_path / "x")
+    put(tmp_path / "y", pictures("{}.png", 1))
+    (tmp_path / "x" / "linked").symlink_to(tmp_path / "y")
+    records = open_folder(tmp_path / "x", "train", test_share=0.0)
+    assert len(records) == 2
+    assert {reason: sorted(names) for reason, names in records.account.passed.items()} == {
+        "no row in metadata.csv": ["2.png", "linked/0.png"],
+        "ending .mp4, which is no image's": ["film.mp4"],
+        "hidden or system file": [".DS_Store", "Thumbs.db"],
+        "about the data": ["README.md"],
+        "text beside a table": ["note.txt"],
+        "broken link": ["lost.png"],
+        "link that leads in a circle": ["loop"],
+    }
+
+
+def test_rows_that_cannot_be_used_are_named_and_the_others_read(tmp_path):
+    table = (
+        'file_name,text\n0.png,a boat 0\n1.png,a cat, a dog\n,nobody\n3.png,"a quote" lost\n'
+        "4.png,a boat 4\n9.png,a ghost\n"
+    )
+    put(tmp_path, pictures("{}.png") | {"metadata.csv": table})
+    found = faults(tmp_path)
+    assert found["metadata.csv, line 3 (1.png)"].startswith("it has 3 fields and the header has 2")
+    assert found["metadata.csv, line 4"] == "it has no file_name"
+    assert "mend the quotes" in found["metadata.csv, line 5"]
+    assert set(everything(tmp_path)) == {"0.png", "4.png", "9.png"}
+    with pytest.raises(
+        UserError, match=r"4 of 6 images can't be used.*the first is metadata\.csv, line 3"
+    ):
+        load(data_settings("folder", tmp_path, test_share=0.0), "train")
+    assert len(load(data_settings("folder", tmp_path, test_share=0.0, max_bad=1.0), "train")) == 2
+
+
+@pytest.mark.parametrize(
+    ("caption", "why"),
+    [
+        (7, "its caption is the number 7; name the classes in data.class_names"),
+        ({"raw": "x"}, "its caption is an object with raw; data.caption_key=NAME.raw"),
+        (0.5, "its caption is float, not text"),
+        (["a", 3], "its caption is the number 3"),
+    ],
+)
+def test_captions_that_are_no_texts_are_named_by_their_type(tmp_path, caption, why):
+    lines = [{"file_name": n, "text": t} for n, t in zip(NAMES, [caption, *BOATS], strict=False)]
+    jsonl = "\n".join(map(json.dumps, lines))
+    put(tmp_path, pictures("{}.png") | {"metadata.jsonl": jsonl})
+    assert faults(tmp_path)["0.png"].startswith(why)
+    assert len(everything(tmp_path)) == 5
+
+
+def test_numbers_of_classes_get_names_or_templates(tmp_path):
+    lines = [json.dumps({"file_name": n, "label": i % 2}) for i, n in enumerate(NAMES)]
+    put(tmp_path, pictures("{}.png") | {"metadata.jsonl": "\n".join(lines)})
+    named = open_folder(tmp_path, "train", class_names=["cat", "sea_horse"], test_share=0.0)
+    assert named.classes == ("cat", "sea_horse")
+    assert (named[1].captions, named[1].label) == (("a photo of a sea horse",), 1)
+    plain = open_folder(tmp_path, "train", templates=["digit {}"], test_share=0.0)
+    assert (plain[1].captions, plain[1].label) == (("digit 1",), None)
+
+
+def test_dotted_keys_lead_into_objects_and_lists_of_them(tmp_path):
+    line = '{"file_name": "0.png", "captions": [{"raw": "a", "id": 1}, {"raw": "b", "id": 2}]}'
+    put(tmp_path, pictures("{}.png", 1) | {"metadata.jsonl": line})
+    assert everything(tmp_path, caption_key="captions.raw") == {"0.png": ("a", "b")}
+
+
+def test_templates_and_shuffled_tags(tmp_path):
+    put(tmp_path, pictures("{}.png", 1) | texts("{}.txt", "boat, red, sea, sun, sky", 1))
+    (ways,) = everything(tmp_path, templates=["ohwx, {}"], shuffle_tags=2).values()
+    assert len(ways) > 4
+    for way in ways:
+        assert way.startswith("ohwx, boat, ")
+        assert sorted(way.split(", ")) == ["boat", "ohwx", "red", "sea", "sky", "sun"]
+    assert ways == next(iter(everything(tmp_path, templates=["ohwx, {}"], shuffle_tags=2).values()))
+
+
+def test_several_folders_with_repeats(tmp_path):
+    for name in "ab":
+        as_folder(tmp_path / name, MADE, "txt")
+    paths = [str(tmp_path / name) for name in "ab"]
+    both = load(
+        data_settings("folder", in_memory="auto").model_copy(update={"path": paths}), "train"
+    )
+    assert len(both) == 10  # each of them holds out one
+    settings = data_settings("folder").model_copy(
+        update={"path": {paths[0]: 1, paths[1]: 3}, "test_share": 0.0}
+    )
+    loader = build_loader(settings, 24, seed=0)
+    captions = loader.batch(0).captions
+    assert sorted(captions) == sorted(4 * [caption for _, caption in MADE])
+    as_classes(tmp_path / "c", MADE, ["x", "y"])
+    as_classes(tmp_path / "d", MADE, ["y", "z"])
+    classes = [str(tmp_path / name) for name in "cd"]
+    joined = load(
+        data_settings("folder").model_copy(update={"path": classes, "test_share": 0.0}), "train"
+    )
+    assert joined.classes.names == ("x", "y", "z")
+    assert joined.class_labels.bincount().tolist() == [3, 6, 3]
+    mixed = data_settings("folder").model_copy(update={"path": [classes[0], paths[0]]})
+    assert load(mixed, "train").classes is None  # free text
+
+
+def test_a_set_without_a_picture_that_opens_names_the_first(tmp_path):
+    put(tmp_path, {"0.png": b"x", "0.txt": "a boat"})
+    with pytest.raises(UserError, match=r"no image can be used; 0\.png: no image that Pillow"):
+        load(data_settings("folder", tmp_path, max_bad=1.0), "train")
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_one_or_two_images_are_a_set(tmp_path, n):
+    for name in ("photo44", "a"):  # the first of which would be held out by its name alone
+        put(tmp_path / name, {f"{name}{i or ''}.png": i for i in range(n)})
+        put(tmp_path / name, {f"{name}{i or ''}.txt": "a cat" for i in range(n)})
+        sizes = [len(load(data_settings("folder", tmp_path / name), s)) for s in ("train", "test")]
+        assert sizes == [1, n - 1]
+
+
+@pytest.mark.parametrize("kind", ["avif", "jfif", "gif", "tiff", "bmp", "webp"])
+def test_whatever_the_library_decodes_is_read(tmp_path, kind):
+    from PIL import Image, features
+
+    if kind == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow has no avif")
+    picture = Image.new("RGB", (8, 8), "red")
+    picture.save(tmp_path / f"0.{kind}", format="JPEG" if kind == "jfif" else None)
+    put(tmp_path, texts("{}.txt", n=1))
+    data = load(data_settings("folder", tmp_path, image_size=8, channels=3), "train")
+    assert data.images[0].float().mean(dim=(1, 2)).round().tolist()[0] > 240
+
+
+@pytest.mark.parametrize("layout", ["images/{}/{}.png", "cat/{}/{}.png"])
+def test_splits_are_known_wherever_they_stand_on_the_way_to_an_image(tmp_path, layout):
+    for split, names in (("train", "abc"), ("val", "de")):
+        put(tmp_path, {layout.format(split, name): i for i, name in enumerate(names)})
+        put(tmp_path, {f"captions/{split}/{name}.txt": name for name in names})
+    captions = "class" if layout.startswith("cat") else None
+    sides = [open_folder(tmp_path, split, captions=captions) for split in ("train", "test")]
+    assert [[Path(r.name).stem for r in side] for side in sides] == [list("abc"), list("de")]
+    assert sides[1][0].captions == (("a photo of a cat",) if captions else ("d",))
+
+
+def test_a_column_called_split_splits(tmp_path):
+    lines = [f'{name},"a boat",{"val" if i < 2 else "train"}' for i, name in enumerate(NAMES)]
+    put(tmp_path, pictures("{}.png") | {"x.csv": "\n".join(["file_name,text,split", *lines])})
+    assert [record.name for record in open_folder(tmp_path, "test")] == NAMES[:2]
+    assert len(open_folder(tmp_path, "train")) == 4
+
+
+def test_a_bare_name_finds_the_only_picture_that_is_called_so(tmp_path):
+    put(tmp_path, pictures("images/{}.png") | {"metadata.csv": rows(NAMES)})
+    assert boats(tmp_path) == TABLED
+    put(tmp_path, {"other/0.png": 1})  # now the name could mean two
+    assert "images/0.png" not in everything(tmp_path)
+
+
+def test_a_text_belongs_to_the_image_of_just_its_name(tmp_path):
+    files: dict[str, object] = {"A.png": 0, "a.png": 1, "A.txt": "upper", "a.txt": "lower"}
+    put(tmp_path, files | {"masks/A.png": 2})
+    if len(list(tmp_path.glob("*.png"))) < 2:
+        pytest.skip("this file system takes A and a for the same")
+    assert everything(tmp_path) == {"A.png": ("upper",), "a.png": ("lower",), "masks/A.png": ()}
+
+
+def test_a_bare_name_of_two_images_names_both(tmp_path):
+    put(
+        tmp_path,
+        pictures("a/{}.png", 1) | pictures("b/{}.png", 2) | {"metadata.csv": rows(NAMES[:2])},
+    )
+    assert "a/0.png or b/0.png" in faults(tmp_path)["metadata.csv, line 2 (0.png)"]
+    assert everything(tmp_path) == {"b/1.png": ("a boat, 1",)}
+
+
+def test_an_image_in_both_tables_is_tested_on(tmp_path):
+    put(
+        tmp_path,
+        pictures("{}.png", 3) | {"test.csv": rows(NAMES[:2]), "train.csv": rows(NAMES[:3])},
+    )
+    assert [r.name for r in open_folder(tmp_path, "test")] == ["0.png", "1.png"]
+    assert [r.name for r in open_folder(tmp_path, "train") if not r.fault] == ["2.png"]
+
+
+def test_a_table_for_testing_alone_stops(tmp_path):
+    put(tmp_path, pictures("{}.png") | {"captions_val2017.csv": rows(NAMES)})
+    assert "all for testing, by the name val" in refused(tmp_path)
+
+
+def test_digits_in_a_column_of_labels_are_classes(tmp_path):
+    lines = "".join(f"{i}.png,{i % 2}\n" for i in range(6))
+    put(tmp_path, pictures("{}.png") | {"metadata.csv": "file_name,label\n" + lines})
+    assert set(faults(tmp_path).values()) == {
+        f"its caption is the number {i}; name the classes in data.class_names, or set "
+        f"data.templates=['a {{}}']"
+        for i in range(2)
+    }
+    named = everything(tmp_path, class_names=["owl", "boat"])
+    assert named["1.png"] == ("a photo of a boat",)
+    (tmp_path / "metadata.csv").write_text("file_name,text\n0.png,owl\n1.png,1\n2.png,a cat\n")
+    named = everything(tmp_path, class_names=["owl", "boat"])
+    assert named == {"0.png": ("a photo of a owl",), "1.png": ("a photo of a boat",)}
+    (why,) = faults(tmp_path, class_names=["owl", "boat"]).values()
+    assert why == "its label is 'a cat', not one of data.class_names"
+
+
+def test_a_folder_named_twice_comes_twice_and_none_is_an_error(tmp_path):
+    put(tmp_path, pictures("a/{}.png", 1) | texts("a/{}.txt", n=1))
+    keys = {"source": "folder", "path": [str(tmp_path / "a")] * 2}
+    assert len(open_source(DataConfig.model_validate(keys), "train")) == 2
+    with pytest.raises(UserError, match=r"data\.path: names nothing"):
+        open_source(DataConfig.model_validate(keys | {"path": []}), "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("0.tar.gz", "data.source=webdataset"), ("a.zip", "unpack a.zip"), ("a.parquet", "source=hf")],
+)
+def test_a_folder_of_something_else_says_what_reads_it(tmp_path, name, hint):
+    assert hint in refused(put(tmp_path, {name: b"x"}))
+
+
+def test_a_broken_array_says_where_it_breaks(tmp_path):
+    put(tmp_path, pictures("{}.png") | {"metadata.json": '[{"file_name": "0.png"},'})
+    assert "metadata.json: " in refused(tmp_path) and "line 1 column" in refused(tmp_path)
+
+
+def test_a_key_that_is_asked_for_must_be_there(tmp_path):
+    put(tmp_path, pictures("{}.png") | {"metadata.csv": rows(NAMES, header="image,caption")})
+    assert boats(tmp_path) == TABLED
+    assert "has the columns caption" in refused(tmp_path, caption_key="text")
