@@ -48,7 +48,7 @@ class Plan:
     @property
     def runs(self) -> list[Run]:
         """In the order in which they are made: seed by seed, the arms of each from another one on,
-        so that a machine's moods meet all arms alike."""
+        so that slow hours fall on all arms alike."""
         arms, seeds = list(self.arms), self.study.all_seeds
         return [
             Run(arms[(i + k) % len(arms)], seed)
