@@ -38,7 +38,7 @@ def main(config_file: str, *overrides: str) -> None:
         if trainer.pipeline.device.type == "cuda":
             torch.cuda.synchronize()
         trained = time.perf_counter()
-        with trainer.ema.in_place_of(trainer.pipeline):
+        with trainer.held.holding(trainer.ema.weights):
             scores(trainer.pipeline)
         steps.append((trained - began) / STEPS)
         evaluations.append(time.perf_counter() - trained)

@@ -9,6 +9,7 @@ Prints two tables in Markdown. Needs MNIST in $FLUXSMITH_DATA/mnist; `--only dig
 
 import argparse
 import re
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from fluxsmith.config import RunConfig, read_config
 from fluxsmith.data.imageset import ImageSet
-from fluxsmith.data.loader import Batch, MemoryLoader
+from fluxsmith.data.loader import Batch, MemoryLoader, Rows
 from fluxsmith.kernels.memory import keep_freed_memory
 from fluxsmith.model.attention import QKNorm
 from fluxsmith.training.console import TrainingConsole
@@ -106,8 +107,8 @@ def bfloat16_weights(trainer: Trainer) -> None:
 def pictures_to_255(trainer: Trainer) -> None:
     read = trainer.loader.batch
 
-    def batch(step: int) -> Batch:
-        found = read(step)
+    def batch(step: int, rows: Rows = None) -> Batch:
+        found = read(step, rows)
         return Batch((found.images + 1) * 127.5, found.captions)
 
     trainer.loader.batch = batch  # type: ignore[method-assign]
@@ -227,8 +228,9 @@ def tell(name: str, config: RunConfig, planted: Planted, share: float) -> Told:
         last = int(share * config.train.steps)
 
         class Then(Interrupt):
-            def __bool__(self) -> bool:
-                return trainer.step >= last
+            @property
+            def number(self) -> int:
+                return signal.SIGTERM if trainer.step >= last else 0
 
         console = Lines()
         with Saver(Path(folder), config.train, console.say) as saver:

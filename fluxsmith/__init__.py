@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fluxsmith.config import RunConfig
+    from fluxsmith.interop.open_pipeline import TextToImage as Pipeline
     from fluxsmith.model.flux import Flux, FluxParams
-    from fluxsmith.sampling.generate import TextToImage as Pipeline
     from fluxsmith.text.encoder import TextEmbedding
 
 __all__ = ["Flux", "FluxParams", "Pipeline", "RunConfig", "TextEmbedding"]
@@ -17,7 +17,7 @@ __all__ = ["Flux", "FluxParams", "Pipeline", "RunConfig", "TextEmbedding"]
 _HOMES = {
     "Flux": ("fluxsmith.model.flux", "Flux"),
     "FluxParams": ("fluxsmith.model.flux", "FluxParams"),
-    "Pipeline": ("fluxsmith.sampling.generate", "TextToImage"),
+    "Pipeline": ("fluxsmith.interop.open_pipeline", "TextToImage"),
     "RunConfig": ("fluxsmith.config", "RunConfig"),
     "TextEmbedding": ("fluxsmith.text.encoder", "TextEmbedding"),
 }

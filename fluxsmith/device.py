@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,17 +39,25 @@ def named_dtype(name: str | None) -> torch.dtype | None:
     return None if name is None else DTYPES[name]
 
 
-def computing_dtype(stored: torch.dtype) -> torch.dtype:
-    """The dtype to compute in with weights stored in this one: the same, but bfloat16 for fp8,
-    which torch can't compute with directly."""
-    return stored if stored.itemsize > 1 else torch.bfloat16
+def computing_dtype(network: torch.nn.Module) -> torch.dtype:
+    """The dtype to compute in with weights as they are stored: that of most of them, but bfloat16
+    for fp8, which torch can't compute with directly."""
+    counts: Counter[torch.dtype] = Counter()
+    for parameter in network.parameters():
+        counts[parameter.dtype] += parameter.numel()
+    ((most, _),) = counts.most_common(1)
+    return most if most.itemsize > 1 else torch.bfloat16
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:
     """bfloat16 autocast where `precision` asks for it; `auto` means on CUDA."""
-    if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
+    if autocasts(device, precision):
         return torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def autocasts(device: torch.device, precision: str) -> bool:
+    return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
 
 
 def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -101,6 +110,11 @@ def peak_memory(device: torch.device) -> int | None:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return _from_proc("self/status", "VmHWM")
+
+
+def resident_memory() -> int | None:
+    """The bytes of memory that this process has now; None if unknown."""
+    return _from_proc("self/status", "VmRSS")
 
 
 def _from_proc(file: str, key: str) -> int | None:

@@ -4,7 +4,8 @@ velocity of images. Training, validation, the solvers and teachers all go throug
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from fluxsmith import autoencoder as autoencoders
 from fluxsmith import text as encoders
 from fluxsmith.autoencoder import Autoencoder
+from fluxsmith.autoencoder.conditioning import ImageCondition, image_condition
 from fluxsmith.autoencoder.pixel import PixelAutoencoder
 from fluxsmith.config import RunConfig, SampleConfig
 from fluxsmith.config.comparing import free_keys
@@ -27,11 +29,12 @@ from fluxsmith.model.flux import Flux, FluxParams
 from fluxsmith.model.tokens import image_ids, patchify, text_ids, token_grid, unpatchify
 from fluxsmith.randomness import address_seed
 from fluxsmith.storage import checkpoint as checkpoints
-from fluxsmith.storage.embeddings import open_store
-from fluxsmith.storage.tensor_files import read_with_settings
+from fluxsmith.storage.model_parts import read_part
+from fluxsmith.storage.stores import open_store
 from fluxsmith.text.encoder import TextEmbedding, TextEncoder, TextInput
 from fluxsmith.text.frozen import FrozenText
 
+Load = Callable[[dict[str, Tensor]], object]  # of tensors by name, into a model
 Built = TypeVar("Built", bound="Pipeline")
 
 
@@ -49,19 +52,26 @@ class Pipeline(nn.Module):
         # Of the checkpoint that this came from; a new model has none.
         self.step = 0
         self.captions: list[str] = []
+        self.source: dict[str, Any] = {}  # what is known of weights that were made elsewhere
+        self.base: dict[str, str] = {}  # path and digest of the weights beneath an adapter
 
     @classmethod
     def build(
-        cls: type[Built], config: RunConfig, device: torch.device | str = "cpu", empty: bool = False
+        cls: type[Built],
+        config: RunConfig,
+        device: torch.device | str = "cpu",
+        empty: bool = False,
+        inside: AbstractContextManager[Any] | None = None,
     ) -> Built:
         """A new model, its weights drawn from config.seed, the same on every device. `empty`: the
         network has shapes but no weights, until `load_weights(assign=True)` brings them, in their
-        own dtype and from wherever they are, without a copy."""
+        own dtype and from wherever they are, without a copy. The network is built `inside` this
+        context, where there is one."""
         autoencoder = build_autoencoder(config, device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(address_seed(config.seed, "weights"))
             text = build_text_encoder(config, device)
-            with torch.device("meta") if empty else nullcontext():
+            with torch.device("meta") if empty else nullcontext(), inside or nullcontext():
                 network = Flux(flux_params(config, autoencoder, text))
         pipeline = cls(config, network, text, autoencoder)
         return pipeline if empty else pipeline.to(device)
@@ -84,32 +94,68 @@ class Pipeline(nn.Module):
         if weights not in ("ema", "model"):
             raise UserError(f"weights={weights}: must be ema or model")
         on, contents, origin = pick_device(device), checkpoints.load(path), str(path)
-        settings = with_overrides(contents["config"], overrides, allowed=free_keys())
-        pipeline = cls.build(build_config(settings, origin), on, empty=True)
+        told = deepcopy(contents["config"])
+        settings = with_overrides(told, overrides, [*free_keys(), "train.init_from"])
+        pipeline = cls.build(build_config(settings, origin, saved=True), on, empty=True)
         check_autoencoder(pipeline.autoencoder, contents["metadata"], origin)
-        pipeline.expect_text(contents["metadata"], origin)
-        pipeline.load_weights(contents[weights], origin, assign=True)
+        pipeline.restore(contents, weights, origin)
+        pipeline.expect_frozen(contents["metadata"], origin)
         pipeline.step = contents["step"]
         pipeline.captions = list(contents["metadata"].get("captions", []))
+        pipeline.source = dict(contents["metadata"].get("source", {}))
         if not mapped:
             pipeline.to(on)
-            pipeline.network.to(computing_dtype(pipeline.network.img_in.weight.dtype))
+            pipeline.network.to(computing_dtype(pipeline.network))
         return pipeline.eval()
 
-    def text_metadata(self) -> dict[str, Any]:
-        """What a checkpoint's metadata says of frozen encoders; nothing of a learned one."""
-        return {"text": self.text.identity.metadata()} if isinstance(self.text, FrozenText) else {}
+    def restore(self, contents: Mapping[str, Any], weights: str, origin: str) -> None:
+        """Takes over the weights of a checkpoint, ema or model, without a copy."""
+        self.load_weights(contents[weights], origin, assign=True)
 
-    def expect_text(self, metadata: Mapping[str, Any], origin: str) -> None:
-        """Holds frozen encoders to those that a checkpoint was trained with."""
+    def frozen_metadata(self) -> dict[str, Any]:
+        """What a checkpoint's metadata says of the parts that it doesn't hold: frozen encoders, and
+        the weights beneath an adapter."""
+        found: dict[str, Any] = {"base": self.base} if self.base else {}
+        if isinstance(self.text, FrozenText):
+            found["text"] = self.text.identity.metadata()
+        return found
+
+    def expect_frozen(self, metadata: Mapping[str, Any], origin: str) -> None:
+        """Holds these parts to those that a checkpoint was trained with."""
         if isinstance(self.text, FrozenText):
             self.text.identity.expect(metadata.get("text", {}), origin)
+        told = metadata.get("base", self.base)  # weights that were imported don't say
+        if told.get("digest") != self.base.get("digest"):
+            raise UserError(
+                f"train.init_from: {origin} was trained beside the weights {told.get('digest')} of "
+                f"{told.get('path')}, and {self.base.get('path')} holds {self.base.get('digest')}; "
+                f"name the file that it was trained with"
+            )
 
-    def load_weights(self, weights: dict[str, Tensor], origin: str, assign: bool = False) -> None:
-        """Loads tensors by name, copied into the model's own or, with `assign`, in their place; a
-        UserError names the first that don't fit."""
+    def trained_state(self) -> dict[str, Tensor]:
+        """The state without what is frozen."""
+        frozen = self._frozen()
+        return {name: x for name, x in self.state_dict().items() if name not in frozen}
+
+    def _frozen(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.named_parameters() if not p.requires_grad}
+
+    def load_weights(
+        self,
+        weights: dict[str, Tensor],
+        origin: str,
+        assign: bool = False,
+        load: Load | None = None,
+    ) -> None:
+        """Loads tensors by name, copied into the model's own (by `load`, where that is for another
+        to do) or, with `assign`, in their place; those that are frozen may be missing. A UserError
+        names the first that don't fit."""
+        weights = {**self._frozen(), **weights}
         try:
-            self.load_state_dict(weights, assign=assign)
+            if load is None:
+                self.load_state_dict(weights, assign=assign)
+            else:
+                load(weights)
         except RuntimeError as error:
             found = shorten(str(error), 300)
             raise UserError(
@@ -154,6 +200,11 @@ class Pipeline(nn.Module):
         rows, columns = token_grid(height, width, self.config.model.patch_size)
         return rows * columns
 
+    def image_condition(self, images: Tensor, mask: Tensor | None = None) -> ImageCondition | None:
+        """What the network sees of pictures (b, c, H, W) in [-1, 1], and of a mask (b, 1, H, W), 1
+        where they are drawn anew; None for a model of text alone."""
+        return image_condition(self.config.model.conditioning, self.autoencoder, images, mask)
+
     def encode_text(self, prompts: Sequence[str], precision: str = "float32") -> TextEmbedding:
         """The prompts as the network takes them, one row each."""
         with autocast(self.device, precision):
@@ -171,22 +222,27 @@ class Pipeline(nn.Module):
         cond: TextEmbedding,
         guidance: float | Tensor = 1.0,
         precision: str = "float32",
+        image_cond: ImageCondition | None = None,
     ) -> Tensor:
         """The velocity of x (b, c, h, w) at times t, (b,) or a scalar, in float32.
 
         `guidance`, one scale or (b,), reaches networks with a guidance input; the others have no
-        use for it but 1. `precision` is the network's: float32, bfloat16, or auto.
+        use for it but 1. `precision` is the network's: float32, bfloat16, or auto. `image_cond` is
+        what `image_condition` gives.
         """
         b, _, height, width = x.shape
-        patch = self.config.model.patch_size
-        tokens = patchify(x, patch)  # (b, l, c p p)
-        embeds = self.config.model.guidance_embed
+        model, patch = self.config.model, self.config.model.patch_size
+        embeds = model.guidance_embed
         if not embeds and (isinstance(guidance, Tensor) or guidance != 1):
             raise ValueError(f"guidance {guidance} given to a network without a guidance input")
+        if (image_cond is None) != (model.conditioning == "text"):
+            wants = "takes no" if image_cond is not None else "needs an"
+            raise ValueError(f"a model of conditioning {model.conditioning} {wants} image_cond")
+        tokens, ids = self._image_tokens(x, image_cond or ImageCondition())
         with autocast(self.device, precision):
             predicted = self.network(
                 img=tokens,
-                img_ids=image_ids(*token_grid(height, width, patch), x.device),
+                img_ids=ids,
                 txt=cond.tokens,
                 txt_ids=text_ids(cond.tokens.shape[1], x.device),
                 timesteps=for_each(t, b, x.device),
@@ -194,10 +250,27 @@ class Pipeline(nn.Module):
                 guidance=for_each(guidance, b, x.device) if embeds else None,
                 txt_mask=cond.mask,
             )
+        rows, columns = token_grid(height, width, patch)
+        predicted = predicted[:, : rows * columns]  # without those of a reference
         predicted = unpatchify(predicted.float(), patch, height, width)
         if self.config.flow.prediction == "data":
             return velocity_from_x0(x, predicted, torch.as_tensor(t, device=x.device))
         return predicted
+
+    def _image_tokens(self, x: Tensor, given: ImageCondition) -> tuple[Tensor, Tensor]:
+        """x and what is given with it as tokens (b, l, features), and their ids."""
+        b, _, height, width = x.shape
+        patch = self.config.model.patch_size
+        grids = [token_grid(height, width, patch)]
+        if given.channels is not None:
+            x = torch.cat((x, given.channels.expand(b, -1, -1, -1)), dim=1)
+        tokens = patchify(x, patch)  # (b, l, c p p)
+        if given.reference is not None:
+            reference = patchify(given.reference, patch).expand(b, -1, -1)
+            tokens = torch.cat((tokens, reference), dim=1)
+            _, _, rows, columns = given.reference.shape
+            grids.append(token_grid(rows, columns, patch))
+        return tokens, image_ids(*grids[0], x.device, *grids[1:])
 
     def digest(self, sample: SampleConfig | None = None) -> str:
         """A short digest of every weight and of the settings that shape a picture beside those a
@@ -206,29 +279,43 @@ class Pipeline(nn.Module):
         own = {key.removeprefix("text.") for key in free_keys() if "text." in key}
         settings = self.config.model_dump(
             include={"data": {"image_size", "channels"}, "text": True, "model": True},
-            exclude={"text": own | {"too_long"}},  # which is about captions of data
+            # too_long is about captions of data
+            exclude={"text": own | {"too_long"}, "model": {"conditioning"}},
             exclude_none=True,
         )
-        settings["sample"] = (sample or self.config.sample).model_dump(
+        drawn = sample or self.config.sample
+        settings["sample"] = drawn.model_dump(
             include={"schedule", "guidance_method", "guidance_interval", "precision"}
         )
+        if self.config.model.conditioning != "text":
+            settings["conditioning"] = self.config.model.conditioning
+        if bent := drawn.model_dump(include=drawn.own_keys(), exclude_defaults=True):
+            settings["schedule"] = bent
         if self.config.flow.prediction != "velocity":
             settings["prediction"] = self.config.flow.prediction
         settings["autoencoder"] = self.autoencoder.digest
         if isinstance(self.text, FrozenText):
             settings["encoders"] = dict(self.text.identity.digests())
-        found = hashlib.sha256(repr(settings).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            found.update(name.encode())
-            data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-            found.update(memoryview(data.numpy()))
-        return found.hexdigest()[:16]
+        return weights_digest(self.state_dict(), repr(settings))
+
+
+def weights_digest(weights: Mapping[str, Tensor], settings: str = "") -> str:
+    """A short digest of tensors by name, and of what else is to be told apart by it."""
+    found = hashlib.sha256(settings.encode())
+    for name, tensor in sorted(weights.items()):
+        found.update(name.encode())
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        found.update(data.numpy().data)
+    return found.hexdigest()[:16]
 
 
 def build_text_encoder(config: RunConfig, device: torch.device | str) -> TextEncoder:
     """The text encoder that a config names, new where it is learned."""
-    store = open_store(getattr(config.text, "cache", "memory"))
-    return encoders.build(config.text, torch.device(device), store)
+    store = open_store("text", getattr(config.text, "cache", "memory"))
+    encoder = encoders.build(config.text, torch.device(device), store)
+    if isinstance(encoder, FrozenText):
+        encoder.open_files_with(read_part)
+    return encoder
 
 
 def caption_fault(config: RunConfig) -> Callable[[str], str] | None:
@@ -264,8 +351,15 @@ def parameters_at_least(config: RunConfig) -> int:
 
 def build_autoencoder(config: RunConfig, device: torch.device | str) -> Autoencoder:
     """The autoencoder that a config names, checked to fit its images."""
+    channels = config.data.channels
+    autoencoder = autoencoders.build(config.autoencoder, device, read_part, channels)
+    fit_autoencoder(config, autoencoder)
+    return autoencoder
+
+
+def fit_autoencoder(config: RunConfig, autoencoder: Autoencoder) -> None:
+    """Raises a UserError where a config's images are not for this autoencoder."""
     channels, size = config.data.channels, config.data.image_size
-    autoencoder = autoencoders.build(config.autoencoder, device, read_with_settings, channels)
     if autoencoder.image_channels != channels:
         raise UserError(
             f"data.channels={channels}: the autoencoder {config.autoencoder.weights} takes images "
@@ -283,7 +377,6 @@ def build_autoencoder(config: RunConfig, device: torch.device | str) -> Autoenco
             f"data.bucket_step={config.data.bucket_step}: must be a multiple of {unit}, the "
             f"autoencoder's factor times model.patch_size; use {unit}"
         )
-    return autoencoder
 
 
 def check_autoencoder(autoencoder: Autoencoder, metadata: Mapping[str, Any], origin: str) -> None:
@@ -298,10 +391,21 @@ def check_autoencoder(autoencoder: Autoencoder, metadata: Mapping[str, Any], ori
 
 def flux_params(config: RunConfig, autoencoder: Autoencoder, text: TextEncoder) -> FluxParams:
     """The network's sizes: those of the config, and the widths that follow from its neighbours."""
-    sizes = config.model.model_dump(exclude={"patch_size"})
+    sizes = config.model.model_dump(exclude={"patch_size", "conditioning"})
+    in_channels, out_channels = image_widths(config, autoencoder.channels, autoencoder.factor)
     return FluxParams(
-        in_channels=autoencoder.channels * config.model.patch_size**2,
+        in_channels=in_channels,
+        out_channels=out_channels,
         vec_in_dim=text.pooled_width,
         context_in_dim=text.token_width,
         **sizes,
     )
+
+
+def image_widths(config: RunConfig, channels: int, factor: int) -> tuple[int, int | None]:
+    """FluxParams' in_channels and out_channels, for an autoencoder of so many latent channels. A
+    fill model sees as many of the kept picture, and the mask's pixels, in each latent's place."""
+    area = config.model.patch_size**2
+    if config.model.conditioning != "fill":
+        return channels * area, None
+    return (2 * channels + factor**2) * area, channels * area

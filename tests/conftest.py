@@ -1,6 +1,7 @@
 """A config small enough that a training step takes milliseconds, on real data and real modules."""
 
 import os
+import random
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -28,6 +29,23 @@ settings.load_profile("house")
 MAKES_CACHE = "PYTEST_XDIST_WORKER" not in os.environ
 if MAKES_CACHE:
     os.environ["FLUXSMITH_CACHE"] = tempfile.mkdtemp(prefix="fluxsmith-tests-")
+
+
+# Files run in another order each time, so that none comes to need what another did before; the
+# workers of pytest-xdist find the seed in their environment.
+ORDER = os.environ.setdefault("FLUXSMITH_TEST_ORDER", str(random.randrange(10**6)))
+
+
+def pytest_report_header() -> str:
+    return f"files in the order of FLUXSMITH_TEST_ORDER={ORDER}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    files = sorted({item.path for item in items})
+    places = dict(
+        zip(files, random.Random(ORDER).sample(range(len(files)), len(files)), strict=True)
+    )
+    items.sort(key=lambda item: places[item.path])
 
 
 def pytest_unconfigure() -> None:

@@ -13,9 +13,13 @@ from helpers import same
 from torch import nn
 from typer.testing import CliRunner
 
+from fluxsmith.adapters.layers import add
+from fluxsmith.adapters.lora import Settings as LoraSettings
+from fluxsmith.adapters.low_rank import LowRank
 from fluxsmith.cli import main
 from fluxsmith.cli.commands import app
 from fluxsmith.config import show
+from fluxsmith.config.adapter_section import ADAPTERS
 from fluxsmith.config.objective_section import OBJECTIVES
 from fluxsmith.data.imageset import ImageSet
 from fluxsmith.data.sources import SOURCES
@@ -25,6 +29,8 @@ from fluxsmith.evaluation.evaluators import EVALUATORS
 from fluxsmith.evaluation.measurement import during_training
 from fluxsmith.flow.solvers import SCHEDULES, SOLVERS, Solver, stepping, uniform_grid
 from fluxsmith.flow.timesteps import DENSITIES
+from fluxsmith.interop.lora_files import read_lora, write_lora
+from fluxsmith.interop.lora_names import DIFFUSERS, FORMATS, Format
 from fluxsmith.sampling.edit import Edit
 from fluxsmith.sampling.generate import Sampler
 from fluxsmith.storage import checkpoint as checkpoints
@@ -292,6 +298,47 @@ def test_an_evaluator(toy, tmp_path, monkeypatch, capsys):
     assert "Brightness" in capsys.readouterr().out
     assert "brightness" in figures.read_text(encoding="utf-8")
     assert "The mean of all pixels." in (tmp_path / "page" / "index.html").read_text("utf-8")
+
+
+@dataclass(frozen=True)
+class OneLayer(LoraSettings):
+    """LoRA of a single layer, at a scale of its own."""
+
+    strength: Annotated[float, "How much of the change counts."] = 1.0
+
+    @property
+    def scale(self) -> float:
+        return self.strength
+
+    def attach(self, network, seed):
+        network.requires_grad_(False)
+        layer = network.final_layer.linear
+        up, down = torch.zeros(layer.out_features, 1), torch.ones(1, layer.in_features)
+        add(layer, LowRank("final_layer.linear", down, up, self.scale), 0.0)
+
+
+def test_an_adapter(monkeypatch, toy, tmp_path, module):
+    monkeypatch.setitem(ADAPTERS, "one-layer", f"{module(OneLayer=OneLayer)}:OneLayer")
+    base = tmp_path / "base"
+    assert train(toy("train.steps=1", f"output_dir={base}")) == 0
+    losses = trained(
+        toy, tmp_path, f"train.init_from={base}", "train.adapter={kind: one-layer, strength: 0.5}"
+    )
+    assert len(losses) == 2
+    kept = checkpoints.load(tmp_path / "run" / "diffusion-2.pt")["model"]
+    assert {name.rpartition(".")[0] for name in kept} == {"network.final_layer.linear"}
+
+
+def test_a_format_of_lora_files(monkeypatch, tmp_path):
+    """Written, and read again as what it is."""
+    own = Format(DIFFUSERS, "dit.", ".lora_down.weight", ".lora_up.weight", ".alpha")
+    monkeypatch.setitem(FORMATS, "mine", own)
+    change = LowRank("final_layer.linear", torch.randn(2, 8), torch.randn(4, 2), 0.5)
+    path = tmp_path / "mine.safetensors"
+    write_lora(path, [change], "mine")
+    (found,) = read_lora(path).changes
+    assert found.layer == change.layer
+    torch.testing.assert_close(found.change(), change.change())
 
 
 def test_a_command(monkeypatch):

@@ -21,7 +21,7 @@ LAYERS: dict[int, str] = {
     3: "sampling adapters",
     4: "interop",
     5: "training evaluation",
-    6: "distillation",
+    6: "distillation planning",
     7: "studies",
     8: "cli web",
     9: "__main__",
@@ -33,7 +33,10 @@ MOST_LOOSE = 8  # files directly in the package
 # Registries name modules by strings, which are imported when an entry is chosen (as entry points
 # do), so an entry may lie in a higher layer than its registry. Everywhere else, a string that
 # spells one of our modules counts as an import of it.
-REGISTRIES = {("config/objective_section.py", "OBJECTIVES")}  # (file, name of the variable)
+REGISTRIES = {
+    ("config/objective_section.py", "OBJECTIVES"),
+    ("config/adapter_section.py", "ADAPTERS"),
+}  # (file, name of the variable)
 
 
 def in_registry(tree: ast.Module, file: PurePath) -> set[ast.AST]:

@@ -7,7 +7,8 @@ import torch
 from fluxsmith.autoencoder.flux_ae import FluxAutoencoder
 from fluxsmith.autoencoder.flux_files import Settings, build
 from fluxsmith.autoencoder.network import AutoencoderNetwork, AutoencoderParams
-from fluxsmith.storage.tensor_files import read_with_settings, write_tensors
+from fluxsmith.storage.model_parts import read_part
+from fluxsmith.storage.tensor_files import write_tensors
 
 TINY = AutoencoderParams(ch=32, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=4)  # factor 4
 
@@ -34,7 +35,7 @@ def file_metadata(autoencoder: FluxAutoencoder) -> dict[str, str]:
 
 
 def read_autoencoder(path: Path) -> FluxAutoencoder:
-    return build(Settings(str(path)), "cpu", read_with_settings)
+    return build(Settings(str(path)), "cpu", read_part)
 
 
 def save_autoencoder(path: Path, params: AutoencoderParams = TINY, seed: int = 0) -> Path:

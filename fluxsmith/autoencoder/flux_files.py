@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -16,8 +15,9 @@ from fluxsmith.autoencoder.network import GROUPS, AutoencoderNetwork, Autoencode
 from fluxsmith.device import DTYPES
 from fluxsmith.errors import UserError
 
-# Reads a file or folder: its tensors, and the settings that are stored with them.
-Reader = Callable[[Path], tuple[dict[str, Tensor], Mapping[str, Any]]]
+# Reads a model of a kind, here "autoencoder", out of a file, a folder or a hub id: its tensors, and
+# the settings that are stored with them.
+Reader = Callable[[str, str], tuple[dict[str, Tensor], Mapping[str, Any]]]
 Count = Annotated[int, Interval(ge=0, le=10**9)]
 
 # Part of BFL's name, and of diffusers'. Levels of the decoder are counted from the other end there.
@@ -40,7 +40,7 @@ _NAMES = (
 class Settings:
     LOCAL: ClassVar = ("weights", "tile_size", "max_batch", "cache")
 
-    weights: Annotated[str, "The file of its weights, ae.safetensors, or a diffusers vae/ folder."]
+    weights: Annotated[str, "Its weights: ae.safetensors, a diffusers folder, or a hub id."]
     tile_size: Annotated[
         Count, "Larger pictures are coded in overlapping tiles of so many pixels; 0: never."
     ] = 0
@@ -56,12 +56,10 @@ class Settings:
 def build(
     settings: Settings, device: torch.device | str, read: Reader, image_channels: int = 3
 ) -> FluxAutoencoder:
-    """From BFL's file, from a diffusers vae/ folder, or from a folder with vae/ in it. Its weights
-    decide the number of image channels."""
-    path = Path(settings.weights)
-    if (path / "vae").is_dir():
-        path = path / "vae"
-    weights, beside = read(path)
+    """From BFL's file or one that holds other models too, from a diffusers vae/ folder, or from a
+    folder or hub id with vae/ in it. Its weights decide the number of image channels."""
+    path = settings.weights
+    weights, beside = read(path, "autoencoder")
     groups = beside.get("norm_num_groups", GROUPS)
     if groups != GROUPS:
         raise UserError(f"{path} has group norms of {groups} groups; FLUX.1's have {GROUPS}")

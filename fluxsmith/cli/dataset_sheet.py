@@ -1,12 +1,12 @@
 """A dataset sheet: a table of what is in a data set and what is wrong with it, and a grid of its
 pictures with their captions, as a model will see them. Pictures that can't be used are counted."""
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -20,9 +20,10 @@ from torch import Tensor
 
 from fluxsmith.config import RunConfig
 from fluxsmith.data import build_loader
+from fluxsmith.data.account import Account
 from fluxsmith.data.buckets import crop_share, cut_in_words, nearest, shapes_of
-from fluxsmith.data.images import fit, to_uint8
-from fluxsmith.data.imageset import ImageSet, evenly
+from fluxsmith.data.images import Shape, fit, to_uint8
+from fluxsmith.data.imageset import ImageSet
 from fluxsmith.data.pictures import decode_record, in_order, picture_size
 from fluxsmith.data.records import ReadingSettings, Record, Records, Shards
 from fluxsmith.data.sources import open_source
@@ -32,23 +33,34 @@ from fluxsmith.sampling import render
 from fluxsmith.storage.files import make_folder
 from fluxsmith.text.encoder import TextEncoder
 
-LOOKED_AT = 2000  # images, evenly spread; the first ones of a stream
+REMOTE = 2000  # images of a stream by URL that are looked at; of any other source all are
 SHOWN = 24  # on the sheet
-NAMED = 50  # images that can't be used
+GROUP = 1000  # images of a set in memory that are brought to size at once
 
 Source = ImageSet | Records | Shards
 
 
 @dataclass
 class DatasetSheet:
-    """What was found in the images looked at."""
+    """What was found in the images looked at, as counts and digests: any number of them fits."""
 
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (width, height), as kept
-    captions: list[tuple[str, ...]] = field(default_factory=list)  # of each image
+    captions: Counter[int] = field(default_factory=Counter)  # how many an image has
+    tokens: Counter[int] = field(default_factory=Counter)  # how many a caption has
+    texts: set[bytes] = field(default_factory=set)  # digests of captions
     classes: Counter[str] = field(default_factory=Counter)
-    seen: list[Tensor] = field(default_factory=list)  # (c, size, size) uint8 each
+    looks: Counter[bytes] = field(default_factory=Counter)  # digests of what a model sees
+    even: int = 0  # of a single colour
     bad: list[tuple[str, str]] = field(default_factory=list)  # name, reason
-    looked_at: int = 0
+    more: bool = False  # there are more of them, at a URL
+
+    @property
+    def good(self) -> int:
+        return self.looks.total()
+
+    @property
+    def looked_at(self) -> int:
+        return self.good + len(self.bad)
 
 
 def dataset_sheet(config: RunConfig, out: Path | None) -> DatasetSheet:
@@ -59,27 +71,25 @@ def dataset_sheet(config: RunConfig, out: Path | None) -> DatasetSheet:
     if out is not None:
         make_folder(out.parent, "--out")
     tolerant = config.data.model_copy(update={"max_bad": 1.0, "in_memory": False})
-    fault = caption_fault(config)
+    fault, encoder = caption_fault(config), _encoder(config)
     source, test = (open_source(tolerant, split, fault) for split in ("train", "test"))
     reading = cast(ReadingSettings, tolerant)
-    found, of_test = look(source, reading), look(test, reading)
-    found.bad = list(dict.fromkeys(found.bad + of_test.bad))  # a shard of both splits is one
-    found.looked_at = len(found.seen) + len(of_test.seen) + len(found.bad)
-    if not found.seen:
-        name, reason = found.bad[0] if found.bad else ("any", "there are no images")
+    found, of_test = look(source, reading, encoder), look(test, reading, encoder)
+    if not found.good:
+        name, reason = (found.bad or [("any", "there are no images")])[0]
         raise UserError(f"data.path={tolerant.path}: no image can be used; {name}: {reason}")
-    title = f"{config.name}: data.source={config.data.source}"
     # Names and captions may look like rich's markup.
-    console, sheet = Console(markup=False), Table(title=title, show_header=False)
-    sheet.add_row("training images", _count(source))
-    sheet.add_row("test images", _count(test))
-    for name, value in rows(config, found):
-        sheet.add_row(name, value)
-    account = None if isinstance(source, ImageSet) else source.account
-    for i, line in enumerate(account.lines() if account else ()):
-        sheet.add_row("" if i else "files", line)
-    for i, problem in enumerate(problems(config, found) or ["none found"]):
-        sheet.add_row("" if i else "problems", problem)
+    console = Console(markup=False)
+    sheet = Table(title=f"{config.name}: data.source={config.data.source}", show_header=False)
+    for name, values in {
+        "training images": [_count(source)],
+        "test images": [_count(test)],
+        **{name: [value] for name, value in rows(config, found, of_test)},
+        "files": _files(source, test),
+        "problems": [*problems(config, found, of_test)] or ["none found"],
+    }.items():
+        for i, value in enumerate(values):
+            sheet.add_row("" if i else name, value)
     console.print(sheet)
     if out is not None:
         batch = build_loader(tolerant, SHOWN, config.seed).batch(0)
@@ -89,37 +99,50 @@ def dataset_sheet(config: RunConfig, out: Path | None) -> DatasetSheet:
     return found
 
 
-def look(source: Source, settings: ReadingSettings) -> DatasetSheet:
-    """Decodes some images as training would, and notes what they are."""
-    chosen = evenly(range(len(source)), min(len(source), LOOKED_AT))
-    found = DatasetSheet(looked_at=len(chosen))
+def look(source: Source, settings: ReadingSettings, encoder: TextEncoder) -> DatasetSheet:
+    """Decodes the images as training would, and notes what they are."""
+    found = DatasetSheet()
+    counts = lru_cache(maxsize=GROUP)(encoder.token_counts)  # images of a class share captions
+
+    def note(pixels: Tensor, size: tuple[int, int], ways: tuple[str, ...], name: str) -> None:
+        found.looks[sha256(pixels.reshape(-1).numpy().data).digest()] += 1
+        found.even += bool((pixels == pixels[:, :1, :1]).all())
+        found.sizes[size] += 1
+        found.captions[len(ways)] += 1
+        found.tokens.update(counts(ways))
+        found.texts.update(sha256(text.encode()).digest() for text in ways)
+        found.classes.update([name] if name else [])
+
     if isinstance(source, ImageSet):
-        height, width = source.images.shape[-2:]
-        found.sizes[width, height] = len(chosen)
-        images = source.images[chosen]
-        found.seen = list(fit(images, settings.image_size, settings.channels, settings.resize))
-        found.captions = [source.captions[label] for label in source.labels[chosen].tolist()]
-        if source.classes is not None:
-            of_images = source.class_labels[chosen].tolist()
-            found.classes = Counter(source.classes.names[c] for c in of_images)
+        classes = source.classes
+        for start in range(0, len(source), GROUP):
+            part = source.images[start : start + GROUP]
+            seen = fit(part, settings.image_size, settings.channels, settings.resize)
+            for i, label in enumerate(source.labels[start : start + GROUP].tolist()):
+                name = classes.names[classes.of_label[label]] if classes else ""
+                note(seen[i], source.shape[::-1], source.captions[label], name)
         return found
-    records: Iterator[Record]
     if isinstance(source, Shards):
-        records, total = islice(_every_record(source), LOOKED_AT), None
+        records, total = _every_record(source), None
+        chosen = islice(records, REMOTE) if source.remote else records
     else:
-        records, total = (source[i] for i in chosen), len(chosen)
-    jobs = (partial(decode_record, record, settings) for record in records)
-    results = in_order(ThreadPoolExecutor(settings.workers), jobs, ahead=64)
-    for decoded in track(results, total=total, description="looking", transient=True):
-        found.bad += decoded.bad
-        if decoded.pixels is None:
-            continue
-        found.seen.append(decoded.pixels)
-        found.sizes[picture_size(decoded.record.picture)] += 1
-        found.captions.append(decoded.record.captions)
-        if decoded.record.label is not None:
-            found.classes[source.classes[decoded.record.label]] += 1
-    found.looked_at = len(found.seen) + len(found.bad)
+        records, total = (source[i] for i in range(len(source))), len(source)
+        chosen = records
+    jobs = (partial(decode_record, record, settings) for record in chosen)
+    with ThreadPoolExecutor(settings.workers) as pool:
+        results = in_order(pool, jobs, ahead=64)
+        for decoded in track(results, total=total, description="looking", transient=True):
+            found.bad += decoded.bad
+            if decoded.pixels is not None:
+                record = decoded.record
+                name = "" if record.label is None else source.classes[record.label]
+                note(
+                    decoded.pixels[: settings.channels],
+                    picture_size(record.picture),
+                    record.captions,
+                    name,
+                )
+    found.more = next(records, None) is not None
     return found
 
 
@@ -132,12 +155,24 @@ def _every_record(shards: Shards) -> Iterator[Record]:
             yield Record(f"shard {shard}", b"", (), fault=str(error))
 
 
-def rows(config: RunConfig, found: DatasetSheet) -> Iterator[tuple[str, str]]:
+def _files(*splits: Source) -> list[str]:
+    """What was passed over on the way, and where captions were found."""
+    all_of_them = Account()
+    for split in splits:
+        if not isinstance(split, ImageSet):
+            all_of_them.add(split.account)
+    return list(all_of_them.lines())
+
+
+def rows(
+    config: RunConfig, found: DatasetSheet, of_test: DatasetSheet
+) -> Iterator[tuple[str, str]]:
     """The table: a row for each thing worth knowing."""
-    data, texts = config.data, [text for ways in found.captions for text in ways]
-    yield "looked at", f"{found.looked_at:,}"
-    yield "width as kept", _range([width for width, _ in found.sizes.elements()])
-    yield "height as kept", _range([height for _, height in found.sizes.elements()])
+    data = config.data
+    more = ", the first of a stream that is read by URL" if found.more or of_test.more else ""
+    yield "looked at", f"{found.looked_at + of_test.looked_at:,}{more}"
+    yield "width as kept", _range(width for width, _ in found.sizes.elements())
+    yield "height as kept", _range(height for _, height in found.sizes.elements())
     size = data.image_size
     if data.buckets == "off":
         yield "seen as", f"{data.channels} x {size} x {size}, data.resize={data.resize}"
@@ -147,19 +182,18 @@ def rows(config: RunConfig, found: DatasetSheet) -> Iterator[tuple[str, str]]:
         ordered = found.classes.most_common()
         (most, many), (least, few) = ordered[0], ordered[-1]
         yield "classes", f"{len(found.classes)}; from {few:,} {least!r} to {many:,} {most!r}"
-    yield "different captions", f"{len(set(texts)):,}"
-    yield "captions of an image", _range([len(ways) for ways in found.captions])
-    yield "tokens of a caption", _range(_encoder(config).token_counts(texts))
+    yield "different captions", f"{len(found.texts):,}"
+    yield "captions of an image", _range(found.captions.elements())
+    yield "tokens of a caption", _range(found.tokens.elements())
 
 
-def problems(config: RunConfig, found: DatasetSheet) -> list[str]:
+def problems(config: RunConfig, found: DatasetSheet, of_test: DatasetSheet) -> Iterator[str]:
     """What is wrong with the images looked at."""
-    encoder, texts = _encoder(config), [text for ways in found.captions for text in ways]
-    named = [*_unusable(config, found), *_odd_pictures(config, found)]
-    if too_long := sum(count > encoder.max_tokens for count in encoder.token_counts(texts)):
-        limit = encoder.max_tokens
-        named.append(f"{too_long:,} captions are cut, for the encoder takes {limit} tokens")
-    return named
+    yield from _unusable(config, found, of_test)
+    yield from _odd_pictures(config, found, of_test)
+    limit = _encoder(config).max_tokens
+    if too_long := sum(n for count, n in found.tokens.items() if count > limit):
+        yield f"{too_long:,} captions are cut, for the encoder takes {limit} tokens"
 
 
 def _encoder(config: RunConfig) -> TextEncoder:
@@ -169,12 +203,15 @@ def _encoder(config: RunConfig) -> TextEncoder:
 
 def _buckets(config: RunConfig, found: DatasetSheet) -> Iterator[tuple[str, str]]:
     """How many pictures each bucket has, as height x width, and what is cut off them."""
-    shapes, sizes = shapes_of(config.data), list(found.sizes.elements())
-    own = [shapes[nearest(size, shapes)] for size in sizes]
-    counted = (f"{h}x{w}: {n:,}" for (h, w), n in Counter(own).most_common())
-    yield "seen as", f"{config.data.channels} x " + ", ".join(counted)
+    shapes, counted = shapes_of(config.data), Counter[Shape]()
+    cut = list[float]()
+    for size, n in found.sizes.items():
+        shape = shapes[nearest(size, shapes)]
+        counted[shape] += n
+        cut += n * [crop_share(size, shape)]
+    told = (f"{h}x{w}: {n:,}" for (h, w), n in counted.most_common())
+    yield "seen as", f"{config.data.channels} x " + ", ".join(told)
     if config.data.resize != "stretch":
-        cut = [crop_share(size, shape) for size, shape in zip(sizes, own, strict=True)]
         yield "cut off", cut_in_words(cut)
 
 
@@ -182,31 +219,32 @@ def _count(source: Source) -> str:
     return f"a stream of {len(source)} shards" if isinstance(source, Shards) else f"{len(source):,}"
 
 
-def _range(values: Sequence[int]) -> str:
-    low, high = min(values), max(values)
-    return str(low) if low == high else f"{low:,} to {high:,}, the median {median(values):,.0f}"
+def _range(values: Iterable[int]) -> str:
+    ordered = sorted(values)
+    low, high = ordered[0], ordered[-1]
+    return str(low) if low == high else f"{low:,} to {high:,}, the median {median(ordered):,.0f}"
 
 
-def _unusable(config: RunConfig, found: DatasetSheet) -> Iterator[str]:
-    for name, reason in found.bad[:NAMED]:
+def _unusable(config: RunConfig, found: DatasetSheet, of_test: DatasetSheet) -> Iterator[str]:
+    bad = dict(found.bad + of_test.bad)  # a shard of both splits is one
+    for name, reason in bad.items():
         yield f"{name}: {reason}"
-    if found.bad:
-        share = len(found.bad) / found.looked_at
-        stops = share > config.data.max_bad
+    if bad:
+        share = len(bad) / (found.good + of_test.good + len(bad))
+        stops = len(found.bad) > config.data.max_bad * found.looked_at
         end = f", more than data.max_bad={config.data.max_bad:g}: training would stop"
-        yield f"{len(found.bad):,} images can't be used, {share:.1%}{end if stops else ''}"
+        yield f"{len(bad):,} images can't be used, {share:.1%}{end if stops else ''}"
 
 
-def _odd_pictures(config: RunConfig, found: DatasetSheet) -> Iterator[str]:
+def _odd_pictures(config: RunConfig, found: DatasetSheet, of_test: DatasetSheet) -> Iterator[str]:
     side = config.data.image_size
     small = sum(n for size, n in found.sizes.items() if min(size) < side)
     own_files = hasattr(config.data, "max_bad")  # built-in sets are as they are meant to be
     if small and own_files and config.data.resize != "pad":
         yield f"{small:,} images are smaller than {side} pixels and were enlarged"
-    digests = Counter(hashlib.sha256(p.numpy().tobytes()).digest() for p in found.seen)
-    copies = sum(n - 1 for n in digests.values())
-    if copies:
+    if copies := found.good - len(found.looks):
         yield f"{copies:,} images look exactly like another one"
-    even = sum(bool((pixels == pixels[:, :1, :1]).all()) for pixels in found.seen)
-    if even:
-        yield f"{even:,} images are of a single colour"
+    if both := sum(n for look, n in of_test.looks.items() if look in found.looks):
+        yield f"{both:,} test images look exactly like one that is trained on"
+    if found.even:
+        yield f"{found.even:,} images are of a single colour"

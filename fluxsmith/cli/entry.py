@@ -1,15 +1,17 @@
 """How a command starts and ends: what is a user's mistake, which exit code, which message."""
 
+import contextlib
 import errno
 import io
 import os
 import sys
+from collections.abc import Iterator
 from typing import NoReturn
 
 import typer
 
 from fluxsmith.cli.commands import app
-from fluxsmith.cli.options import TYPED
+from fluxsmith.cli.options import RANKS, TYPED
 from fluxsmith.errors import UserError
 from fluxsmith.kernels.threads import fit_threads
 
@@ -21,7 +23,9 @@ def main(arguments: list[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what it can't encode
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(app(arguments, standalone_mode=False))
+        with _ranks():
+            code = app(arguments, standalone_mode=False)
+        sys.exit(code)
     except UserError as error:
         _fail(*map(str, error.args))
     except BrokenPipeError:  # whoever read our output has seen enough, as `head` does
@@ -42,6 +46,24 @@ def main(arguments: list[str] | None = None) -> None:
         if message := error.format_message():
             _fail(f"{message} (see --help)")
         sys.exit(2)
+
+
+@contextlib.contextmanager
+def _ranks() -> Iterator[None]:
+    """Inside, RANKS are those that this process was started with by torchrun, if it was."""
+    command, *_ = [*TYPED.get(), ""]
+    if os.environ.get("WORLD_SIZE", "1") == "1" or command == "encode":  # whose ranks never meet
+        yield
+        return
+    from fluxsmith.cli.torchrun import joined
+
+    if command != "train":
+        if os.environ.get("RANK", "0") != "0":
+            sys.exit(2)
+        raise UserError(f"{command or '--help'}: runs in one process; start it without torchrun")
+    with joined() as ranks:
+        RANKS.set(ranks)
+        yield
 
 
 def _fail(*messages: str) -> NoReturn:

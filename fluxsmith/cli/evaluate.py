@@ -22,6 +22,7 @@ from fluxsmith.cli.options import (
     can_compile,
     this_command,
 )
+from fluxsmith.errors import UserError
 
 
 def evaluate(
@@ -37,6 +38,10 @@ def evaluate(
     ] = None,
     json_file: JsonFile = None,
     report: Report = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Also compare with this one, as `compare` does."),
+    ] = None,
     compile_: Compile = False,
     cuda_graphs: CudaGraphs = False,
     kernels: Kernels = "auto",
@@ -44,15 +49,29 @@ def evaluate(
     where: Where = None,
 ) -> None:
     """Measure a trained model against its data set."""
+    if against is not None:
+        own = {
+            "--metrics": metrics,
+            "--json": json_file,
+            "--solver": solver,
+            "--set": where,
+            "--compile": compile_,
+            "--cuda-graphs": cuda_graphs,
+            "--kernels": kernels != "auto",
+        }
+        if given := [option for option, value in own.items() if value]:
+            raise UserError(f"{given[0]}: --against compares all figures; leave one of them out")
+        compare([checkpoint, against], num_samples, steps, guidance, seed, weights, report, device)
+        return
     from fluxsmith.evaluation.evaluators import named
     from fluxsmith.evaluation.measurement import evaluate as run
     from fluxsmith.evaluation.samples import Settings
-    from fluxsmith.pipeline import Pipeline
+    from fluxsmith.interop.open_pipeline import TextToImage
     from fluxsmith.sampling.generate import Sampler
     from fluxsmith.storage.checkpoint import newest
 
     path = newest(checkpoint)
-    pipeline = Pipeline.from_checkpoint(path, device=device, weights=weights, overrides=where or ())
+    pipeline = TextToImage.from_checkpoint(path, device, weights, overrides=where or ())
     settings = Settings.like(
         pipeline.config.sample,
         num_samples=num_samples,

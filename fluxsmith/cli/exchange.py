@@ -16,7 +16,11 @@ def export(
     ],
     weights: Weights = "ema",
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, float16; as they are by default.")
+        str | None,
+        typer.Option(help="float32, bfloat16, float16, float8_e4m3fn; as they are by default."),
+    ] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(metavar="5GB", help="Divide a larger transformer into shards.")
     ] = None,
     scores: Annotated[
         Path | None, typer.Option(help="What `evaluate --json` wrote, for the model card.")
@@ -33,7 +37,14 @@ def export(
     if push_to_hub is not None:
         check_upload(push_to_hub)
     written = run(
-        checkpoint, out, form, weights=weights, dtype=dtype, scores=scores, samples=samples
+        checkpoint,
+        out,
+        form,
+        weights=weights,
+        dtype=dtype,
+        scores=scores,
+        samples=samples,
+        max_shard_size=max_shard_size,
     )
     for path in written:
         typer.echo(f"wrote       {path}")
@@ -45,7 +56,7 @@ def import_(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="SRC", help="A BFL file, a diffusers folder, a checkpoint of xdiffusion."
+            metavar="SRC", help="A BFL file, a diffusers folder, a hub id, another's checkpoint."
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint to write, *.pt.")],

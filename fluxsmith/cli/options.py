@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
+    from fluxsmith.parallel.ranks import Ranks
     from fluxsmith.pipeline import Pipeline
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML config.")]
@@ -47,6 +48,7 @@ Report = Annotated[Path | None, typer.Option(help="Write a page that shows it al
 
 
 TYPED: ContextVar[Sequence[str]] = ContextVar("typed")  # what follows the program's name
+RANKS: ContextVar["Ranks"] = ContextVar("ranks")  # set where this process is one of several
 
 
 def this_command() -> str:

@@ -36,6 +36,13 @@ def sample(
         str | None, typer.Option(help="Solver steps, or auto: the cheapest good setting.")
     ] = None,
     guidance: Guidance = None,
+    negative_prompt: Annotated[
+        str, typer.Option(help="What guidance leads away from; nothing, by default.")
+    ] = "",
+    true_guidance: Annotated[
+        float,
+        typer.Option(help="Beside a scale that the network takes: at two evaluations a step."),
+    ] = 1.0,
     solver: Solver = None,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
@@ -49,11 +56,21 @@ def sample(
     height: Annotated[int | None, typer.Option(help="Pixels; the config's by default.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels; the config's by default.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at once.")] = None,
-    init_image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
+    init_image: Annotated[
+        Path | None, typer.Option(help="A picture to start from, to fill or to edit.")
+    ] = None,
     strength: Annotated[
         float | None, typer.Option(help="How much of it is drawn anew: 1 all, 0.6 by default.")
     ] = None,
     mask: Annotated[Path | None, typer.Option(help="White where it is drawn anew.")] = None,
+    mask_grow: Annotated[int, typer.Option(min=0, help="Pixels that the white grows by.")] = 0,
+    mask_blur: Annotated[
+        float, typer.Option(min=0, help="Pixels that its edge is blurred by.")
+    ] = 0,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:WEIGHT]", help="A LoRA to add, in any format; repeatable."),
+    ] = None,
     autoencoder: Annotated[str | None, typer.Option(help="In place of the config's.")] = None,
     clip: Annotated[str | None, typer.Option(help="CLIP's folder, likewise.")] = None,
     t5: Annotated[str | None, typer.Option(help="T5's folder, likewise.")] = None,
@@ -79,7 +96,7 @@ def sample(
     from fluxsmith.evaluation.evaluators.sweep import cheapest_setting
     from fluxsmith.interop.open_pipeline import open_pipeline
     from fluxsmith.pipeline import Pipeline
-    from fluxsmith.sampling.edit import read_edit
+    from fluxsmith.sampling.edit_files import read_edit
     from fluxsmith.sampling.generate import Drawing, Sampler
     from fluxsmith.sampling.request import choose_prompts, default_folder, write_drawing
 
@@ -104,7 +121,15 @@ def sample(
             settings = expected.sample
         if steps == "auto":
             settings = settings.model_copy(update=cheapest_setting(path, weights))
-        edit, size = read_edit(pipeline, init_image, strength, mask, shape)
+        edit, size = read_edit(
+            pipeline,
+            init_image,
+            mask,
+            shape,
+            strength=strength,
+            grow=mask_grow,
+            blur=mask_blur,
+        )
         drawing = Sampler(pipeline, settings).plan(
             choose_prompts(pipeline, prompt or (), num_samples, seed, settings.num_samples),
             steps=number,
@@ -114,9 +139,11 @@ def sample(
             size=size,
             edit=edit,
             batch_size=batch_size,
+            negative_prompt=negative_prompt,
+            true_guidance=true_guidance,
         )
         drawings.append(drawing)
-        return drawing.prompts
+        return [*drawing.prompts, drawing.negative_prompt]
 
     pipeline, path = open_pipeline(
         checkpoint,
@@ -126,6 +153,7 @@ def sample(
         dtype=dtype,
         offload=offload,
         overrides=[*moved, *(where or ())],
+        loras=lora or (),
     )
     sampler = Sampler(
         pipeline,

@@ -12,11 +12,11 @@ from fluxsmith.errors import UserError
 # What makes a model what it is, and what decides a run's course from its first step on.
 MODEL = (
     "data.source", "data.image_size", "data.channels", "text", "autoencoder", "model",
-    "flow.prediction",
+    "flow.prediction", "train.adapter",
 )  # fmt: skip
 COURSE = (
     "data", "text", "autoencoder", "model", "seed", "objective", "flow", "train.batch_size",
-    "train.optimiser",
+    "train.optimiser", "train.adapter",
 )  # fmt: skip
 WEIGHTS = (
     "data.channels",
@@ -24,7 +24,11 @@ WEIGHTS = (
     "autoencoder",
     "model",
     "flow.prediction",
+    "train.adapter",
 )  # what they fit and mean
+
+
+TEACHING = "objective.teacher", "objective.cache"  # a teacher is recognised by its digest
 
 
 def free_keys() -> list[str]:
@@ -36,7 +40,7 @@ def free_keys() -> list[str]:
         for kind in section.kinds()
         for key in getattr(section_of(section, kind).KEYS, "LOCAL", ())
     ]
-    return list(dict.fromkeys(found))
+    return [*dict.fromkeys(found), *TEACHING]
 
 
 def check_same(before: RunConfig, now: RunConfig, keys: tuple[str, ...], origin: str) -> None:

@@ -52,9 +52,16 @@ class KindSection(Section):
 
     @property
     def choice(self) -> Any:
-        """The kind's own dataclass, filled from this section."""
-        assert self.KEYS is not None
-        return self.KEYS(**{key.name: getattr(self, key.name) for key in _declared(self.KEYS)})
+        """The kind's own class, filled from this section; its entry where that is no class."""
+        entry = type(self).KEYS  # by way of `self`, a function would be bound
+        if not isinstance(entry, type):
+            return entry
+        return entry(**{key.name: getattr(self, key.name) for key in _declared(entry)})
+
+    @classmethod
+    def own_keys(cls) -> set[str]:
+        """The keys that the kind adds to those that all share."""
+        return {key.name for key in _declared(cls.KEYS)}
 
     @model_validator(mode="wrap")
     @classmethod

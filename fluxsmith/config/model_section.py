@@ -1,6 +1,6 @@
 """What a model is made of: the text encoder, the autoencoder and the network's sizes."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -50,6 +50,8 @@ class ModelConfig(Section):
     """Whether the query, key and value projections of dual-stream blocks have a bias."""
     guidance_embed: bool = False
     """Whether the network takes the guidance scale as an input; plain training feeds it 1."""
+    conditioning: Literal["text", "fill", "kontext"] = "text"
+    """What it is given: text alone; fill, also a picture with a hole; kontext, also a reference."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "ModelConfig":

@@ -5,7 +5,13 @@ from typing import Any, Literal
 from fluxsmith.config.kinds import KindSection
 
 # Import paths of the objectives; `Settings` of the class, if there is one, are the kind's keys.
-OBJECTIVES: dict[str, Any] = {"flow_matching": "fluxsmith.training.flow_matching:FlowMatching"}
+OBJECTIVES: dict[str, Any] = {
+    "flow_matching": "fluxsmith.training.flow_matching:FlowMatching",
+    "fill": "fluxsmith.training.fill:Fill",
+    "kontext": "fluxsmith.training.kontext:Kontext",
+    "guidance_distillation": "fluxsmith.distillation.guidance_distillation:GuidanceDistillation",
+    "trajectory_distillation": "fluxsmith.distillation.few_steps:TrajectoryDistillation",
+}
 
 
 class ObjectiveConfig(KindSection):
@@ -15,7 +21,7 @@ class ObjectiveConfig(KindSection):
     DEFAULT = "flow_matching"
 
     kind: str
-    """What training minimises: flow_matching, the squared error of the predicted velocity."""
+    """flow_matching; the same with pictures, fill or kontext; of a teacher, a *_distillation."""
 
 
 class FlowConfig(KindSection):

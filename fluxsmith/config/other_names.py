@@ -11,6 +11,8 @@ OTHER_NAMES = {
     "data.image_size": "resolution image_resolution width height size pixel_size",
     "data.path": "train_data_dir instance_data_dir dataset_name dataset_path folder_path data_dir "
     "data_root image_dir dataset num_repeats repeats dataset_repeat",
+    "data.reference_key": "cond_image_column conditioning_image_column original_image_column "
+    "input_image_column control_path conditioning_data_dir",
     "data.resize": "center_crop random_crop crop",
     "data.shuffle_tags": "shuffle_caption keep_tokens shuffle_tokens",
     "data.test_share": "validation_split val_split",
@@ -21,6 +23,11 @@ OTHER_NAMES = {
     "sample.prompts": "validation_prompt validation_prompts sample_prompts",
     "sample.steps": "num_inference_steps sample_steps validation_num_inference_steps",
     "text.max_tokens": "max_sequence_length max_token_length tokenizer_max_length",
+    "train.adapter.alpha": "network_alpha lora_alpha linear_alpha",
+    "train.adapter.dropout": "lora_dropout network_dropout",
+    "train.adapter.kind": "network_module network_type lora_type use_lora",
+    "train.adapter.rank": "lora_rank network_dim linear rank",
+    "train.adapter.targets": "target_modules lora_layers",
     "train.accumulate": "gradient_accumulation_steps gradient_accumulation",
     "train.batch_size": "train_batch_size batch bs",
     "train.betas": "adam_beta1 adam_beta2",

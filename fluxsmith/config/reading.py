@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from fluxsmith.config.comparing import free_keys
 from fluxsmith.config.kinds import KindSection, section_of
 from fluxsmith.config.other_names import OURS
+from fluxsmith.config.places import with_places
 from fluxsmith.config.run_config import RunConfig
 from fluxsmith.config.types import Section
 from fluxsmith.errors import UserError
@@ -21,6 +21,10 @@ LONGEST = 200_000  # characters of a config; PyYAML reads about as many in a sec
 
 # What PyYAML raises for deep nesting, and for scalars that only look like dates or numbers.
 UNEXPECTED = RecursionError, ValueError, LookupError, AttributeError, TypeError
+
+# What is said of keys, values and kinds that are not known, and what is added to it.
+UNKNOWN = re.compile(": unknown key|: must be (one of |')")
+NEWER = "; was it written by a newer version of fluxsmith? then upgrade"
 
 Built = TypeVar("Built", bound=Section)
 
@@ -79,39 +83,30 @@ def with_overrides(
     return data
 
 
-def build_config(data: Mapping[str, Any], origin: str) -> RunConfig:
-    return build_section(RunConfig, _with_paths(data), origin)
+def build_config(data: Mapping[str, Any], origin: str, saved: bool = False) -> RunConfig:
+    """The config of plain data. `saved`: a program wrote it into a checkpoint or an export, so what
+    is unknown in it is of a newer version."""
+    return build_section(RunConfig, with_places(data, _expanded), origin, saved)
 
 
-def build_section(section: type[Built], data: Mapping[str, Any], origin: str) -> Built:
+def build_section(
+    section: type[Built], data: Mapping[str, Any], origin: str, saved: bool = False
+) -> Built:
     """A section from plain data; a UserError with one line for each mistake."""
     try:
         return section.model_validate(data)
     except ValidationError as error:
-        lines = [f"{origin}: {_line(entry, section)}" for entry in _by_key(error.errors())]
+        entries = _by_key(error.errors(), set(all_keys(section)))
+        lines = [f"{origin}: {_line(entry, section)}" for entry in entries]
+        if saved:
+            lines = [line + NEWER if UNKNOWN.search(line) else line for line in lines]
         raise UserError(*lines) from None
     except UnicodeEncodeError:
         raise UserError(f"{origin}: a text holds half a character; give it in UTF-8") from None
 
 
-def _with_paths(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The data with `~` and variables of the environment expanded in every path."""
-    found = {k: dict(value) if isinstance(value, Mapping) else value for k, value in data.items()}
-    for key in ("output_dir", "train.init_from", *free_keys()):
-        section, _, last = key.rpartition(".")
-        target = found.get(section) if section else found
-        if isinstance(target, dict) and last in target:
-            target[last] = _expanded(key, target[last])
-    return found
-
-
-def _expanded(key: str, value: Any) -> Any:
-    if isinstance(value, list):
-        return [_expanded(key, one) for one in value]
-    if isinstance(value, Mapping):
-        return {_expanded(key, one): times for one, times in value.items()}
-    if not isinstance(value, str):
-        return value
+def _expanded(key: str, value: str) -> str:
+    """A path with `~` and variables of the environment expanded."""
     path = os.path.expandvars(os.path.expanduser(value))  # noqa: PTH111 (it may be a URL)
     if unset := re.search(r"\$\{?(\w+)", path):
         raise UserError(
@@ -163,16 +158,19 @@ def _apply(data: dict[str, Any], override: str) -> None:
     target[last] = value
 
 
-def _by_key(errors: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+def _by_key(
+    errors: Iterable[Mapping[str, Any]], known: Collection[str]
+) -> Iterator[Mapping[str, Any]]:
     """The mistakes, of a value that fits no kind that its key may have only one: what it may be."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for error in errors:
         loc = error["loc"]
         # Pydantic names the kind behind the key, as a text; the place in a list is a number.
-        key = loc[:2] if len(loc) > 2 and isinstance(loc[2], str) else loc
-        known = found.setdefault(key, {**error, "loc": key})
-        if known["msg"] != error["msg"]:
-            known["msg"] += " or" + error["msg"].removeprefix("Input should be")
+        behind = len(loc) > 2 and isinstance(loc[2], str) and ".".join(loc[:3]) not in known
+        key = loc[:2] if behind else loc
+        first = found.setdefault(key, {**error, "loc": key})
+        if first["msg"] != error["msg"]:
+            first["msg"] += " or" + error["msg"].removeprefix("Input should be")
     yield from found.values()
 
 

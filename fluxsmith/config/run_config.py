@@ -8,6 +8,7 @@ from fluxsmith.config.data_section import DataConfig
 from fluxsmith.config.kinds import BY_DEFAULT
 from fluxsmith.config.model_section import AutoencoderConfig, ModelConfig, TextConfig
 from fluxsmith.config.objective_section import FlowConfig, ObjectiveConfig
+from fluxsmith.config.parallel_section import ParallelConfig
 from fluxsmith.config.sample_section import EvaluateConfig, SampleConfig
 from fluxsmith.config.train_section import TrainConfig
 from fluxsmith.config.types import Section, check_divisible
@@ -31,7 +32,8 @@ class RunConfig(Section):
     objective: SerializeAsAny[ObjectiveConfig] = BY_DEFAULT
     flow: SerializeAsAny[FlowConfig] = BY_DEFAULT
     train: TrainConfig = TrainConfig()
-    sample: SampleConfig = SampleConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    sample: SerializeAsAny[SampleConfig] = BY_DEFAULT
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="after")
@@ -60,10 +62,22 @@ class RunConfig(Section):
                 "sample.guidance_method=embedded: the network has no guidance input; set "
                 "model.guidance_embed=true or use cfg"
             )
-        if sample.guidance_method == "embedded" and sample.guidance_interval != [0.0, 1.0]:
+        if sample.guidance_method != "cfg" and sample.guidance_interval != [0.0, 1.0]:
             raise ValueError(
                 f"sample.guidance_interval={sample.guidance_interval}: is for "
                 f"sample.guidance_method=cfg; remove the key or use cfg"
+            )
+        for key in ("reference_key", "edits"):
+            value = getattr(self.data, key, None)
+            if value and self.model.conditioning != "kontext":
+                raise ValueError(
+                    f"data.{key}={value}: is for models that take a reference picture; set "
+                    f"model.conditioning=kontext or remove the key"
+                )
+        if sample.guidance_method == "none" and sample.guidance != 1:
+            raise ValueError(
+                f"sample.guidance={sample.guidance}: with sample.guidance_method=none there is "
+                f"nothing to guide with; set sample.guidance=1"
             )
         low, high = sample.guidance_interval
         if low > high:

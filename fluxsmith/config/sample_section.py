@@ -4,20 +4,26 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fluxsmith.config.kinds import KindSection
 from fluxsmith.config.types import Count, Interval, NameIn, Section, Share, SolverSteps
 
 
-class SampleConfig(Section):
+class SampleConfig(KindSection):
+    NAME = "sample"
+    CHOOSER = "schedule"
+    REGISTRY = "fluxsmith.flow.solvers:SCHEDULES"
+    DEFAULT = "uniform"
+
     solver: Annotated[str, NameIn("fluxsmith.flow.solvers:SOLVERS")] = "euler"
     """ODE solver: euler, adams2 (order 2, one evaluation a step), heun or midpoint (two)."""
     steps: SolverSteps = 20
     """Solver steps from noise to data."""
-    schedule: Annotated[str, NameIn("fluxsmith.flow.solvers:SCHEDULES")] = "uniform"
-    """Grid of times: uniform, or bent for large images as FLUX.1 does."""
+    schedule: str
+    """Grid of times: uniform, shifted alike everywhere, or flux, bent for large images."""
     guidance: float = 2.0
     """Guidance scale; 1 is off, one evaluation in place of two."""
-    guidance_method: Literal["cfg", "embedded"] = "cfg"
-    """cfg: classifier-free, two evaluations; embedded: the scale is an input of the network."""
+    guidance_method: Literal["cfg", "embedded", "none"] = "cfg"
+    """cfg: two evaluations; embedded: the scale is an input; none: it is in a student's weights."""
     guidance_interval: list[Share] = Field(default=[0.0, 1.0], min_length=2, max_length=2)
     """The lowest and highest t at which classifier-free guidance is on."""
     precision: Literal["float32", "bfloat16"] = "float32"

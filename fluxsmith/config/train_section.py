@@ -2,8 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
+from fluxsmith.config.adapter_section import AdapterConfig
+from fluxsmith.config.kinds import BY_DEFAULT
 from fluxsmith.config.types import Count, Decay, Interval, NotNegative, Rate, Section, Share, off
 
 
@@ -14,6 +16,7 @@ class TrainConfig(Section):
     """Images an optimiser step sees."""
     init_from: str | None = None
     """Weights to start from in place of new ones: a checkpoint, a BFL file, a diffusers folder."""
+    adapter: SerializeAsAny[AdapterConfig] = BY_DEFAULT
     accumulate: Count = 1
     """Pieces that a batch is cut into to save memory; the gradients stay the same."""
     optimiser: str = "adamw"
@@ -44,6 +47,8 @@ class TrainConfig(Section):
     """Steps between sample grids; 0: never."""
     checkpoint_every: Interval = 1000
     """Steps between checkpoints; 0: only the last one."""
+    checkpoint_format: Literal["auto", "file", "sharded"] = "auto"
+    """One file, or a folder to which each rank writes its share; auto: a file where one can be."""
     keep_checkpoints: Interval = 2
     """Newest checkpoints kept; 0: all."""
     keep_every: Interval = 0
@@ -64,6 +69,15 @@ class TrainConfig(Section):
     """Capture steps as CUDA graphs: for networks whose kernels are quicker than their launch."""
     deterministic: bool = False
     """Equal to the bit on a GPU too, where equal runs otherwise differ a little; slower there."""
+
+    @model_validator(mode="after")
+    def _adapter_has_a_base(self) -> "TrainConfig":
+        if self.adapter.kind != "none" and self.init_from is None:
+            raise ValueError(
+                f"train.adapter.kind={self.adapter.kind}: changes a trained model; name its "
+                f"weights with train.init_from"
+            )
+        return self
 
     @model_validator(mode="after")
     def _tail_belongs(self) -> "TrainConfig":

@@ -21,12 +21,18 @@ class Account:
         if len(names) < MOST:
             names[name] = None  # once, though shards are read again
 
-    def add(self, other: "Account", where: str) -> None:
+    def note(self, line: str) -> None:
+        """What the user should know, once."""
+        if line not in self.notes:
+            self.notes.append(line)
+
+    def add(self, other: "Account", where: str = "") -> None:
         """What another account holds, its names those below `where`."""
-        self.notes += [f"{where}: {note}" for note in other.notes]
+        for note in other.notes:
+            self.note(f"{where}: {note}" if where else note)
         for reason, names in other.passed.items():
             for name in names:
-                self.pass_over(reason, f"{where}/{name}")
+                self.pass_over(reason, f"{where}/{name}" if where else name)
 
     def lines(self) -> Iterator[str]:
         """A line for each note and each reason."""

@@ -1,12 +1,14 @@
 """From what stands for a caption in a file, a table or a shard to the captions of a picture: the
 one place where texts, lists, labels and templates are read."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
+from fluxsmith.data.account import Account
 from fluxsmith.data.imageset import Classes
 from fluxsmith.data.records import CaptionSettings
 from fluxsmith.errors import UserError
@@ -40,7 +42,6 @@ class Captioner:
         self, settings: CaptionSettings, classes: Sequence[str] = (), caption: str | None = None
     ) -> None:
         self.settings = settings
-        self.of_lines = 0  # texts of several lines so far
         self.caption = settings.caption if caption is None else caption
         self.classes = tuple(classes or settings.class_names or ())
         if classes and settings.class_names:
@@ -69,6 +70,8 @@ class Captioner:
         for value in _flat(values):
             if self.classes and isinstance(value, str):
                 value = self._class_number(value)
+            if isinstance(value, float) and value.is_integer():  # as tables with gaps hold them
+                value = int(value)
             number = isinstance(value, int) and not isinstance(value, bool)
             if isinstance(value, str) and self.classes:
                 return Described(fault=f"its label is {value!r}, not one of data.class_names")
@@ -77,6 +80,10 @@ class Captioner:
             elif number and self.classes:
                 if not 0 <= value < len(self.classes):
                     return Described(fault=f"its label is {value}, of {len(self.classes)} classes")
+                if label not in (None, value):
+                    return Described(
+                        fault=f"it has the labels {label} and {value}; a picture has one"
+                    )
                 label = value
             elif number and self.settings.templates:
                 texts.append(str(value))
@@ -94,17 +101,25 @@ class Captioner:
                 return self.classes.index(name)
         return int(text) if text.strip().isdecimal() else text
 
-    def of_text(self, text: str) -> Described:
-        """The captions in a text file: the whole text, or each of its lines."""
+    def of_text(self, text: str, account: Account) -> Described:
+        """The captions in a text file: the whole text, or each of its lines, which is noted."""
         if getattr(self.settings, "whole_text", False):
             return self.describe(" ".join(text.split()))
         lines = [line for line in text.splitlines() if line.strip()]
-        self.of_lines += len(lines) > 1
+        if len(lines) > 1:
+            account.note(
+                "texts have several lines, and each line is a caption of its own; "
+                "data.whole_text=true makes a text one caption"
+            )
         return self.describe(lines)
 
-    def of_row(self, row: Mapping[str, Any], what: str) -> Described:
-        """The captions under the settings' keys of a row, or under the first usual one."""
-        keys = caption_keys(self.settings) or _usual(CAPTION_KEYS, row)[:1]
+    def of_json(self, text: str, what: str) -> Described:
+        """The captions in a JSON text: an object that has them under keys, a list, or one alone."""
+        found = json.loads(text)
+        if isinstance(found, (str, list)):
+            return self.describe(found)
+        row: Mapping[str, Any] = found if isinstance(found, dict) else {}
+        keys = caption_keys(self.settings) or usual(CAPTION_KEYS, row)[:1]
         values = [value_at(row, key) for key in keys]
         if not values or any(value is MISSING for value in values):
             there = ", ".join(map(str, row)) or "nothing"
@@ -138,12 +153,26 @@ def value_at(row: Mapping[str, Any], key: str) -> Any:
     if rest and isinstance(inner, Mapping):
         return value_at(inner, rest)
     if rest and isinstance(inner, (list, tuple)):
-        return [value_at(one, rest) for one in inner if isinstance(one, Mapping)]
+        values = [value_at(one, rest) for one in inner if isinstance(one, Mapping)]
+        return [value for value in values if value is not MISSING] or MISSING
     return MISSING
 
 
+def labelled(key: str, value: Any) -> Any:
+    """A value, which is the number of a class where digits stand in a column of labels."""
+    if key.lower() in LABEL_KEYS and isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    return value
+
+
+def unused(columns: Sequence[str], keys: Sequence[str]) -> str:
+    """Which columns, usual ones of captions, are not among the keys that are read."""
+    others = [key for key in usual(CAPTION_KEYS, columns) if key not in keys]
+    return f", and {', '.join(others)} not" if others else ""
+
+
 def pick_column(
-    key: str, asked: str | None, usual: Sequence[str], columns: Sequence[str], name: str
+    key: str, asked: str | None, expected: Sequence[str], columns: Sequence[str], name: str
 ) -> str:
     """The column that the settings ask for, or the first usual one, whatever its case; `key` is
     the setting's name and `name` that of the data."""
@@ -154,8 +183,10 @@ def pick_column(
     if asked is not None:
         if asked in columns or asked.partition(".")[0] in columns:
             return asked
+        if found := usual([asked], columns):
+            return found[0]
         raise UserError(f"data.{key}={asked}: {name} has {there}; name one of them")
-    if found := _usual(usual, columns):
+    if found := usual(expected, columns):
         return found[0]
     raise UserError(
         f"data.{key}: {name} has {there}, and which holds the {what} is not plain; name it"
@@ -168,10 +199,14 @@ def pick_captions(settings: CaptionSettings, columns: Sequence[str], name: str) 
     return tuple(pick_column("caption_key", key, CAPTION_KEYS, columns, name) for key in asked)
 
 
-def _usual(names: Sequence[str], there: Iterable[str]) -> list[str]:
-    """Those of the usual names that are there, whatever their case."""
-    low = {one.lower(): one for one in reversed(list(there))}
-    return [low[name] for name in names if name in low]
+def usual(names: Sequence[str], there: Iterable[str]) -> list[str]:
+    """Those of the usual names that are there, whatever their case, or as in File Name."""
+    plain = {_plain(one): one for one in reversed(list(there))}
+    return [plain[name] for name in map(_plain, names) if name in plain]
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace(" ", "_")
 
 
 def _flat(values: Any) -> Iterator[Any]:

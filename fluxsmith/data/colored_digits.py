@@ -35,6 +35,7 @@ PHRASINGS = (
     "{numeral} in {ink} on {paper}",
     "on {paper}, a {ink} {word}",
 )
+INSTRUCTIONS = ("make it {ink}", "paint it {ink}", "{ink}")
 
 # By base: its module, the frame that shows the background all around, and how often each digit is
 # painted, so that the few embedded ones meet every colour.
@@ -51,6 +52,9 @@ class Settings:
         list[list[str | int]],
         "Pairs of colour and digit that training never sees, such as [red, 7].",
     ] = field(default_factory=list)
+    edits: Annotated[
+        bool, "Pairs to train edits with: the digit in another ink, and an instruction to paint it."
+    ] = False
 
     def __post_init__(self) -> None:
         if self.path is not None and self.base == "digits":
@@ -61,7 +65,8 @@ def load(settings: Settings, split: Split) -> ImageSet:
     """Images (n, 3, h, w): 10x10 of the embedded digits, 32x32 of MNIST's.
 
     A label is a triple of digit, ink and paper, a class is a digit. The pairs (ink, digit) in
-    `hold_out` are left out of the split `train`, and in the split `test`.
+    `hold_out` are left out of the split `train`, and in the split `test`. `edits` have references,
+    and captions that say their ink alone.
     """
     module, frame, times = BASES[settings.base]
     held_out = check_hold_out(settings.hold_out)
@@ -76,11 +81,13 @@ def load(settings: Settings, split: Split) -> ImageSet:
         grey, digit, ink, paper = grey[seen], digit[seen], ink[seen], paper[seen]
     triples = torch.stack([digit, ink, paper], dim=1)
     distinct, labels = triples.unique(dim=0, return_inverse=True)
+    described = instructions if settings.edits else captions
     return ImageSet(
         paint(grey, ink, paper),
         labels,
-        [captions(*triple) for triple in distinct.tolist()],
+        [described(*triple) for triple in distinct.tolist()],
         Classes(DIGIT_CLASSES.names, distinct[:, 0].clone()),
+        paint(grey, _another(ink, paper, split), paper) if settings.edits else None,
     )
 
 
@@ -98,6 +105,11 @@ def captions(digit: int, ink: int, paper: int) -> tuple[str, ...]:
         phrasing.format(ink=COLORS[ink], paper=COLORS[paper], word=WORDS[digit], numeral=str(digit))
         for phrasing in PHRASINGS
     )
+
+
+def instructions(digit: int, ink: int, paper: int) -> tuple[str, ...]:
+    """All captions of an edit, which are of its ink."""
+    return tuple(phrasing.format(ink=COLORS[ink]) for phrasing in INSTRUCTIONS)
 
 
 def check_hold_out(pairs: Sequence[Sequence[str | int]]) -> frozenset[tuple[int, int]]:
@@ -123,3 +135,9 @@ def _colors(n: int, times: int, split: Split) -> tuple[Tensor, Tensor]:
     ink = torch.cat([(first + again) % len(COLORS) for again in range(times)])
     paper = torch.randint(len(COLORS) - 1, (n * times,), generator=draw)
     return ink, paper + (paper >= ink)
+
+
+def _another(ink: Tensor, paper: Tensor, split: Split) -> Tensor:
+    """A third colour for each picture (n,): that of the digit before its edit."""
+    chances = torch.rand(len(ink), len(COLORS), generator=generator("recolored-digits", split))
+    return chances.scatter(1, torch.stack([ink, paper], dim=1), -1.0).argmax(1)

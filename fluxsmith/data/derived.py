@@ -8,7 +8,8 @@ from itertools import accumulate
 from typing import Any
 
 from fluxsmith.data.account import Account
-from fluxsmith.data.records import Record, Records, Shards, digest_of
+from fluxsmith.data.fingerprints import digest_of
+from fluxsmith.data.records import Record, Records, Shards
 
 CaptionFault = Callable[[str], str]  # why a caption can't be used, "" where it can
 
@@ -29,11 +30,16 @@ class _Joined:
         of_parts = [part.source.classes for part in parts]
         # Where one part has free text, so has the whole.
         self.classes: Sequence[str] = sorted({c for of in of_parts for c in of if all(of_parts)})
-        self.account = Account()
-        for part in parts:
-            self.account.add(part.source.account, part.name)
         lengths = (len(part.source) * part.repeats for part in parts)
         self._parts, self._ends = parts, [*accumulate(lengths)]
+
+    @property
+    def account(self) -> Account:
+        """As it is now: what shards hold is known when they were read."""
+        found = Account()
+        for part in self._parts:
+            found.add(part.source.account, part.name)
+        return found
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -69,6 +75,10 @@ class JoinedRecords(_Joined):
 
 
 class JoinedShards(_Joined):
+    @property
+    def remote(self) -> bool:
+        return any(part.source.remote for part in self._parts)
+
     def read(self, shard: int, skip: int) -> Iterator[tuple[int, Record]]:
         part, inner = self._find(shard)
         for place, record in part.source.read(inner, skip):
@@ -80,9 +90,17 @@ class _Checked:
     has no other can't be used."""
 
     def __init__(self, source: Records | Shards, fault: CaptionFault) -> None:
-        self.classes, self.account = source.classes, source.account
+        self.classes = source.classes
         self._source: Any = source
         self._fault = fault
+        self._account = Account()
+
+    @property
+    def account(self) -> Account:
+        found = Account()
+        for part in (self._source.account, self._account):
+            found.add(part)
+        return found
 
     def __len__(self) -> int:
         return len(self._source)
@@ -96,7 +114,9 @@ class _Checked:
             return record
         good = tuple(c for c, fault in zip(record.captions, faults, strict=True) if not fault)
         if good:
-            self.account.pass_over("one of several captions, too long for the encoder", record.name)
+            self._account.pass_over(
+                "one of several captions, too long for the encoder", record.name
+            )
         return replace(record, captions=good, fault="" if good else faults[0])
 
 
@@ -109,6 +129,10 @@ class CheckedRecords(_Checked):
 
 
 class CheckedShards(_Checked):
+    @property
+    def remote(self) -> bool:
+        return bool(self._source.remote)
+
     def read(self, shard: int, skip: int) -> Iterator[tuple[int, Record]]:
         for place, record in self._source.read(shard, skip):
             yield place, self._check(record)

@@ -2,6 +2,7 @@
 streaming. Pictures stay encoded until they are needed."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,17 @@ from typing import Annotated, Any
 
 from fluxsmith.data.account import Account
 from fluxsmith.data.captions import (
+    MISSING,
     Captioner,
     Described,
+    labelled,
     pick_captions,
     pick_column,
+    unused,
+    usual,
     value_at,
 )
+from fluxsmith.data.fingerprints import digest_of, fingerprint
 from fluxsmith.data.imageset import evenly
 from fluxsmith.data.pictures import endings, is_picture
 from fluxsmith.data.records import (
@@ -25,17 +31,16 @@ from fluxsmith.data.records import (
     Record,
     ShuffleBuffer,
     Split,
-    digest_of,
     path_of,
     reason,
-    size_of,
 )
-from fluxsmith.data.splits import belongs, indices_of_split, own_test, own_train
+from fluxsmith.data.splits import belongs, indices_of_split, named_split, own_test, own_train
 from fluxsmith.errors import UserError
 from fluxsmith.optional import optional
 
 IMAGE_KEYS = ("image", "img", "jpg", "png")  # of several columns of pictures, the one that is meant
 LOOKED_AT = 20  # rows that stand for all: their pictures tell the column and the data
+DIGESTED = 1000  # rows whose pictures a digest is made of
 KINDS = {
     ".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json",
 }  # fmt: skip
@@ -88,33 +93,57 @@ def load(settings: Settings, split: Split) -> "HFRecords | HFShards":
     with _reading(chosen):
         columns = _columns(name, folder, splits[chosen], settings)
         rows = _encoded(splits[chosen], columns)
-    held_out = 0.0 if own is not None else settings.test_share
+    held_out = None if own is not None else settings.test_share
     if settings.streaming:
         of_split = partial(belongs, test_share=held_out, split=split)
-        return HFShards(rows, columns, chosen, of_split)
+        none = held_out == 0 and split == "test"
+        remote = _local(path_of(settings)) is None
+        if own is None and usual(("split",), splits[chosen].features):
+            columns.account.note("a stream does not follow its column split; streaming=false does")
+        return HFShards(rows, columns, chosen, of_split, 0 if none else rows.num_shards, remote)
     indices: Sequence[int] = range(len(rows))
     if own is None:
-        indices = indices_of_split([f"{chosen}/{i}" for i in indices], held_out, split)
+        words = _words(splits[chosen])
+        if test := own_test(words):
+            indices = [i for i in indices if (words[i] == test) == (split == "test")]
+        else:
+            names = [f"{chosen}/{i}" for i in indices]
+            indices = indices_of_split(names, settings.test_share, split)
     return HFRecords(rows, columns, chosen, indices)
+
+
+def _words(rows: Any) -> list[str]:
+    """The split of each row by a column called so, where there is one."""
+    (key,) = usual(("split",), rows.features) or ("",)
+    return [named_split(str(word)) or "" for word in rows[key]] if key else []
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold the picture and the captions, how captions are made, and the folder that
-    paths are relative to."""
+    """Which columns hold the picture and the captions, how captions are made, the folder that paths
+    are relative to, the column of references, if there is one, and what is to be said of them."""
 
     image: str
     captions: tuple[str, ...]
     captioner: Captioner
     folder: Path
+    reference: str | None
+    account: Account
 
     def record(self, name: str, row: Mapping[str, Any]) -> Record:
         captions, label, fault = self.describe(row)
         picture, why_not = _picture(row[self.image], self.folder)
-        return Record(name, picture, captions, label, why_not or fault)
+        if self.reference is None:
+            return Record(name, picture, captions, label, why_not or fault)
+        reference, missing = _picture(row[self.reference], self.folder)
+        missing = missing and f"{self.reference}: {missing}"
+        return Record(name, picture, captions, label, why_not or missing or fault, reference)
 
     def describe(self, row: Mapping[str, Any]) -> Described:
-        return self.captioner.describe(*(value_at(row, key) for key in self.captions))
+        values = [labelled(key, value_at(row, key)) for key in self.captions]
+        if MISSING in values:
+            return Described(fault=f"it has no {', '.join(self.captions)}")
+        return self.captioner.describe(*values)
 
     @property
     def of_captions(self) -> list[str]:
@@ -127,7 +156,7 @@ class HFRecords:
 
     def __init__(self, rows: Any, columns: Columns, name: str, indices: Sequence[int]) -> None:
         self.classes: Sequence[str] = columns.captioner.classes
-        self.account = Account()
+        self.account = columns.account
         self.rows, self.columns, self.name, self.indices = rows, columns, name, indices
 
     def __len__(self) -> int:
@@ -147,10 +176,10 @@ class HFRecords:
             return [self.columns.describe(row).captions for row in chosen]
 
     def digest(self) -> str:
-        """Of all captions, and of the sizes of some pictures."""
-        pictures = (self[i].picture for i in evenly(range(len(self)), min(len(self), LOOKED_AT)))
-        sizes = [len(p) if isinstance(p, bytes) else size_of(p) for p in pictures]
-        return digest_of([self.name, sizes, *self.captions()])
+        """Of all captions, and of pictures evenly spread over the rows."""
+        chosen = evenly(range(len(self)), min(len(self), DIGESTED))
+        contents = [fingerprint(self[i].picture) for i in chosen]
+        return digest_of([self.name, contents, *self.captions()])
 
 
 class HFShards:
@@ -158,14 +187,20 @@ class HFShards:
     a row of this name is of the split."""
 
     def __init__(
-        self, rows: Any, columns: Columns, name: str, belongs: Callable[[str], bool]
+        self,
+        rows: Any,
+        columns: Columns,
+        name: str,
+        belongs: Callable[[str], bool],
+        shards: int,
+        remote: bool,
     ) -> None:
         self.classes: Sequence[str] = columns.captioner.classes
-        self.account = Account()
+        self.account, self.shards, self.remote = columns.account, shards, remote
         self.rows, self.columns, self.name, self.belongs = rows, columns, name, belongs
 
     def __len__(self) -> int:
-        return int(self.rows.num_shards)
+        return self.shards
 
     def digest(self) -> str:
         return digest_of([self.name, len(self), list(self.rows.features)])
@@ -192,21 +227,24 @@ def _reading(what: str, fix: str = "see that its files are there and whole") -> 
 
 
 def _datasets() -> Any:
-    return optional("datasets", "hf", "data.source=hf")
+    datasets = optional("datasets", "hf", "data.source=hf")
+    datasets.logging.set_verbosity(logging.CRITICAL)  # its errors are raised too
+    return datasets
 
 
 def _open(path: str, subset: str | None, streaming: bool) -> tuple[str, Path, dict[str, Any]]:
     """What is read, the folder that it lies in, and its splits by name."""
     datasets = _datasets()
     local = _local(path)
-    if local is not None and local.is_file() and local.suffix not in KINDS:
+    kind = _kind(local) if local is not None and local.is_file() else None
+    if local is not None and local.is_file() and kind is None:
         raise UserError(f"data.path={path}: only files of {', '.join(KINDS)} are read")
     saved = local is not None and any((local / f).is_file() for f in SAVED)
     with _reading(path) if local is not None else _reading(path, FETCH):
         if saved:
             found = datasets.load_from_disk(str(local))
-        elif local is not None and local.suffix in KINDS:
-            kind, files = KINDS[local.suffix], {"train": str(local)}
+        elif kind is not None:
+            files = {"train": str(local)}
             found = datasets.load_dataset(kind, data_files=files, streaming=streaming)
         else:
             found = datasets.load_dataset(str(local or path), subset, streaming=streaming)
@@ -215,6 +253,15 @@ def _open(path: str, subset: str | None, streaming: bool) -> tuple[str, Path, di
         splits = {name: rows.to_iterable_dataset() for name, rows in splits.items()}
     folder = local if local is None or local.is_dir() else local.parent
     return str(local or path), folder or Path(), splits
+
+
+def _kind(file: Path) -> str | None:
+    """What reads a file, by its ending or by how it begins."""
+    with open(file, "rb") as stream:
+        begins = stream.read(6)
+    by_begin = {b"PAR1": "parquet", b"ARROW1": "arrow"}
+    found = (kind for mark, kind in by_begin.items() if begins.startswith(mark))
+    return KINDS.get(file.suffix.lower()) or next(found, None)
 
 
 def _local(path: str) -> Path | None:
@@ -232,15 +279,19 @@ def _columns(name: str, folder: Path, rows: Any, settings: Settings) -> Columns:
     datasets, features = _datasets(), rows.features
     if features is None:
         raise UserError(f"data.path={name}: a stream without types; set data.streaming=false")
+    reference = settings.reference_key
+    if reference is not None:
+        pick_column("reference_key", reference, (), list(features), name)
     images = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
     if not images and settings.image_key is None:
-        images = _columns_of_pictures(rows, folder)
+        images = _columns_of_pictures(rows, folder, name)
+    images = [key for key in images if key != reference]
     if len(images) > 1:
         images = [key for key in images if key.lower() in IMAGE_KEYS]
     image = pick_column("image_key", settings.image_key, images[:1], list(features), name)
     if settings.caption is not None:
-        return Columns(image, (), Captioner(settings), folder)
-    others = [key for key in features if key != image]
+        return Columns(image, (), Captioner(settings), folder, reference, Account())
+    others = [key for key in features if key not in (image, reference)]
     keys = pick_captions(settings, others, name)
     found = [features.get(key) for key in keys]
     labels = [kind for kind in found if isinstance(kind, datasets.ClassLabel)]
@@ -249,17 +300,27 @@ def _columns(name: str, folder: Path, rows: Any, settings: Settings) -> Columns:
             f"data.caption_key={list(keys)}: classes and texts don't mix; name one column of "
             f"classes, or texts only"
         )
-    return Columns(image, keys, Captioner(settings, labels[0].names if labels else ()), folder)
+    captioner, account = Captioner(settings, labels[0].names if labels else ()), Account()
+    if not settings.caption_key:
+        account.note(f"captions are read from the column {keys[0]}{unused(others, keys)}")
+    return Columns(image, keys, captioner, folder, reference, account)
 
 
-def _columns_of_pictures(rows: Any, folder: Path) -> list[str]:
-    """The columns without types that hold pictures in the first rows."""
-    first = list(rows.take(LOOKED_AT))
-    found = []
+def _columns_of_pictures(rows: Any, folder: Path, name: str) -> list[str]:
+    """The columns without types that hold pictures in the first rows; a UserError where none
+    does, which says what they hold."""
+    first, found, told = list(rows.take(LOOKED_AT)), [], []
     for key in rows.features:
         values = [row[key] for row in first if row[key] is not None]
-        if values and _looks_like_a_picture(*_picture(values[0], folder)):
+        pictures = [_picture(value, folder) for value in values]
+        if any(_looks_like_a_picture(*one) for one in pictures):
             found.append(key)
+        why = next((fault.removeprefix("its image is ") for _, fault in pictures if fault), "")
+        told.append(f"{key} ({why or (type(values[0]).__name__ if values else 'empty')})")
+    if not found:
+        raise UserError(
+            f"data.image_key: {name} has no column of pictures but {', '.join(told)}; name it"
+        )
     return found
 
 
@@ -274,9 +335,11 @@ def _looks_like_a_picture(picture: bytes | Path, fault: str) -> bool:
 def _encoded(rows: Any, columns: Columns) -> Any:
     """The rows with their pictures left encoded, and nothing else but the captions."""
     datasets = _datasets()
-    kept = rows.select_columns([columns.image, *columns.of_captions])
-    if isinstance(rows.features[columns.image], datasets.Image):
-        return kept.cast_column(columns.image, datasets.Image(decode=False))
+    pictures = [key for key in (columns.image, columns.reference) if key is not None]
+    kept = rows.select_columns([*pictures, *columns.of_captions])
+    for key in pictures:
+        if isinstance(rows.features[key], datasets.Image):
+            kept = kept.cast_column(key, datasets.Image(decode=False))
     return kept
 
 
@@ -295,4 +358,4 @@ def _picture(value: Any, folder: Path) -> tuple[bytes | Path, str]:
     if value is None:
         return b"", "it has no image"
     many = f"list of {len(value)}" if isinstance(value, list) else type(value).__name__
-    return b"", f"its image is {many}, not a picture; data.image_key names another column"
+    return b"", f"its image is {many}, not a picture"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 T = TypeVar("T")
@@ -27,6 +28,7 @@ class ImageSet:
     labels: Tensor  # (n,) int64, on the CPU
     captions: Sequence[tuple[str, ...]]  # by label
     classes: Classes | None = None  # None where captions are free text
+    references: Tensor | None = None  # (n, c, h, w) uint8: what edits begin with, in sets of pairs
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -38,15 +40,24 @@ class ImageSet:
         return height, width
 
     @property
+    def pairs(self) -> Tensor:
+        """Images and, where there are some, their references in further channels."""
+        if self.references is None:
+            return self.images
+        return torch.cat((self.images, self.references), dim=1)
+
+    @property
     def class_labels(self) -> Tensor:
         """The class of each image, (n,)."""
         assert self.classes is not None
         return self.classes.of_label[self.labels]
 
     def digest(self) -> str:
-        """Equal where the data is the same, as its shape, labels and captions tell."""
-        told = json.dumps([list(self.images.shape), self.captions]).encode()
-        return hashlib.sha256(told + self.labels.numpy().tobytes()).hexdigest()[:16]
+        """Equal where the data is the same."""
+        found = hashlib.sha256(json.dumps([list(self.images.shape), self.captions]).encode())
+        for part in (self.labels, self.images):
+            found.update(part.reshape(-1).numpy().data)
+        return found.hexdigest()[:16]
 
     def distinct_captions(self) -> list[str]:
         """Every caption once, in the order of labels."""

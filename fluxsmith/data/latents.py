@@ -1,10 +1,10 @@
 """Pictures that an autoencoder has encoded already: how they are known, and how they are read.
 
-A picture is known by its file (name, size, time of change) or, where it has none of its own, by its
-bytes, so a changed picture is another one. `storage.latent_store` keeps what was encoded.
+A picture is known by its bytes or, where it is a file, by the fingerprint of that and its time of
+change: a changed picture is another one. `storage.tensor_cache` keeps what was encoded.
 """
 
-import hashlib
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,12 +13,14 @@ from typing import Protocol
 
 from torch import Tensor
 
+from fluxsmith.data.fingerprints import fingerprint
 from fluxsmith.data.images import Shape
 from fluxsmith.data.imageset import ImageSet
 from fluxsmith.data.pictures import Decode, Decoded, decode_record, in_order
 from fluxsmith.data.records import DataSettings, Record, Records, Shards
 from fluxsmith.errors import UserError
 
+LATENT = "latent"  # its name in the cache
 READING = 1  # rises when a picture is decoded to other pixels than before
 UNREADABLE = "it could not be read when the latents were encoded"
 AHEAD = 256  # records that are looked at before they are asked for
@@ -27,27 +29,24 @@ AHEAD = 256  # records that are looked at before they are asked for
 class Latents(Protocol):
     """The latents of some autoencoder at one setting, by key."""
 
-    folder: Path
+    folder: Path | None
 
     def __contains__(self, key: str) -> bool: ...
 
-    def get(self, key: str) -> Tensor | None:
-        """(c, h, w), or empty for a picture that could not be read; None where it isn't there."""
+    def get(self, key: str) -> Mapping[str, Tensor] | None:
+        """LATENT: (c, h, w), or empty for a picture that could not be read; None where it isn't
+        there."""
         ...
 
 
 def latent_key(record: Record, shape: Shape) -> str:
     """What the latents of a record, seen in a shape, are known by."""
-    if isinstance(record.picture, bytes):
-        about = record.picture
-    else:
-        try:
-            found = record.picture.stat()
-            about = f"{record.name}\n{found.st_size}\n{found.st_mtime_ns}".encode()
-        except OSError:
-            about = f"{record.name}\nmissing".encode()
+    changed: int | str = ""
+    if isinstance(record.picture, Path):
+        with contextlib.suppress(OSError):
+            changed = record.picture.stat().st_mtime_ns
     height, width = shape
-    return f"{hashlib.sha256(about).hexdigest()[:32]}-{height}x{width}"
+    return f"{fingerprint(record.picture)}-{changed}-{height}x{width}"
 
 
 def read_latent(
@@ -60,10 +59,10 @@ def read_latent(
         why = record.problem
     elif found is None:
         why = f"its latents are not, or not whole, in {latents.folder}: run fluxsmith encode again"
-    elif not found.numel():
+    elif not found[LATENT].numel():
         why = UNREADABLE
     else:
-        return Decoded(record, found)
+        return Decoded(record, found[LATENT])
     return Decoded(record, None, ((record.name, why),))
 
 
@@ -79,6 +78,7 @@ def decoder(
         ("source", settings.source if isinstance(source, ImageSet) else "", "it has no files"),
         ("flip", True, "a mirrored picture has other latents"),
         ("resize", "random-crop", "each cut has other latents"),
+        ("reference_key", getattr(settings, "reference_key", None) or "", "edits need pictures"),
         ("in_memory", True, "latents are read as they are needed"),
         ("buckets", "auto" if stream else "", "a stream cuts what is left of a bucket as it comes"),
     ):

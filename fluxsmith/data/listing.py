@@ -4,7 +4,7 @@ import os
 import posixpath
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -12,11 +12,12 @@ from fluxsmith.data.account import Account
 from fluxsmith.data.pictures import endings
 from fluxsmith.data.tables import TABLES
 
-TEXTS = frozenset({".txt", ".caption", ".json", *TABLES})
+TEXTS = frozenset({".txt", ".caption", ".text", ".json", *TABLES})
 SYSTEM = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")
 # Folders that the path of an image or of its caption may go through.
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 CAPTION_FOLDERS = ("captions", "caption", "texts", "text", "txt", "prompts", "tags")
+UNREAD = frozenset({".md", ".yaml", ".yml", ".xml", ".tags", ".cap", ".prompt", ".rtf", ".html"})
 # Texts that are tables, whatever their ending.
 TABLE_NAMES = ("metadata", "captions")
 ABOUT = ("readme", "license", "licence")  # texts that nobody takes for captions
@@ -29,6 +30,7 @@ class Listing:
     root: Path
     images: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)  # texts of other kinds
     account: Account = field(default_factory=Account)
 
 
@@ -45,6 +47,7 @@ def list_folder(root: Path) -> Listing:
         elif ending in TEXTS or stem == "metadata":
             found.texts.append(name)
         else:
+            found.unread += [name] if ending in UNREAD else []
             pass_over_ending(name, "image", found.account)
     return found
 
@@ -74,16 +77,23 @@ def _walk(folder: Path, prefix: str, above: tuple[str, ...], account: Account) -
         name = prefix + entry.name
         if entry.name.startswith(".") or entry.name.lower() in SYSTEM:
             account.pass_over("hidden or system file", name)
-        elif entry.is_dir():
+        elif _true(entry.is_dir):
             real = os.path.realpath(entry.path)
             if real in above:
                 account.pass_over("link that leads in a circle", name)
             else:
                 yield from _walk(Path(entry.path), name + "/", (*above, real), account)
-        elif entry.is_file():
+        elif _true(entry.is_file):
             yield name
         else:
             account.pass_over("broken link" if entry.is_symlink() else "no regular file", name)
+
+
+def _true(ask: Callable[[], bool]) -> bool:
+    try:
+        return ask()
+    except OSError:  # of a link to itself
+        return False
 
 
 class Texts:
@@ -109,6 +119,8 @@ class Texts:
         named = [t for t in strays if PurePosixPath(t).stem.lower() in TABLE_NAMES]
         self.tables = named or [t for t in strays if PurePosixPath(t).suffix.lower() in TABLES]
         self.others = [text for text in strays if text not in self.tables]
+        stems = {_stem(image) for image in there.images}
+        self.unread = [text for text in there.unread if _stem(text) in stems]
 
 
 def _stem(name: str) -> str:
@@ -140,7 +152,8 @@ class ImageIndex:
 
     def find(self, folder: PurePosixPath, given: str) -> list[str]:
         """The image of a name relative to the folder of its table or to the whole folder, or that
-        of a name without a folder, wherever it is; several where it isn't plain which is meant."""
+        of a name without a folder, wherever it is, at last one with another ending; several where
+        it isn't plain which is meant."""
         name = unicodedata.normalize("NFC", given.strip().replace("\\", "/"))
         for path in (posixpath.normpath(folder / name), posixpath.normpath(name)):
             if path in self._exact:
@@ -148,7 +161,12 @@ class ImageIndex:
             if near := self._near.get(_near(path)):
                 return sorted(near)
         bare = sorted(self._bare.get(_near(name), ()))
-        return [image for image in bare if PurePosixPath(image).is_relative_to(folder)] or bare
+        if bare:
+            return [image for image in bare if PurePosixPath(image).is_relative_to(folder)] or bare
+        given_path = PurePosixPath(name)
+        if given_path.suffix.lower() not in endings():
+            return []
+        return self.find(folder, str(given_path.with_suffix("")))  # it may have another ending now
 
 
 def _near(name: str) -> str:

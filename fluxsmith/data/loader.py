@@ -6,6 +6,7 @@ bucket: every image comes once an epoch, and a resumed run needs nothing but its
 it was.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -18,15 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fluxsmith.data.fingerprints import same_data
 from fluxsmith.data.images import Shape, to_unit
 from fluxsmith.data.imageset import ImageSet, distinct
 from fluxsmith.data.pictures import Decode, Decoded, decode_record
-from fluxsmith.data.records import DataSettings, ReadingSettings, Records, Tally, same_data
+from fluxsmith.data.records import DataSettings, ReadingSettings, Records, Tally
 from fluxsmith.device import to_device
 from fluxsmith.errors import UserError
 from fluxsmith.randomness import generator
 
 AHEAD = 2  # batches that are decoded before they are asked for
+Rows = Sequence[int] | None  # of a batch; None: all of them
 TRIES = 20  # images that are tried in place of one that can't be used
 
 
@@ -43,30 +46,49 @@ class Batch:
     images: Tensor  # (b, c, h, w) float32 in [-1, 1], on the training device; or latents
     captions: list[str]
     encoded: bool = False  # whether they are latents
+    references: Tensor | None = None  # (b, c, h, w), of sets of pairs: what their edits begin with
 
     def __len__(self) -> int:
         return len(self.captions)
+
+    def at(self, rows: Sequence[int] | None) -> "Batch":
+        """Some of its rows; itself for None."""
+        if rows is None:
+            return self
+        where = to_device(torch.tensor(rows), self.images.device)
+        references = None if self.references is None else self.references[where]
+        captions = [self.captions[row] for row in rows]
+        return Batch(self.images[where], captions, self.encoded, references)
 
     def split(self, parts: int) -> "list[Batch]":
         """Equal pieces, in order."""
         size = len(self) // parts
         return [
-            Batch(self.images[i : i + size], self.captions[i : i + size], self.encoded)
+            Batch(
+                self.images[i : i + size],
+                self.captions[i : i + size],
+                self.encoded,
+                None if self.references is None else self.references[i : i + size],
+            )
             for i in range(0, len(self), size)
         ]
 
 
-def batch_of(images: Tensor, captions: list[str]) -> Batch:
-    """Of pixels, which are uint8, or of latents, which are floats."""
-    encoded = images.is_floating_point()
-    return Batch(images.float() if encoded else to_unit(images), captions, encoded)
+def batch_of(images: Tensor, captions: list[str], channels: int) -> Batch:
+    """Of pixels, which are uint8, or of latents, which are floats. Pixels of more channels than an
+    image has are pairs, as in `Decoded`."""
+    if images.is_floating_point():
+        return Batch(images.float(), captions, encoded=True)
+    images, *references = to_unit(images).split(channels, dim=1)
+    return Batch(images, captions, references=references[0] if references else None)
 
 
 class Loader(Protocol):
     digest: str  # of the data, which `build_loader` knows; "" where nobody does
 
-    def batch(self, step: int) -> Batch:
-        """The batch of optimiser step `step`, counted from 0. A stream gives them in order."""
+    def batch(self, step: int, rows: Rows = None) -> Batch:
+        """The batch of optimiser step `step`, counted from 0, or some of its rows, as one of
+        several ranks needs them. A stream gives batches in order."""
         ...
 
     def position(self, step: int) -> dict[str, Any]:
@@ -146,6 +168,7 @@ class EpochLoader(ABC):
         self.n = sum(counts.values())
         self.batch_size = batch_size
         self.seed = seed
+        self.channels = settings.channels
         self.caption_dropout = settings.caption_dropout
         self.flip = settings.flip
         self.digest = ""
@@ -155,22 +178,25 @@ class EpochLoader(ABC):
         self._captions = lru_cache(maxsize=2 * len(counts))(self._draw_captions)
 
     @abstractmethod
-    def read(self, step: int) -> tuple[Tensor, list[str]]:
-        """The images of a step, (b, c, h, w) uint8 on the training device, or their latents, and
-        their captions."""
+    def read(self, step: int, rows: Rows) -> tuple[Tensor, list[str]]:
+        """The images of a step, or pairs, (b, c, h, w) uint8 on the training device, or latents,
+        and their captions; or those of some rows."""
 
-    def batch(self, step: int) -> Batch:
-        images, captions = self.read(step)
+    def batch(self, step: int, rows: Rows = None) -> Batch:
+        images, captions = self.read(step, rows)
         if self.flip:  # half of them, left to right
-            coins = torch.rand(len(images), generator=generator(self.seed, "flip", step)) < 0.5
+            draw = generator(self.seed, "flip", step)
+            coins = torch.rand(self.batch_size, generator=draw) < 0.5
+            coins = coins if rows is None else coins[list(rows)]
             mirrored = to_device(coins, images.device)[:, None, None, None]
             images = torch.where(mirrored, images.flip(-1), images)
-        return batch_of(images, captions)
+        return batch_of(images, captions, self.channels)
 
-    def places(self, step: int) -> list[Place]:
-        """Each row of a batch; all are of one bucket."""
-        bucket, rows = self._rows.places(step)
-        return [Place(e, bucket, int(self._order(bucket, e)[offset])) for e, offset in rows]
+    def places(self, step: int, rows: Rows = None) -> list[Place]:
+        """Each row of a batch, or some of them; all are of one bucket."""
+        bucket, found = self._rows.places(step)
+        found = found if rows is None else [found[row] for row in rows]
+        return [Place(e, bucket, int(self._order(bucket, e)[offset])) for e, offset in found]
 
     def caption(self, place: Place, ways: tuple[str, ...]) -> str:
         """One of the image's captions, each equally likely; the empty prompt where it's dropped."""
@@ -239,19 +265,19 @@ class MemoryLoader(EpochLoader):
         counts = {part.shape: len(part) for part in parts}
         super().__init__(counts, batch_size, seed, settings)
         self.parts = parts
-        self.images = [part.images.to(device) for part in parts]
+        self.images = [part.pairs.to(device) for part in parts]
         self._labels = [part.labels.tolist() for part in parts]
 
-    def read(self, step: int) -> tuple[Tensor, list[str]]:
-        places = self.places(step)
+    def read(self, step: int, rows: Rows) -> tuple[Tensor, list[str]]:
+        places = self.places(step, rows)
         bucket = places[0].bucket
         images, labels, ways = (
             self.images[bucket],
             self._labels[bucket],
             self.parts[bucket].captions,
         )
-        rows = to_device(torch.tensor([place.row for place in places]), images.device)
-        return images[rows], [self.caption(place, ways[labels[place.row]]) for place in places]
+        where = to_device(torch.tensor([place.row for place in places]), images.device)
+        return images[where], [self.caption(place, ways[labels[place.row]]) for place in places]
 
     def captions(self) -> list[str]:
         return distinct(ways for part in self.parts for ways in part.captions)
@@ -282,17 +308,20 @@ class RecordLoader(EpochLoader):
         self._images = list(buckets.values())
         self._tally = Tally(settings.max_bad, len(records))
         self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="fluxsmith-data")
-        self._begun: deque[tuple[int, list[Future[tuple[Place, Decoded]]]]] = deque()
+        self._begun: deque[tuple[int, Rows, list[Future[tuple[Place, Decoded]]]]] = deque()
 
-    def read(self, step: int) -> tuple[Tensor, list[str]]:
-        if self._begun and self._begun[0][0] != step:
+    def read(self, step: int, rows: Rows) -> tuple[Tensor, list[str]]:
+        if rows is not None:
+            self._tally.level = logging.ERROR  # no other rank meets these pictures
+        if self._begun and self._begun[0][:2] != (step, rows):
             self._begun.clear()
         while len(self._begun) <= AHEAD:
             ahead = step + len(self._begun)
-            futures = [self._pool.submit(self._decode, place) for place in self.places(ahead)]
-            self._begun.append((ahead, futures))
+            places = self.places(ahead, rows)
+            futures = [self._pool.submit(self._decode, place) for place in places]
+            self._begun.append((ahead, rows, futures))
         pixels, captions = [], []
-        for future in self._begun.popleft()[1]:
+        for future in self._begun.popleft()[2]:
             place, decoded = future.result()
             self._tally.count(decoded.bad)
             if decoded.pixels is None:

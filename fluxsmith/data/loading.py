@@ -168,7 +168,8 @@ def _decode_all(
     with ThreadPoolExecutor(settings.workers) as pool, Progress(transient=True) as progress:
         task = progress.add_task("reading images", total=n)
         for shape, places in buckets.items():
-            images = torch.empty((len(places), settings.channels, *shape), dtype=torch.uint8)
+            channels = settings.channels * (1 if settings.reference_key is None else 2)
+            images = torch.empty((len(places), channels, *shape), dtype=torch.uint8)
             kept: list[tuple[int, tuple[str, ...]]] = []  # (class, captions) of each image
             jobs = (partial(_decode_at, records, place, settings, shape) for place in places)
             for found in in_order(pool, jobs, AHEAD):
@@ -179,7 +180,8 @@ def _decode_all(
                     label = found.record.label
                     kept.append((-1 if label is None else label, found.record.captions))
             if kept or not n:
-                parts.append(_with_labels(images[: len(kept)], kept, classes))
+                pairs = images[: len(kept)].split(settings.channels, dim=1)
+                parts.append(_with_labels(pairs, kept, classes))
     tally.check()
     if not parts:
         name, why = next(iter(tally.bad.items()))
@@ -194,25 +196,30 @@ def _decode_at(
 
 
 def _with_labels(
-    images: Tensor, kept: Sequence[tuple[int, tuple[str, ...]]], classes: Sequence[str]
+    pairs: Sequence[Tensor], kept: Sequence[tuple[int, tuple[str, ...]]], classes: Sequence[str]
 ) -> ImageSet:
-    """One label for each distinct (class, captions), in the order of classes."""
+    """Images, and references if there are some. One label for each distinct (class, captions), in
+    the order of classes."""
     distinct = list(dict.fromkeys(kept))
     if classes:
         distinct.sort(key=lambda key: key[0])
     place = {key: label for label, key in enumerate(distinct)}
     of_label = torch.tensor([c for c, _ in distinct], dtype=torch.long)
     return ImageSet(
-        images,
+        pairs[0],
         torch.tensor([place[key] for key in kept], dtype=torch.long),
         [captions for _, captions in distinct],
         Classes(tuple(classes), of_label) if classes else None,
+        pairs[1] if len(pairs) > 1 else None,
     )
 
 
 def _fitted(data: ImageSet, shape: Shape, settings: DataSettings) -> ImageSet:
-    return replace(data, images=fit(data.images, shape, settings.channels, settings.resize))
+    how = shape, settings.channels, settings.resize
+    references = None if data.references is None else fit(data.references, *how)
+    return replace(data, images=fit(data.images, *how), references=references)
 
 
 def _bytes(settings: DataSettings, images: int) -> int:
-    return images * settings.channels * settings.image_size**2
+    pictures = 1 if getattr(settings, "reference_key", None) is None else 2
+    return images * pictures * settings.channels * settings.image_size**2

@@ -69,6 +69,14 @@ def open_picture(encoded: bytes | Path, enough: int | None = None) -> Image.Imag
         return _plain(_in_srgb(picture))
 
 
+def is_transparent(encoded: bytes | Path) -> bool:
+    """Whether any of it can be seen through."""
+    with _opened(encoded) as picture:
+        if not picture.has_transparency_data:
+            return False
+        return bool(np.asarray(picture.convert("RGBA").getchannel("A")).min(initial=255) < 255)
+
+
 def is_picture(encoded: bytes) -> bool:
     """Whether it begins as a picture does."""
     try:
@@ -174,7 +182,8 @@ def fit_picture(
 
 @dataclass(frozen=True)
 class Decoded:
-    """A record with its pixels, (c, h, w) uint8; None where it can't be used."""
+    """A record with its pixels, (c, h, w) uint8, those of its reference after them; None where it
+    can't be used."""
 
     record: Record
     pixels: Tensor | None
@@ -190,10 +199,11 @@ def decode_record(
         if record.problem:
             raise PictureError(record.problem)
         size = shape or settings.image_size
-        pixels = decode(record.picture, size, settings.channels, settings.resize, place)
+        pair = [record.picture] if record.reference is None else [record.picture, record.reference]
+        seen = [decode(one, size, settings.channels, settings.resize, place) for one in pair]
     except PictureError as error:
         return Decoded(record, None, ((record.name, str(error)),))
-    return Decoded(record, pixels)
+    return Decoded(record, torch.cat(seen))
 
 
 # The same for any way to get at what the model sees of a record.

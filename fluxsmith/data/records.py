@@ -1,13 +1,11 @@
 """Pictures as a source keeps them, still encoded: in any order (`Records`) or in shards that are
 read from front to back (`Shards`)."""
 
-import hashlib
-import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
 
 from annotated_types import Interval
 
@@ -43,6 +41,7 @@ class ReadingSettings(DataSettings, Protocol):
     path: str | list[str] | dict[str, int] | None
     workers: int
     max_bad: float
+    reference_key: str | None
     in_memory: bool | Literal["auto"]  # of a source that gives Records
     shuffle_buffer: int  # of a source that gives Shards
 
@@ -93,6 +92,10 @@ class CaptionSettings(FileSettings):
     caption_key: Annotated[
         str | list[str] | None, "Column or key of the captions, or several; found by itself."
     ] = None
+    reference_key: Annotated[
+        str | None,
+        "Column or ending of the pictures that edits begin with; captions are then instructions.",
+    ] = None
     class_names: Annotated[
         list[str] | None, "Names of the classes, where the data has only their numbers."
     ] = None
@@ -132,6 +135,7 @@ class Record:
     captions: tuple[str, ...]  # none: it can't be trained on; "" is one too
     label: int | None = None  # index into the source's classes
     fault: str = ""  # why it can't be used, where its source knows
+    reference: bytes | Path | None = None  # what an edit begins with, where pictures come in pairs
 
     @property
     def problem(self) -> str:
@@ -143,10 +147,14 @@ class Records(Protocol):
     """Pictures that can be read in any order, from several threads."""
 
     classes: Sequence[str]  # their names; none where captions are free text
-    account: Account
+
+    @property
+    def account(self) -> Account:
+        """As far as it is known by now."""
+        ...
 
     def digest(self) -> str:
-        """Of names, sizes and captions: equal where the data is the same."""
+        """Of names, captions and contents: equal where the data is the same."""
         ...
 
     def __len__(self) -> int: ...
@@ -163,10 +171,19 @@ class Shards(Protocol):
     """Pictures in shards, each of which is read from front to back."""
 
     classes: Sequence[str]
-    account: Account
+
+    @property
+    def account(self) -> Account:
+        """As far as it is known by now."""
+        ...
+
+    @property
+    def remote(self) -> bool:
+        """Whether they are read by URL."""
+        ...
 
     def digest(self) -> str:
-        """Of names and sizes: equal where the data is the same."""
+        """Of names and contents: equal where the data is the same."""
         ...
 
     def __len__(self) -> int:
@@ -185,38 +202,6 @@ def path_of(settings: FileSettings) -> str:
         raise UserError("data.path: missing; name the folder, tar shards or hub id to read")
     assert isinstance(settings.path, str)
     return settings.path
-
-
-def digest_of(items: Iterable[object]) -> str:
-    """A short digest of plain data."""
-    found = hashlib.sha256()
-    for item in items:
-        found.update(json.dumps(item).encode() + b"\n")
-    return found.hexdigest()[:16]
-
-
-def size_of(file: Path) -> int:
-    """In bytes; -1 where there is no such file."""
-    return file.stat().st_size if file.is_file() else -1
-
-
-def same_data(then: Mapping[str, Any], now: Mapping[str, Any], origin: str) -> None:
-    """Raises a UserError where a loader's position tells of other data than it reads now; those of
-    earlier versions tell only how much there was."""
-    for key in ("images", "shards", "digest"):
-        before, here = then.get(key), now.get(key)
-        if before == here or (key == "digest" and None in (before, here)):
-            continue
-        if key == "digest":
-            told = "on data of other names, sizes or captions than there are now"
-        elif before is None or here is None:
-            told = f"on {'images' if 'images' in then else 'a stream of shards'}, unlike this run"
-        else:
-            told = f"on {before:,} {key}, and there are {here:,} now"
-        raise UserError(
-            f"{origin} was trained {told}; a resumed run needs the same data: bring it back, or "
-            f"start a new run from its weights with --fork {origin}"
-        )
 
 
 def reason(error: Exception) -> str:
@@ -239,6 +224,7 @@ class Tally:
         self.total = total  # None: a stream of unknown length
         self.seen = 0
         self.bad: dict[str, str] = {}  # why, by name
+        self.level = logging.WARNING  # at which they are told
 
     def count(self, bad: Sequence[tuple[str, str]] = (), stop: bool = True) -> None:
         """One more picture was asked for, and these (name, reason) were met on the way. Unless it
@@ -248,7 +234,7 @@ class Tally:
             if name not in self.bad:
                 self.bad[name] = reason
                 if len(self.bad) <= LOGGED:
-                    log.warning("skipped %s: %s", name, reason)
+                    log.log(self.level, "skipped %s: %s", name, reason)
         if bad and stop:
             self.check()
 

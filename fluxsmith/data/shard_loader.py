@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fluxsmith.data.fingerprints import same_data
 from fluxsmith.data.images import Shape
 from fluxsmith.data.imageset import distinct
-from fluxsmith.data.loader import Batch, batch_of
+from fluxsmith.data.loader import Batch, Rows, batch_of
 from fluxsmith.data.pictures import Decode, Decoded, decode_record, in_order
-from fluxsmith.data.records import ReadingSettings, Record, Shards, Tally, same_data
+from fluxsmith.data.records import ReadingSettings, Record, Shards, Tally
 from fluxsmith.device import to_device
 from fluxsmith.errors import UserError
 from fluxsmith.randomness import generator
@@ -85,17 +86,19 @@ class ShardLoader:
         self._last: Batch | None = None
         self._go_to(self._position, 0)
 
-    def batch(self, step: int) -> Batch:
-        """The next batch, or the last one once more."""
+    def batch(self, step: int, rows: Rows = None) -> Batch:
+        """The next batch, or the last one once more. Of several ranks, each decodes all of it: a
+        picture that can't be used changes where the others come."""
         if step == self._step - 1 and self._last is not None:
-            return self._last
+            return self._last.at(rows)
         if step != self._step:
             raise ValueError(f"a stream is at step {self._step} and can't jump to {step}: resume")
         (images, captions), position = self._read()
         self._position = position  # only of whole batches: one that failed is read again
         self._step += 1
-        self._last = batch_of(to_device(images, self.device), captions)
-        return self._last
+        on_device = to_device(images, self.device)
+        self._last = batch_of(on_device, captions, self.settings.channels)
+        return self._last.at(rows)
 
     def _read(self) -> tuple[Content, Position]:
         """The next batch, and the position after it."""

@@ -3,7 +3,7 @@ usually called, or a share held out by name."""
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from fluxsmith.data.account import some
 from fluxsmith.data.listing import Listing
@@ -49,9 +49,9 @@ def split_by_name(name: str, test_share: float) -> Split:
     return "test" if address_seed("test", name) < test_share * 2**63 else "train"
 
 
-def belongs(name: str, test_share: float, split: Split) -> bool:
-    """Whether a picture is of a split, where a share of all is held out, or of none (0)."""
-    return not test_share or split_by_name(name, test_share) == split
+def belongs(name: str, test_share: float | None, split: Split) -> bool:
+    """Whether a picture is of a split, where a share of all is held out; None: all are of it."""
+    return test_share is None or split_by_name(name, test_share) == split
 
 
 def indices_of_split(names: Sequence[str], test_share: float, split: Split) -> list[int]:
@@ -73,12 +73,16 @@ class FolderSplits:
 
     def __init__(self, there: Listing, test_share: float, train_may_be_class: bool) -> None:
         self.there, self.test_share = there, test_share
-        named = set(filter(None, map(_split_folder, there.images)))
+        self._named: Callable[[str], str | None] = named_split
+        named = set(filter(None, map(self._word, there.images)))
+        if not named:  # names such as train_images and val_images, where both are there
+            self._named = split_in_name
+            named = set(filter(None, map(self._word, there.images)))
+            if not (own_train(named) and own_test(named) and all(map(self._word, there.images))):
+                named, self._named = set(), named_split
         self.train, self.test = own_train(named), own_test(named)
         self.tables: dict[str, str] = {}  # by image, the split that its table is called after
-        others = sorted(
-            {i.split("/")[0] for i in there.images if "/" in i and not _split_folder(i)}
-        )
+        others = sorted({i.split("/")[0] for i in there.images if "/" in i and not self._folder(i)})
         if self.train is not None and self.test is None and others:
             if not train_may_be_class:
                 raise UserError(
@@ -90,11 +94,11 @@ class FolderSplits:
 
     def below(self, name: str) -> str:
         """The name without the folder of its split."""
-        split = _split_folder(name)
-        if self.train is self.test is None or not split:
+        folder = self._folder(name)
+        if self.train is self.test is None or not folder:
             return name
         parts = name.split("/")
-        parts.remove(split)
+        parts.remove(folder)
         return "/".join(parts)
 
     def of(self, split: Split, records: Sequence[Record]) -> list[Record]:
@@ -118,7 +122,7 @@ class FolderSplits:
 
     def side(self, name: str) -> str:
         """train, test, or why it is neither; train where images are split by their own names."""
-        word, test = _split_folder(name), self.test
+        word, test = self._word(name), self.test
         if self.train is None and self.test is None:
             word, test = self.tables.get(name, ""), own_test(self.tables.values())
         if word == test:
@@ -129,7 +133,10 @@ class FolderSplits:
             return f"of {word}, while {test} has the test images"
         return f"not in {self.train}/"
 
+    def _folder(self, name: str) -> str:
+        """The first folder on the way to an image that is called after a split."""
+        return next((part for part in name.split("/")[:-1] if self._named(part)), "")
 
-def _split_folder(name: str) -> str:
-    """The first folder on the way to an image that is called after a split."""
-    return next((part for part in name.split("/")[:-1] if named_split(part)), "")
+    def _word(self, name: str) -> str:
+        """The split that this folder is called after."""
+        return self._named(self._folder(name)) or ""

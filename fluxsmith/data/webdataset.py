@@ -2,7 +2,6 @@
 the network, from front to back."""
 
 import itertools
-import json
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Annotated, Any
 
 from fluxsmith.data.account import Account
 from fluxsmith.data.captions import Captioner, Described, caption_keys
+from fluxsmith.data.fingerprints import digest_of, fingerprints
 from fluxsmith.data.listing import files_below, pass_over_ending
 from fluxsmith.data.pictures import endings
 from fluxsmith.data.records import (
@@ -21,10 +21,8 @@ from fluxsmith.data.records import (
     ShuffleBuffer,
     Split,
     WholeText,
-    digest_of,
     path_of,
     reason,
-    size_of,
 )
 from fluxsmith.data.splits import belongs, own_test, own_train, split_in_name
 from fluxsmith.data.tables import decode_text
@@ -52,7 +50,7 @@ class WebShards:
     urls: Sequence[str]
     settings: Settings
     split: Split
-    held_out: float  # share of the images that are for testing; 0: the shards are all of one split
+    held_out: float | None  # share of the images that are for testing; None: all are of the split
     captioner: Captioner
     account: Account = field(default_factory=Account)
 
@@ -60,11 +58,16 @@ class WebShards:
     def classes(self) -> Sequence[str]:
         return self.captioner.classes
 
+    @property
+    def remote(self) -> bool:
+        return any("://" in url for url in self.urls)
+
     def __len__(self) -> int:
         return len(self.urls)
 
     def digest(self) -> str:
-        return digest_of((PurePosixPath(url).name, size_of(Path(url))) for url in self.urls)
+        contents = fingerprints([*map(Path, self.urls)], self.settings.workers)
+        return digest_of((Path(url).name, it) for url, it in zip(self.urls, contents, strict=True))
 
     def read(self, shard: int, skip: int) -> Iterator[tuple[int, Record]]:
         url = self.urls[shard]
@@ -84,12 +87,14 @@ class WebShards:
 
     def _named_endings(self) -> tuple[str, ...]:
         """Endings of more than one part that the settings name, such as input.jpg."""
-        named = (self.settings.image_key, *caption_keys(self.settings))
+        pictures = self.settings.image_key, self.settings.reference_key
+        named = (*pictures, *caption_keys(self.settings))
         return tuple(ending for ending in named if ending is not None and "." in ending)
 
     def _record(self, name: str, sample: dict[str, bytes]) -> Record:
-        wanted = self.settings.image_key
-        pictures = [wanted] if wanted else [e for e in sample if f".{e}" in endings()]
+        wanted, before = self.settings.image_key, self.settings.reference_key
+        others = (e for e in sample if f".{e}" in endings() and e != before)
+        pictures = [wanted] if wanted else [*others]
         there = [ending for ending in pictures if ending in sample]
         for ending in there[1:]:
             self.account.pass_over("second image of its name", f"{name}.{ending}")
@@ -100,8 +105,12 @@ class WebShards:
                 f"data.image_key and data.caption_key name endings, such as input.jpg"
             )
             return Record(name, b"", (), fault=fault)
+        if before is not None and before not in sample:
+            return Record(name, b"", (), fault=f"it has no {before} but {', '.join(sample)}")
         try:
-            return Record(name, sample[there[0]], *self._describe(sample))
+            captions, label, fault = self._describe(sample)
+            reference = None if before is None else sample[before]
+            return Record(name, sample[there[0]], captions, label, fault, reference)
         except ValueError as error:
             return Record(name, b"", (), fault=f"its caption can't be read: {reason(error)}")
 
@@ -111,16 +120,18 @@ class WebShards:
         if self.settings.caption is not None:
             return self.captioner.describe()
         keys = caption_keys(self.settings)
-        there = [sample[key] for key in keys if key in sample]
-        texts = [sample[ending] for ending in TEXTS if ending in sample]
-        if there or (texts and not keys):
-            text = "\n".join(decode_text(one) for one in there or texts[:1])
+        there = [key for key in keys if key in sample]
+        texts = [ending for ending in TEXTS if ending in sample]
+        if read := there or texts[: not keys]:
+            text = "\n".join(decode_text(sample[ending]) for ending in read)
             if keys == ("cls",) and text.strip().isdecimal():
                 return self.captioner.describe(int(text))
-            return self.captioner.of_text(text)
+            others = [e for e in (*TEXTS, "json", "cls") if e in sample and e not in read]
+            if others and not keys:
+                self.account.note(f"captions are read from {read[0]}, not from {', '.join(others)}")
+            return self.captioner.of_text(text, self.account)
         if "json" in sample:
-            row = json.loads(sample["json"])
-            return self.captioner.of_row(row if isinstance(row, dict) else {}, "its json")
+            return self.captioner.of_json(decode_text(sample["json"]), "its json")
         if keys:
             return Described(
                 fault=f"it has no {', '.join(keys)} but {', '.join(sample)}: set data.caption_key "
@@ -141,16 +152,23 @@ def load(settings: Settings, split: Split) -> WebShards:
     urls = _urls("data.path", path_of(settings), account)
     named = {url: _split_of(url, path_of(settings)) for url in urls}
     train, test = own_train(named.values()), own_test(named.values())
-    held_out = settings.test_share
+    held_out: float | None = settings.test_share
     if settings.test_path is not None:
         own = _urls("data.test_path", settings.test_path, account)
-        urls, held_out = urls if split == "train" else own, 0.0
+        urls, held_out = urls if split == "train" else own, None
     elif test is not None:
         for url in urls:
             if named[url] not in (test, train or ""):
                 account.pass_over(f"beside {train or 'others'} and {test}", url)
         wanted = test if split == "test" else train or ""
-        urls, held_out = [url for url in urls if named[url] == wanted], 0.0
+        urls, held_out = [url for url in urls if named[url] == wanted], None
+        if not urls:
+            raise UserError(
+                f"data.path={settings.path}: its shards are all for testing, by the name {test}; "
+                f"rename them, or set data.path to shards to train on"
+            )
+    elif split == "test" and held_out == 0:
+        urls = []  # not read through for nothing
     return WebShards(urls, settings, split, held_out, Captioner(settings), account)
 
 
@@ -209,8 +227,12 @@ def _members(url: str, account: Account) -> Iterator[tuple[str, bytes]]:
             path = PurePosixPath(member.name)
             if any(part.startswith((".", "__MACOSX")) and part != "." for part in path.parts):
                 account.pass_over("hidden or system file", f"{url}/{member.name}")
-            elif (file := tar.extractfile(member)) is not None:
+            elif member.isreg():
+                file = tar.extractfile(member)
+                assert file is not None
                 yield member.name.removeprefix("./"), file.read()
+            elif not member.isdir():
+                account.pass_over("link, or no regular file", f"{url}/{member.name}")
         assert tar.fileobj is not None
         if tar.fileobj.tell() < tar.offset + BLOCK:
             raise tarfile.ReadError("it ends too soon, without the mark of an archive's end")
@@ -241,7 +263,10 @@ def _urls(key: str, path: str, account: Account) -> list[str]:
                 f"hf or file; commands are not run for data"
             )
         if not remote and not Path(url).is_file():
-            raise UserError(f"{key}={path}: there is no {url}; correct the path or the braces")
+            fix = (
+                "name the folder, or use braces" if "*" in url else "correct the path or the braces"
+            )
+            raise UserError(f"{key}={path}: there is no {url}; {fix}")
     return urls
 
 

@@ -13,11 +13,11 @@ from fluxsmith.config.comparing import check_same
 from fluxsmith.errors import UserError
 from fluxsmith.evaluation.evaluators import named
 from fluxsmith.evaluation.frechet import Gaussian, frechet_draws
-from fluxsmith.evaluation.measurement import measure
+from fluxsmith.evaluation.measurement import measure, table
 from fluxsmith.evaluation.report.page import Evaluation, write_report
 from fluxsmith.evaluation.samples import Reference, Samples, Settings
 from fluxsmith.evaluation.statistics import difference, holm, paired_difference
-from fluxsmith.pipeline import Pipeline
+from fluxsmith.interop.open_pipeline import TextToImage
 from fluxsmith.sampling.generate import Sampler
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.storage.files import make_folder
@@ -43,7 +43,7 @@ def compare(
     if report is not None:
         make_folder(report, "--report")
     files = [checkpoints.newest(path) for path in paths]
-    pipelines = [Pipeline.from_checkpoint(f, device=device, weights=weights) for f in files]
+    pipelines = [TextToImage.from_checkpoint(f, device=device, weights=weights) for f in files]
     for pipeline, file in zip(pipelines[1:], files[1:], strict=True):
         check_same(pipeline.config, pipelines[0].config, DATA, str(file))
     names = [f"{pipeline.config.name} at {pipeline.step}" for pipeline in pipelines]
@@ -58,6 +58,7 @@ def compare(
         samples = Samples(Sampler(pipeline), reference, own)
         results = measure(samples, named(None), checkpoint=file, weights=weights, command=command)
         evaluations.append(Evaluation({**results, "name": name}, samples))
+        Console(markup=False).print(table(results))
         right = (samples.seen == samples.labels).double()
         scores[name] = (right, frechet_draws(samples.features, data, own.seed))
     found = comparisons(scores)

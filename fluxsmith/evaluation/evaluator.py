@@ -58,6 +58,8 @@ class Evaluator(ABC):
     runs: ClassVar[Literal["always", "all", "named"]] = "named"
     needs_classes: ClassVar[bool] = False  # for the classifier
     least_test: ClassVar[int] = 0  # test images that there must be
+    # Whether it measures models that are given pictures too; then those of the test images.
+    given_pictures: ClassVar[bool] = False
     scores: ClassVar[Mapping[str, Score]] = {}  # its numbers by names that no other evaluator has
     curve: ClassVar[str] = ""  # the one that is drawn during training; none: not for training
 

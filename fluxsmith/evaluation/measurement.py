@@ -17,6 +17,7 @@ from rich.table import Table
 from fluxsmith.config import RunConfig
 from fluxsmith.errors import UserError
 from fluxsmith.evaluation.classifier import data_digest
+from fluxsmith.evaluation.evaluator import Evaluator
 from fluxsmith.evaluation.evaluators import EVALUATORS, for_training
 from fluxsmith.evaluation.report.page import Evaluation, write_json, write_report
 from fluxsmith.evaluation.samples import Reference, Samples, Settings
@@ -56,7 +57,7 @@ def evaluate(
             f"left out, for want of classes: {', '.join(left_out)}", soft_wrap=True
         )
     results = measure(samples, metrics, checkpoint=checkpoint, weights=weights, command=command)
-    Console(markup=False).print(_table(results))
+    Console(markup=False).print(table(results))
     for name, found in results["results"].items():
         EVALUATORS[name].keep(found, checkpoint, weights)
     if json_file is not None:
@@ -72,12 +73,13 @@ def measure(
     """The figures of each evaluator and the seconds it took, with all that is needed to measure
     them again."""
     pipeline, settings = samples.pipeline, samples.settings
-    samples.sampler.plan([""], **settings.drawing)  # refuses what can't be drawn
+    edit = samples.edit_of(samples.rows[:1]) if samples.rows else None
+    samples.sampler.plan([""], edit=edit, **settings.drawing)  # refuses what can't be drawn
     results, seconds, threads = {}, {}, torch.get_num_threads()
     for name in metrics:
         began = time.perf_counter()
         try:
-            if lacking := samples.reference.lacks(EVALUATORS[name].least_test):
+            if lacking := _lacking(EVALUATORS[name], samples.reference, pipeline.config):
                 raise UserError(lacking)
             results[name] = EVALUATORS[name].measure(samples)
         except UserError as error:
@@ -119,7 +121,7 @@ def during_training(config: RunConfig) -> Callable[[Pipeline], dict[str, float]]
         return None
     reference = Reference(config)
     for name, each in list(evaluators.items()):
-        if lacking := reference.lacks(each.least_test):
+        if lacking := _lacking(each, reference, config):
             log.warning("evaluate.metrics: %s is left out: %s", name, lacking)
             del evaluators[name]
     if not evaluators:
@@ -141,7 +143,15 @@ def during_training(config: RunConfig) -> Callable[[Pipeline], dict[str, float]]
     return scores
 
 
-def _table(results: dict[str, Any]) -> Table:
+def _lacking(evaluator: Evaluator, reference: Reference, config: RunConfig) -> str:
+    """Why an evaluator can't measure this model with these data; "" where it can."""
+    conditioning = config.model.conditioning
+    if conditioning != "text" and not evaluator.given_pictures:
+        return f"it gives no pictures, which model.conditioning={conditioning} needs"
+    return reference.lacks(evaluator.least_test)
+
+
+def table(results: dict[str, Any]) -> Table:
     title = f"{results['name']}, step {results['step']}, {results['weights']} weights"
     sheet = Table(title=title, show_header=False)
     for name, found in results["results"].items():

@@ -16,12 +16,14 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from fluxsmith.autoencoder.conditioning import ImageCondition
 from fluxsmith.config import RunConfig, SampleConfig
 from fluxsmith.data import load
 from fluxsmith.data.images import to_uint8
 from fluxsmith.data.imageset import ImageSet, evenly
 from fluxsmith.evaluation.classifier import Classifier, trained_classifier
 from fluxsmith.pipeline import caption_fault
+from fluxsmith.sampling.edit import Edit, held_out_edit
 from fluxsmith.sampling.generate import OnStep, Sampler
 
 BATCH = 100
@@ -110,14 +112,22 @@ class Settings:
 
 class Samples:
     """What a model draws for every caption of the reference set equally often, or for as many of
-    them as there are samples, evenly spread; drawn when first looked at."""
+    them as there are samples, evenly spread; drawn when first looked at. A model that is given
+    pictures draws test pictures again, each with its first caption."""
 
     def __init__(self, sampler: Sampler, reference: Reference, settings: Settings) -> None:
         self.sampler = sampler
         self.pipeline = sampler.pipeline
         self.reference = reference
         self.settings = settings
+        self.rows: list[int] = []  # of the test pictures that it is given
         drawn = evenly(reference.prompts, settings.num_samples)
+        if self.pipeline.config.model.conditioning != "text":
+            test = reference.test
+            self.rows = evenly(range(len(test)), settings.num_samples)
+            labels = [0] * len(test) if test.classes is None else test.class_labels.tolist()
+            ways = [test.captions[label][0] for label in test.labels.tolist()]
+            drawn = [(ways[row], labels[row]) for row in self.rows]
         self.prompts = [caption for caption, _ in drawn]
         self.labels = torch.tensor([label for _, label in drawn])  # (n,) classes, as prompted
 
@@ -140,12 +150,30 @@ class Samples:
         settings = self.sampler.settings.model_copy(update={"precision": "float32"})
         return Sampler(self.pipeline, settings, kernels=self.sampler.kernels)
 
+    def edit_of(self, rows: Sequence[int]) -> Edit | None:
+        """How the model draws some test pictures again, where it is given pictures."""
+        test, rows = self.reference.test, list(rows)
+        references = None if test.references is None else test.references[rows]
+        conditioning = self.pipeline.config.model.conditioning
+        return held_out_edit(conditioning, test.images[rows], references, self.settings.seed, rows)
+
+    def image_condition(self, rows: Sequence[int]) -> ImageCondition | None:
+        """What the model sees of these test pictures, beside noise."""
+        edit = self.edit_of(rows)
+        if edit is None:
+            return None
+        edit = edit.on(self.pipeline.device)
+        return self.pipeline.image_condition(edit.image, edit.hole)
+
     def draw(
         self, prompts: Sequence[str], first_index: int, on_step: OnStep | None = None
     ) -> Tensor:
         """Pictures (n, c, h, w) of any prompts by these settings, from the noise that is addressed
-        by `first_index` on."""
+        by `first_index` on, and from the test pictures of as many samples, where the model is given
+        some."""
         where: dict[str, Any] = {"first_index": first_index, "batch_size": BATCH}
+        if self.rows:
+            where["edit"] = self.edit_of(self.rows[first_index : first_index + len(prompts)])
         return self.sampler.generate(prompts, on_step=on_step, **where, **self.settings.drawing)
 
     @cached_property

@@ -16,7 +16,7 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 def interpolate(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     """x_t = (1 - t) x0 + t eps: the data at t = 0, the noise at t = 1. `t` is (b,) or a scalar."""
-    t = _beside(t, x0)
+    t = beside(t, x0)
     return (1 - t) * x0 + t * eps
 
 
@@ -38,7 +38,7 @@ def flow_matching_loss(velocity: Velocity, x0: Tensor, eps: Tensor, t: Tensor) -
 
 def x0_from_velocity(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
     """The data end of the straight line through x_t with velocity v."""
-    return x_t - _beside(t, x_t) * v
+    return x_t - beside(t, x_t) * v
 
 
 def velocity_from_x0(x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
@@ -48,15 +48,15 @@ def velocity_from_x0(x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
     the time: below t = 0.05 division by t would blow up errors of x0, so what is predicted there is
     x_t - 0.05 v.
     """
-    return (x_t - x0) / _beside(t, x_t).clamp(min=LEAST_TIME)
+    return (x_t - x0) / beside(t, x_t).clamp(min=LEAST_TIME)
 
 
 def eps_from_velocity(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
     """The noise end of the straight line through x_t with velocity v."""
-    return x_t + (1 - _beside(t, x_t)) * v
+    return x_t + (1 - beside(t, x_t)) * v
 
 
-def _beside(t: Tensor, x: Tensor) -> Tensor:
+def beside(t: Tensor, x: Tensor) -> Tensor:
     """`t` shaped to broadcast over everything but the batch. A (b,) tensor against (b, c, h, w)
     would otherwise line up with the width, silently wherever b = w."""
     if t.ndim == 0:

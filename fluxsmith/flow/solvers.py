@@ -2,8 +2,8 @@
 at t = 1 to data at t = 0.
 
 A solver knows nothing of guidance, prompts or networks. To add one, write a function that returns
-its step, and a line in `SOLVERS` with its order and its cost. A schedule is a function and a line
-in `SCHEDULES`.
+its step, and a line in `SOLVERS` with its order and its cost. A schedule is a function, or a class
+whose fields are its settings, and a line in `SCHEDULES`.
 """
 
 import math
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from itertools import pairwise
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -136,11 +137,6 @@ def uniform_grid(steps: int) -> Tensor:
     return torch.linspace(1, 0, steps + 1)
 
 
-def flux_mu(image_tokens: int) -> float:
-    """FLUX.1's shift, linear in the number of image tokens: 0.5 at 256, 1.15 at 4096."""
-    return 0.5 + (1.15 - 0.5) * (image_tokens - 256) / (4096 - 256)
-
-
 def shift(t: Tensor, mu: float) -> Tensor:
     """t' = e^mu / (e^mu + (1/t - 1)): spends more of the steps near the noise for mu > 0.
 
@@ -150,15 +146,94 @@ def shift(t: Tensor, mu: float) -> Tensor:
     return s * t / (1 + (s - 1) * t)  # the same fraction, with t = 0 allowed
 
 
-def flux_grid(steps: int, image_tokens: int) -> Tensor:
-    """The uniform grid bent by FLUX.1's resolution shift."""
-    return shift(uniform_grid(steps), flux_mu(image_tokens))
-
-
 def uniform_schedule(steps: int, image_tokens: int) -> Tensor:
     """The uniform grid, whatever the resolution: right for small pixel-space models."""
     return uniform_grid(steps)
 
 
-# Each: (steps, image_tokens) -> (steps + 1,) times from 1 to 0.
-SCHEDULES = {"uniform": uniform_schedule, "flux": flux_grid}
+@dataclass(frozen=True)
+class Bent:
+    """What the schedules that bend a grid share: where its last time before 0 is, and how the times
+    lie between the first and that."""
+
+    shift_terminal: Annotated[
+        float, "The last time before 0, which the others are stretched for; 0: as it falls."
+    ] = 0.0
+    spacing: Annotated[
+        Literal["shifted", "karras", "exponential"],
+        "How times lie between the first and the last: as they are shifted, or by another rule.",
+    ] = "shifted"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.shift_terminal < 1:
+            raise ValueError(f"shift_terminal={self.shift_terminal}: must be from 0 to below 1")
+
+    def spaced(self, grid: Tensor) -> Tensor:
+        """The grid (steps + 1,) from one that is only shifted."""
+        t = grid[:-1]
+        if self.shift_terminal and len(t) > 1:
+            t = 1 - (1 - t) * (1 - self.shift_terminal) / (1 - t[-1])
+        along = torch.linspace(0, 1, len(t))
+        if self.spacing == "karras":  # Karras et al. 2022, eq. 5 with rho = 7
+            first, last = t[0] ** (1 / 7), t[-1] ** (1 / 7)
+            t = (first + along * (last - first)) ** 7
+        elif self.spacing == "exponential":
+            t = torch.exp(t[0].log() + along * (t[-1].log() - t[0].log()))
+        return torch.cat((t, grid[-1:]))
+
+
+@dataclass(frozen=True)
+class ShiftedSchedule(Bent):
+    """The uniform grid bent by one shift at every resolution."""
+
+    shift: Annotated[float, "How far times move towards noise; 1 is uniform."] = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.shift > 0:
+            raise ValueError(f"shift={self.shift}: must be above 0")
+
+    def __call__(self, steps: int, image_tokens: int) -> Tensor:
+        return self.spaced(shift(uniform_grid(steps), math.log(self.shift)))
+
+
+@dataclass(frozen=True)
+class FluxSchedule(Bent):
+    """The uniform grid bent by a shift linear in the number of image tokens, as FLUX.1 does."""
+
+    base_shift: Annotated[float, "The shift mu at base_tokens."] = 0.5
+    max_shift: Annotated[float, "The shift mu at max_tokens."] = 1.15
+    base_tokens: Annotated[int, "Image tokens where the shift is base_shift."] = 256
+    max_tokens: Annotated[int, "Image tokens where the shift is max_shift."] = 4096
+    shift_type: Annotated[
+        Literal["exponential", "linear"], "Whether times are shifted by e^mu or by mu itself."
+    ] = "exponential"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.base_tokens < self.max_tokens:
+            raise ValueError(
+                f"base_tokens={self.base_tokens}: must be above 0 and below "
+                f"max_tokens={self.max_tokens}"
+            )
+        if self.shift_type == "linear" and not (self.base_shift > 0 and self.mu(1) > 0):
+            raise ValueError(f"base_shift={self.base_shift}: a linear shift must be above 0")
+
+    def mu(self, image_tokens: int) -> float:
+        slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
+        return self.base_shift + slope * (image_tokens - self.base_tokens)
+
+    def __call__(self, steps: int, image_tokens: int) -> Tensor:
+        mu = self.mu(image_tokens)
+        if self.shift_type == "linear":
+            mu = math.log(mu)
+        return self.spaced(shift(uniform_grid(steps), mu))
+
+
+# Each: (steps, image_tokens) -> (steps + 1,) times from 1 to 0. A class makes one from its fields,
+# which are keys of a config's sample section.
+SCHEDULES: dict[str, Any] = {
+    "uniform": uniform_schedule,
+    "shifted": ShiftedSchedule,
+    "flux": FluxSchedule,
+}

@@ -7,15 +7,18 @@ from typing import Any
 import torch
 from jinja2 import Environment, StrictUndefined
 
-from fluxsmith.config import show
+from fluxsmith.config import RunConfig, show
+from fluxsmith.config.places import portable
 from fluxsmith.data.images import to_uint8
 from fluxsmith.data.imageset import evenly
 from fluxsmith.device import computing_dtype
 from fluxsmith.errors import UserError
+from fluxsmith.interop.diffusers_folder import pipeline_class
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.sampling import render
 from fluxsmith.sampling.generate import Sampler
 from fluxsmith.storage.files import read_json, write_text
+from fluxsmith.storage.tensor_files import Dtype
 from fluxsmith.version import __version__
 
 MOST_SAMPLES = 20
@@ -28,7 +31,7 @@ def write_card(
     scores: Path | None,
     samples: bool,
     whole: bool,
-    dtype: torch.dtype | None = None,
+    dtype: Dtype = None,
 ) -> None:
     """README.md and the picture in it; `scores` is what `fluxsmith evaluate --json` wrote, `dtype`
     that of the exported weights if it is not the pipeline's."""
@@ -37,18 +40,21 @@ def write_card(
         prompts = evenly(pipeline.captions, n)
         grid = render.grid(to_uint8(Sampler(pipeline).generate(prompts, seed=0)), prompts)
         render.save_png(folder / "samples.png", grid, {"prompts": prompts, "seed": "0"})
+    config = RunConfig.model_validate(portable(pipeline.config.model_dump()))
     environment = Environment(undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"json": json.dumps, "figures": _figures}
     template = Path(__file__).with_name("card.md.j2").read_text(encoding="utf-8")
     card = environment.from_string(template).render(
-        config=pipeline.config,
-        settings=show(pipeline.config, comments=False),
+        config=config,
+        settings=show(config, comments=False),
+        source=pipeline.source,
         step=pipeline.step,
         parameters=sum(p.numel() for p in pipeline.network.parameters()),
         version=__version__,
         samples=samples,
         whole=whole,
-        dtype=computing_dtype(dtype or pipeline.network.img_in.weight.dtype),
+        diffusers=pipeline_class(pipeline.config.model.conditioning),
+        dtype=torch.bfloat16 if callable(dtype) else dtype or computing_dtype(pipeline.network),
         prompt=[*pipeline.captions, "a photo of a red fox"][0],
         max_tokens=pipeline.text.max_tokens,
         scores=None if scores is None else read_json(scores),

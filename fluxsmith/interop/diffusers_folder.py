@@ -11,52 +11,64 @@ from fluxsmith.autoencoder import flux_files
 from fluxsmith.autoencoder.flux_ae import FluxAutoencoder
 from fluxsmith.errors import UserError
 from fluxsmith.interop.diffusers_names import to_diffusers
+from fluxsmith.interop.diffusers_scheduler import SCHEDULER, schedule_to_diffusers
+from fluxsmith.interop.read_weights import PIPELINES
+from fluxsmith.interop.text_folders import write_text_encoders
 from fluxsmith.model.flux import FluxParams
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.storage.files import make_folder, write_text
-from fluxsmith.storage.tensor_files import write_tensors
+from fluxsmith.storage.tensor_files import Dtype, write_sharded, write_tensors
 from fluxsmith.text.encoder import NULL_PROMPT
-from fluxsmith.text.frozen import FrozenText
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # what diffusers looks for in a folder
 PROMPTS_KEPT = 256  # the embeddings of so many captions travel with a model
 
-# What FluxPipeline needs beside transformer and scheduler.
+# What diffusers' pipelines need beside transformer and scheduler.
 REST = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
 
-def write_parts(pipeline: Pipeline, out: Path, dtype: torch.dtype | None) -> bool:
+def write_parts(
+    pipeline: Pipeline,
+    out: Path,
+    dtype: Dtype,
+    metadata: Mapping[str, str],
+    largest: int | None = None,
+) -> bool:
     """Fills the folder: transformer/ and scheduler/, and vae/, text encoders and tokenizers if the
-    model has them. True if they make a whole FluxPipeline; otherwise the embeddings of prompts are
-    written too, for those who draw with the parts."""
+    model has them. True if they make a whole pipeline; otherwise the embeddings of prompts are
+    written too, for those who draw with the parts. `metadata` is that of the transformer's file, or
+    shards of at most `largest` bytes."""
     network, autoencoder = pipeline.network, pipeline.autoencoder
     parts = {
         "transformer": ("diffusers", "FluxTransformer2DModel"),
-        "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
+        "scheduler": ("diffusers", SCHEDULER),
     }
     _write_json(out / "transformer/config.json", transformer_config(network.params))
     weights = to_diffusers(network.state_dict())
-    write_tensors(out / "transformer" / WEIGHTS, weights, {"format": "pt"}, dtype)
-    scheduler = {
-        "_class_name": "FlowMatchEulerDiscreteScheduler",  # its own shift is `flow.solvers.flux_mu`
-        "use_dynamic_shifting": pipeline.config.sample.schedule == "flux",
-    }
+    write_sharded(out / "transformer" / WEIGHTS, weights, metadata, dtype, largest)
+    scheduler = schedule_to_diffusers(pipeline.config.sample)
     _write_json(out / "scheduler/scheduler_config.json", scheduler)
     if isinstance(autoencoder, FluxAutoencoder):
         parts["vae"] = ("diffusers", "AutoencoderKL")
         _write_json(out / "vae/config.json", flux_files.diffusers_config(autoencoder))
         weights = flux_files.to_diffusers(autoencoder.network)
         write_tensors(out / "vae" / WEIGHTS, weights, {"format": "pt"}, dtype)
-    parts |= _write_text_encoders(pipeline, out)
+    parts |= write_text_encoders(pipeline, out)
     # FluxPipeline takes 2x2 patches of latents, and a network's output for the velocity.
     fits = pipeline.config.model.patch_size == 2 and pipeline.config.flow.prediction == "velocity"
     whole = set(REST) <= parts.keys() and fits
     if whole:
-        index = {"_class_name": "FluxPipeline", **{k: list(v) for k, v in parts.items()}}
+        named = pipeline_class(pipeline.config.model.conditioning)
+        index = {"_class_name": named, **{k: list(v) for k, v in parts.items()}}
         _write_json(out / "model_index.json", index)
     else:
         write_prompts(pipeline, out / "prompts.safetensors")
     return whole
+
+
+def pipeline_class(conditioning: str) -> str:
+    """diffusers' pipeline for models that are given this."""
+    return next(name for name, given in PIPELINES.items() if given == conditioning)
 
 
 def check_diffusers(params: FluxParams, fix: str) -> None:
@@ -95,20 +107,6 @@ def write_prompts(pipeline: Pipeline, path: Path) -> None:
         tensors[f"tokens.{i}"] = found.tokens[0].float().cpu()
         tensors[f"pooled.{i}"] = found.pooled[0].float().cpu()
     write_tensors(path, tensors, {"prompts": json.dumps(prompts)})
-
-
-def _write_text_encoders(pipeline: Pipeline, out: Path) -> dict[str, tuple[str, str]]:
-    """text_encoder/ and tokenizer/ for CLIP, text_encoder_2/ and tokenizer_2/ for T5."""
-    if not isinstance(pipeline.text, FrozenText) or pipeline.text.kind != "clip_t5":
-        return {}
-    parts = {}
-    for name, number in (("clip", ""), ("t5", "_2")):
-        encoder = pipeline.text.parts[name]
-        saves: dict[str, Any] = {"text_encoder": encoder.model, "tokenizer": encoder.tokenizer}
-        for part, saved in saves.items():
-            saved.save_pretrained(out / f"{part}{number}")
-            parts[f"{part}{number}"] = ("transformers", type(saved).__name__)
-    return parts
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

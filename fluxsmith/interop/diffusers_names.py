@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from fluxsmith.storage.mapped import release
+
 OUTSIDE: dict[str, tuple[str, ...]] = {
     "img_in": ("x_embedder",),
     "txt_in": ("context_embedder",),
@@ -60,7 +62,8 @@ def to_diffusers(network: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def from_diffusers(transformer: dict[str, Tensor]) -> dict[str, Tensor]:
     """diffusers' names to BFL's, the exact inverse; names that are unknown or lack a part of the
-    layer stay as they are, so that `check_fits` names them."""
+    layer stay as they are, so that `check_fits` names them. What is joined gives back the memory
+    that it is mapped into."""
     left = dict(transformer)
     renamed: dict[str, Tensor] = {}
     stacks = "transformer_blocks", "single_transformer_blocks"
@@ -68,6 +71,9 @@ def from_diffusers(transformer: dict[str, Tensor]) -> dict[str, Tensor]:
         if left.keys() >= set(theirs):
             parts = [left.pop(name) for name in theirs]
             renamed[ours] = _swapped(ours, torch.cat(parts) if len(parts) > 1 else parts[0])
+            if len(parts) > 1:
+                for part in parts:
+                    release(part)
     return renamed | left
 
 

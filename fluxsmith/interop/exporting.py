@@ -1,22 +1,30 @@
 """A trained model for other programs: one file with BFL's keys, or a folder for diffusers."""
 
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from fluxsmith.device import named_dtype
+from fluxsmith.config.places import portable, portable_name, with_places
+from fluxsmith.device import DTYPES
 from fluxsmith.errors import UserError
 from fluxsmith.interop.card import check_scores, write_card
 from fluxsmith.interop.diffusers_folder import check_diffusers, write_parts
+from fluxsmith.interop.open_pipeline import TextToImage, merge_adapter
 from fluxsmith.interop.read_weights import NOTES, Notes, text_file
 from fluxsmith.kernels.offload import place
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.storage.files import make_folder, write_text
-from fluxsmith.storage.tensor_files import write_tensors
+from fluxsmith.storage.tensor_files import Dtype, write_tensors
+from fluxsmith.text.frozen import FrozenText
 
 FORMATS = ("bfl", "diffusers")
+# Where a folder for diffusers holds what the config names, as seen from the folder.
+INSIDE = {"autoencoder.weights": "vae", "text.clip": ".", "text.t5": "."}
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 
 
 def export(
@@ -28,46 +36,63 @@ def export(
     dtype: str | None = None,
     scores: Path | None = None,
     samples: bool = True,
+    max_shard_size: str | None = None,
 ) -> list[Path]:
     """Writes the model of a checkpoint in one of the FORMATS, its weights in their own dtype or in
-    `dtype`; returns what was written."""
+    `dtype`, the matrices of the network also in fp8; returns what was written."""
     if form not in FORMATS:
         raise UserError(f"--format {form}: must be one of {', '.join(FORMATS)}")
-    stored = named_dtype(dtype)
+    stored = _stored(dtype)
+    largest = None if max_shard_size is None else _bytes(max_shard_size)
     if form == "bfl" and scores is not None:
         raise UserError(f"--scores {scores}: goes into the model card of --format diffusers")
+    if form == "bfl" and largest is not None:
+        raise UserError(
+            f"--max-shard-size {max_shard_size}: a BFL export is one file; use --format diffusers"
+        )
     path = checkpoints.newest(checkpoint)
-    pipeline = Pipeline.from_checkpoint(path, "cpu", weights, mapped=True)
+    pipeline = TextToImage.from_checkpoint(path, "cpu", weights, mapped=True)
+    if scores is not None:
+        check_scores(pipeline, scores)
+    merge_adapter(pipeline, torch.bfloat16 if callable(stored) else stored)
     if form == "bfl":
         return export_bfl(pipeline, out, stored)
-    return export_diffusers(pipeline, out, stored, scores, samples and bool(pipeline.captions))
+    # A model that is given pictures draws nothing from captions alone.
+    samples = samples and bool(pipeline.captions) and pipeline.config.model.conditioning == "text"
+    return export_diffusers(pipeline, out, stored, scores, samples, largest)
 
 
-def export_bfl(pipeline: Pipeline, out: Path, dtype: torch.dtype | None) -> list[Path]:
+def export_bfl(pipeline: Pipeline, out: Path, dtype: Dtype) -> list[Path]:
     """The network in one file under BFL's keys; a learned text encoder in a second beside it."""
     if out.suffix != ".safetensors":
         raise UserError(f"{out}: a BFL export is one file; let its name end with .safetensors")
     make_folder(out.parent, "OUT")
-    metadata = {"format": "pt", NOTES: notes(pipeline).model_dump_json()}
+    metadata = tensor_metadata(pipeline, dtype) | {NOTES: notes(pipeline).model_dump_json()}
     write_tensors(out, pipeline.network.state_dict(), metadata, dtype)
     return [out, *write_learned_text(pipeline, text_file(out), dtype)]
 
 
 def export_diffusers(
-    pipeline: Pipeline, out: Path, dtype: torch.dtype | None, scores: Path | None, samples: bool
+    pipeline: Pipeline,
+    out: Path,
+    dtype: Dtype,
+    scores: Path | None,
+    samples: bool,
+    largest: int | None = None,
 ) -> list[Path]:
     """A folder for diffusers with a model card, whole or not at all."""
     check_diffusers(pipeline.network.params, "use --format bfl")
-    if scores is not None:
-        check_scores(pipeline, scores)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already; name a new folder, or delete it first")
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     make_folder(partial / NOTES, "OUT")
     try:
-        whole = write_parts(pipeline, partial, dtype)
-        write_text(partial / NOTES / "about.json", notes(pipeline).model_dump_json(indent=2) + "\n")
+        about = notes(pipeline, INSIDE)
+        if isinstance(pipeline.text, FrozenText):
+            pipeline.text.release()  # loaded for their digest
+        write_text(partial / NOTES / "about.json", about.model_dump_json(indent=2) + "\n")
+        whole = write_parts(pipeline, partial, dtype, tensor_metadata(pipeline, dtype), largest)
         write_learned_text(pipeline, text_file(partial), dtype)
         if samples:
             place(pipeline.network, pipeline.device)  # nothing computes in fp8
@@ -78,20 +103,54 @@ def export_diffusers(
     return sorted(out.iterdir())
 
 
-def notes(pipeline: Pipeline) -> Notes:
-    """What importing the export needs to know beside its weights."""
+def notes(pipeline: Pipeline, inside: Mapping[str, str] | None = None) -> Notes:
+    """What importing the export needs to know beside its weights, without a path of this machine;
+    `inside` says where what the config names lies in the export."""
     own = {"captions": pipeline.captions, "autoencoder": pipeline.autoencoder.digest}
-    return Notes(
-        config=pipeline.config.model_dump(),
-        step=pipeline.step,
-        metadata=own | pipeline.text_metadata(),
-    )
+    frozen = pipeline.frozen_metadata()
+    for entry in frozen.get("text", {}).values():
+        entry["name"] = portable_name(entry["name"])
+    config = portable(pipeline.config.model_dump())
+    if inside:
+        config = with_places(config, lambda key, _: inside[key], [*inside])
+    metadata = own | frozen | {"source": pipeline.source}
+    return Notes(config=config, step=pipeline.step, metadata=metadata)
 
 
-def write_learned_text(pipeline: Pipeline, path: Path, dtype: torch.dtype | None) -> list[Path]:
+def tensor_metadata(pipeline: Pipeline, dtype: Dtype) -> dict[str, str]:
+    """What a file of tensors says beside them: also what others noted of the weights, where they
+    are as they came."""
+    spec = pipeline.source.get("modelspec", {})
+    if dtype is not None:  # the hash is of other bytes then
+        spec = {key: value for key, value in spec.items() if "hash" not in key}
+    return {"format": "pt", **spec}
+
+
+def write_learned_text(pipeline: Pipeline, path: Path, dtype: Dtype) -> list[Path]:
     """The learned text encoder's weights under its own names; nothing if it is frozen."""
     own = pipeline.state_dict().items()
     text = {name.removeprefix("text."): t for name, t in own if name.startswith("text.")}
     if text:
         write_tensors(path, text, {"format": "pt"}, dtype)
     return [path] if text else []
+
+
+def _stored(name: str | None) -> Dtype:
+    """What the --dtype of an export stands for. In fp8 only matrices are; diffusers, ComfyUI and
+    ours compute with them in bfloat16."""
+    fp8 = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
+    if name in fp8:
+        small = fp8[name]
+        return lambda tensor: small if tensor.ndim == 2 else torch.bfloat16
+    if name is not None and name not in DTYPES:
+        raise UserError(f"--dtype {name}: must be one of {', '.join([*DTYPES, *fp8])}")
+    return None if name is None else DTYPES[name]
+
+
+def _bytes(size: str) -> int:
+    """The bytes of a size such as 5GB."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", size.strip())
+    found = 0 if not match else int(float(match[1]) * UNITS.get(match[2].upper(), 0))
+    if not found:
+        raise UserError(f"--max-shard-size {size}: must be a size such as 5GB or 500MB")
+    return found

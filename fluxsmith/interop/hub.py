@@ -15,10 +15,10 @@ OPTION = "--push-to-hub"
 def check_upload(name: str) -> None:
     """Raises a UserError, before anything is written, if the hub can't be reached, nobody is logged
     in, or no repository can have this name."""
-    hub = _hub()
+    utils = optional("huggingface_hub.utils", "hf", OPTION)  # not there with the package alone
     with _explaining(name, "nothing was written"):
-        hub.utils.validate_repo_id(name)
-        hub.HfApi().whoami()
+        utils.validate_repo_id(name)
+        _hub().HfApi().whoami()
 
 
 def upload(name: str, written: Sequence[Path]) -> str:

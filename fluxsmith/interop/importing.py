@@ -11,11 +11,13 @@ from typing import Any
 import torch
 
 from fluxsmith.config import RunConfig, read_config
+from fluxsmith.config.places import absolute, portable_name
 from fluxsmith.config.reading import build_config, with_overrides
 from fluxsmith.errors import UserError
 from fluxsmith.interop.infer_config import SIZES, infer_config
 from fluxsmith.interop.infer_params import check_fits, infer_params
 from fluxsmith.interop.read_weights import Weights, read_weights, require_text
+from fluxsmith.pipeline import image_widths
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.storage.files import make_folder
 from fluxsmith.version import __version__
@@ -36,7 +38,9 @@ def import_model(
     else:
         data = infer_config(weights) if weights.config is None else dict(weights.config)
         data |= {"name": out.stem, "output_dir": str(out.parent / out.stem)}
-        settings = build_config(with_overrides(data, overrides), origin=weights.origin)
+        saved = weights.config is not None
+        settings = build_config(with_overrides(data, overrides), weights.origin, saved)
+    settings = build_config(absolute(settings.model_dump()), weights.origin)
     check_model(weights, settings)
     make_folder(out.parent, "OUT")
     checkpoints.save(out, contents(weights, settings))
@@ -52,9 +56,16 @@ def check_model(weights: Weights, config: RunConfig) -> None:
     model = config.model
     found = infer_params(weights.network, weights.origin, tuple(model.axes_dim))
     sizes = {name: getattr(model, name) for name in SIZES}
+    if (model.conditioning == "fill") != (found.out_channels is not None):
+        raise UserError(
+            f"model.conditioning={model.conditioning}: {weights.origin} takes "
+            f"{found.in_channels} features of an image token and gives "
+            f"{found.out_channels or found.in_channels}, of which a fill model alone takes more"
+        )
     if config.autoencoder.kind == "pixel":
-        sizes["in_channels"] = config.data.channels * model.patch_size**2
-    check_fits(weights.network, replace(found, out_channels=None, **sizes), weights.origin)
+        widths = image_widths(config, config.data.channels, factor=1)
+        sizes |= zip(("in_channels", "out_channels"), widths, strict=True)
+    check_fits(weights.network, replace(found, **sizes), weights.origin)
     require_text(weights, config.text.encoder)
 
 
@@ -74,6 +85,6 @@ def contents(weights: Weights, config: RunConfig) -> dict[str, Any]:
             **weights.metadata,
             "fluxsmith": __version__,
             "torch": torch.__version__.partition("+")[0],
-            "imported": {"kind": weights.kind, "name": Path(weights.origin).name},
+            "imported": {"kind": weights.kind, "name": portable_name(weights.origin)},
         },
     }

@@ -1,10 +1,10 @@
 """A run's config for weights that come without one: what their shapes, names and neighbours say."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 from fluxsmith.errors import UserError
+from fluxsmith.interop.diffusers_scheduler import schedule_from_diffusers
 from fluxsmith.interop.infer_params import infer_params
 from fluxsmith.interop.read_weights import Weights
 from fluxsmith.model.flux import FluxParams
@@ -26,22 +26,31 @@ def infer_config(weights: Weights) -> dict[str, Any]:
     """The sections of a config, as plain data. A UserError says what the user must give."""
     known = weights.settings
     params = infer_params(weights.network, weights.origin, known.get("axes_dim"))
+    features = params.out_channels or params.in_channels
+    if features != params.in_channels <= 2 * features:
+        raise UserError(
+            f"{weights.origin}: takes {params.in_channels} features of an image token and gives "
+            f"{features}, as FLUX.1 Canny and Depth do, which can't be drawn with here"
+        )
     latent = "autoencoder" in known or (
         params.context_in_dim == 4096 and weights.kind != "xdiffusion"
     )
-    patch = 2 if latent else _patch_size(weights, params.in_channels)
+    patch = 2 if latent else _patch_size(weights, features)
     model = {name: getattr(params, name) for name in SIZES}
     model |= {
         "axes_dim": list(params.axes_dim),
         "theta": known.get("theta", params.theta),
         "patch_size": patch,
+        "conditioning": known.get("conditioning", "text")
+        if features == params.in_channels
+        else "fill",
     }
     if latent:
         autoencoder = {"kind": "flux", "weights": known.get("autoencoder")}
         data = {"source": "folder", "image_size": 1024, "channels": 3}
     else:
         autoencoder = {"kind": "pixel"}
-        channels = params.in_channels // patch**2
+        channels = features // patch**2
         size = known.get("image_size", max(1, 32 // patch) * patch)
         source = "mnist" if channels == 1 else "folder"
         data = {"source": source, "image_size": size, "channels": channels}
@@ -73,9 +82,8 @@ def _patch_size(weights: Weights, features: int) -> int:
 def _text(weights: Weights, params: FluxParams) -> dict[str, Any]:
     """FLUX.1 attends to its padding, and so does the lesson's repository."""
     found = dict(TEXT.get((params.context_in_dim, params.vec_in_dim), {}))
-    folder = Path(weights.origin)
-    if (folder / "text_encoder").is_dir() and (folder / "text_encoder_2").is_dir():
-        found |= {"clip": str(folder), "t5": str(folder)}
+    if place := weights.settings.get("text"):
+        found |= {"clip": place, "t5": place}
     if not found:
         raise UserError(
             f"{weights.origin}: takes text tokens {params.context_in_dim} wide and a pooled vector "
@@ -94,5 +102,7 @@ def _sample(weights: Weights, params: FluxParams) -> dict[str, Any]:
         sample = {}
     else:
         sample = {"guidance": 1.0, "steps": 4, "schedule": "uniform"}
-    stored = weights.settings.get("schedule")
-    return sample | ({"schedule": stored} if stored else {})
+    scheduler = weights.settings.get("scheduler")
+    if scheduler is None:
+        return sample
+    return sample | schedule_from_diffusers(scheduler, weights.origin)

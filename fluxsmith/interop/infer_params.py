@@ -17,11 +17,10 @@ AXES = {sum(preset.axes_dim): preset.axes_dim for preset in PRESETS.values()}
 
 # Files of other kinds: a pattern of the names of their tensors, and what to do with them.
 OTHER_FILES = {
-    "lora": "is a LoRA, not a model: give the model that it belongs to (no LoRA is supported yet)",
+    "lora": "is a LoRA, not a model: give the model that it belongs to, and this with --lora, or "
+    "merge them first (fluxsmith lora merge)",
     r"^(decoder\.|encoder\.conv_in)": "is an autoencoder, not a network: --autoencoder takes it",
     r"^(text_model\.|encoder\.block\.)": "is a text encoder, not a network: use --clip or --t5",
-    r"(scale_weight|scaled_fp8)$": "holds fp8 weights with scales of their own: give the bf16 "
-    "file, or an fp8 one without scales",
 }
 
 
@@ -102,8 +101,11 @@ def _cause(network: dict[str, Tensor], params: FluxParams) -> str:
             f"Use a config with guidance_embed={str(found.guidance_embed).lower()}: variants like "
             f"dev have a guidance input, those like schnell have none"
         )
-    if found.in_channels > (found.out_channels or found.in_channels):
-        return "It takes more than the noisy image, as FLUX.1 Fill, Canny, Depth and Redux do"
+    if (found.out_channels is None) != (params.out_channels is None):
+        return (
+            "A network that takes more features of an image token than it gives fills holes, as "
+            "FLUX.1 Fill does (model.conditioning=fill), or takes other pictures"
+        )
     if found.in_channels != params.in_channels:
         return "Are model.patch_size, data.channels and the autoencoder those of the weights?"
     differing = [f.name for f in fields(found) if getattr(found, f.name) != getattr(params, f.name)]

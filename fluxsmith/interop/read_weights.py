@@ -8,15 +8,37 @@ from typing import Any
 from pydantic import BaseModel, NonNegativeInt
 from torch import Tensor
 
+from fluxsmith.config.places import found_in
 from fluxsmith.errors import UserError
 from fluxsmith.interop import xdiffusion
 from fluxsmith.interop.diffusers_names import from_diffusers
+from fluxsmith.interop.provenance import read_provenance
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.storage.files import explaining, read_json
-from fluxsmith.storage.tensor_files import SAFETENSORS, read_metadata, read_pickled, read_tensors
+from fluxsmith.storage.hub_folder import local_path
+from fluxsmith.storage.model_parts import FOLDER, WANTED, models_in, part_of
+from fluxsmith.storage.numbers import dequantised, refuse_quantised, refuse_quantised_config
+from fluxsmith.storage.tensor_files import (
+    is_pickled,
+    read_metadata,
+    read_pickled,
+    read_tensors,
+    tensors_in,
+)
 
-PREFIX = "model.diffusion_model."  # of checkpoints that hold a whole pipeline in one file
 NOTES = "fluxsmith"  # the key in a file's metadata that holds our notes, and their folder's name
+
+# diffusers' pipelines, each with its `model.conditioning`, and the class of the network. Others are
+# refused: their weights would load and draw something else.
+PIPELINES = {
+    "FluxPipeline": "text",
+    "FluxImg2ImgPipeline": "text",
+    "FluxInpaintPipeline": "text",
+    "FluxFillPipeline": "fill",
+    "FluxKontextPipeline": "kontext",
+    "FluxKontextInpaintPipeline": "kontext",
+}
+NETWORK = "FluxTransformer2DModel"
 
 
 class Notes(BaseModel):
@@ -46,50 +68,77 @@ class Weights:
         says otherwise."""
         return (self.config or {}).get("flow", {}).get("prediction", "velocity")
 
+    @property
+    def conditioning(self) -> str:
+        """What the network is given, `model.conditioning`: text alone if nothing says more."""
+        ours = (self.config or {}).get("model", {}).get("conditioning")
+        return ours or self.settings.get("conditioning", "text")
+
     def tensors(self) -> dict[str, Tensor]:
         """All of them under a pipeline's names."""
         network = {f"network.{name}": tensor for name, tensor in self.network.items()}
         return network | {f"text.{name}": tensor for name, tensor in self.text.items()}
 
 
-def read_weights(path: str | Path, *, shapes: bool = False) -> Weights:
-    """From a BFL file, a diffusers folder or file, shards, a checkpoint of ours (its average) or of
-    the lesson's repository.
+def read_weights(source: str | Path, *, shapes: bool = False) -> Weights:
+    """From a BFL file, a diffusers folder or file, shards, a hub id, a checkpoint of ours (its
+    average) or of the lesson's repository.
 
     With `shapes` the network's tensors are on the meta device: enough to check them, without the
     memory that joining diffusers' layers takes.
     """
-    path = Path(path).expanduser()
+    path = local_path(source, WANTED["network"])
     if path.is_dir() and checkpoints.find(path):
         path = checkpoints.newest(path)
-    if path.is_file() and path.suffix not in (*SAFETENSORS, ".json"):
-        return _from_pickled(path)
-    transformer = path / "transformer"
-    tensors = read_tensors(transformer if transformer.is_dir() else path)
-    if shapes:
-        tensors = {name: tensor.to("meta") for name, tensor in tensors.items()}
-    if any(name.startswith(PREFIX) for name in tensors):
-        tensors = _below(PREFIX, tensors)
-    kind = "bfl"
-    if any(name.startswith(("transformer_blocks.", "single_transformer_")) for name in tensors):
-        kind, tensors = "diffusers", from_diffusers(tensors)
-    text, notes = text_file(path), read_notes(path)
+    contents = None
+    if path.is_file() and path.suffix != ".json" and is_pickled(path):
+        contents = read_pickled(path)
+        if own := _from_checkpoint(path, contents):
+            return own
+    folder = path / FOLDER["network"] if (path / FOLDER["network"]).is_dir() else path
+    _refuse_others(path, folder)
+    tensors = read_tensors(folder) if contents is None else tensors_in(contents)
+    metadata = read_metadata(folder) if contents is None else {}
+    kind, network = network_of(tensors, metadata, str(path), shapes)
+    text, notes = text_file(path), read_notes(path, metadata)
     found = Weights(
         kind,
-        str(path),
-        tensors,
+        str(source),
+        network,
         text=read_tensors(text) if text.is_file() else {},
-        settings=_settings(path),
+        settings=_settings(path) | _neighbours(str(source), path, models_in(tensors)),
+        metadata={"source": read_provenance(str(source), path, metadata)},
     )
-    return found if notes is None else replace(found, **dict(notes))
+    if notes is None:
+        return found
+    place = path if path.is_dir() else path.parent
+    return replace(found, **{**dict(notes), "config": found_in(place, notes.config)})
 
 
-def read_notes(path: Path) -> Notes | None:
-    """The notes in an export of ours; None in other files and folders."""
+def network_of(
+    tensors: dict[str, Tensor], metadata: Mapping[str, str], origin: str, shapes: bool = False
+) -> tuple[str, dict[str, Tensor]]:
+    """The network among a file's tensors under BFL's names, in floating point, and whose names they
+    had: bfl or diffusers. What is joined or multiplied out is taken out of its file's memory."""
+    network = part_of(tensors, "network", origin)
+    refuse_quantised(network, metadata, origin)
+    if shapes:
+        network = {name: tensor.to("meta") for name, tensor in network.items()}
+    network = dequantised(network, origin)
+    if any(name.startswith(("transformer_blocks.", "single_transformer_")) for name in network):
+        return "diffusers", from_diffusers(network)
+    return "bfl", network
+
+
+def read_notes(path: Path, metadata: Mapping[str, str]) -> Notes | None:
+    """The notes in an export of ours, the files that they name found from here; None in other
+    files and folders."""
     file = path / NOTES / "about.json"
     with explaining(f"{path}: can't read what fluxsmith wrote of it", "; export again", ValueError):
-        text = file.read_text("utf-8") if file.is_file() else read_metadata(path).get(NOTES)
-        return None if text is None else Notes.model_validate_json(text)
+        text = file.read_text("utf-8") if file.is_file() else metadata.get(NOTES)
+        if text is None:
+            return None
+        return Notes.model_validate_json(text)
 
 
 def text_file(path: Path) -> Path:
@@ -108,33 +157,66 @@ def require_text(weights: Weights, encoder: str) -> None:
         )
 
 
+def _refuse_others(path: Path, folder: Path) -> None:
+    """Raises a UserError for a folder whose own words say that it holds something else, or that its
+    weights are quantised."""
+    fix = "give a folder of FLUX.1, of its Fill or of its Kontext, or another file of the model"
+    names = {path / "model_index.json": [*PIPELINES], folder / "config.json": [NETWORK]}
+    for file, known in names.items():
+        settings = read_json(file) if file.is_file() else {}
+        kind = settings.get("_class_name", known[0])
+        if kind not in known:
+            raise UserError(f"{file}: is a {kind}, which can't be drawn with here; {fix}")
+        refuse_quantised_config(settings, str(file))
+
+
 def _settings(path: Path) -> dict[str, Any]:
     """What the folders of a diffusers pipeline say of the network, if `path` is one."""
     known: dict[str, Any] = {}
     for config in (path / "config.json", path / "transformer/config.json"):
         if config.is_file():
             known["axes_dim"] = read_json(config).get("axes_dims_rope")
-    if (path / "vae/config.json").is_file():
-        known["autoencoder"] = str(path / "vae")
+    if (path / "model_index.json").is_file():
+        named = read_json(path / "model_index.json").get("_class_name", "FluxPipeline")
+        known["conditioning"] = PIPELINES[named]
     scheduler = path / "scheduler/scheduler_config.json"
     if scheduler.is_file():
-        shifted = read_json(scheduler).get("use_dynamic_shifting", False)
-        known["schedule"] = "flux" if shifted else "uniform"
+        known["scheduler"] = read_json(scheduler)
     return known
 
 
-def _from_pickled(path: Path) -> Weights:
-    contents = read_pickled(path)
+def _neighbours(source: str, path: Path, inside: set[str]) -> dict[str, str]:
+    """Where the network's autoencoder and text encoders lie: `inside` the same file, in the folder
+    beside, or under the same hub id."""
+    hub = path.is_dir() and not Path(source).expanduser().exists()
+    home, known = source if hub else str(path), {}
+    if (path / "vae/config.json").is_file():
+        known["autoencoder"] = home if hub else str(path / "vae")
+    if hub and (path / "model_index.json").is_file():
+        known["text"] = home
+    if all((path / name).is_dir() for name in ("text_encoder", "text_encoder_2")):
+        known["text"] = home
+    if "autoencoder" in inside:
+        known["autoencoder"] = home
+    if inside >= {"clip", "t5"}:
+        known["text"] = home
+    return known
+
+
+def _from_checkpoint(path: Path, contents: Any) -> Weights | None:
+    """What a checkpoint of the lesson's repository or of ours holds; None for other files."""
     if xdiffusion.is_xdiffusion(contents):
-        step = contents.get("step")
+        step, network = contents.get("step"), xdiffusion.network_of(contents)
+        refuse_quantised(network, {}, str(path))
         return Weights(
             "xdiffusion",
             str(path),
-            xdiffusion.network_of(contents),
+            network,
             settings=xdiffusion.settings_of(contents),
+            metadata={"source": {"name": path.name}},
             step=step if isinstance(step, int) else 0,
         )
-    if isinstance(contents, dict) and contents.get("format") == checkpoints.FORMAT:
+    if checkpoints.is_ours(contents):
         contents = checkpoints.load(path)
         return Weights(
             "fluxsmith",
@@ -145,12 +227,12 @@ def _from_pickled(path: Path) -> Weights:
             step=contents["step"],
             metadata=contents["metadata"],
         )
-    if isinstance(contents, dict) and all(isinstance(t, Tensor) for t in contents.values()):
-        return Weights("bfl", str(path), contents)
-    raise UserError(
-        f"{path} is none of: BFL's file, a diffusers folder, a checkpoint of fluxsmith or of "
-        f"xdiffusion (diffusion-*.pt); give one of these"
-    )
+    if not tensors_in(contents):
+        raise UserError(
+            f"{path} is none of: BFL's file, a diffusers folder, a checkpoint of fluxsmith or of "
+            f"xdiffusion (diffusion-*.pt); give one of these"
+        )
+    return None
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

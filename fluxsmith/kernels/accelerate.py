@@ -180,7 +180,7 @@ def _is_linear(layer: nn.Module, sizes: Sequence[int]) -> bool:
         isinstance(layer, nn.Linear)
         and type(layer) in (nn.Linear, FastLinear)
         and _is_untouched(layer)
-        and is_float32(layer.weight)
+        and _may_be_float32(layer.weight)
         and gelu_linear.serves(sizes)
     )
 
@@ -192,10 +192,15 @@ def _is_norm(norm: nn.Module) -> bool:
     return all(
         type(part) is RMSNorm
         and _is_untouched(part)
-        and is_float32(part.scale)
+        and _may_be_float32(part.scale)
         and fused_attention.serves(len(part.scale))
         for part in (norm.query_norm, norm.key_norm)
     )
+
+
+def _may_be_float32(weight: Tensor) -> bool:
+    """Whether these are, or once they have a place may be, what our operators compute with."""
+    return is_float32(weight) or (weight.dtype == torch.float32 and weight.is_meta)
 
 
 def _usual(x: Tensor) -> bool:

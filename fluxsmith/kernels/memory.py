@@ -8,6 +8,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 # malloc.h
 _M_TRIM_THRESHOLD = -1
@@ -25,11 +26,22 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
 
     Not where there is no glibc, nor where the environment has settings of malloc's.
     """
-    if not sys.platform.startswith("linux") or any(name in environment for name in SETTINGS):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # a static build; musl
+    mallopt = _of_glibc("mallopt")
+    if mallopt is None or any(name in environment for name in SETTINGS):
         return False
     # No mapping of its own for a large block, and nothing back from the heap's end.
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+def release_freed_memory() -> None:
+    """Has glibc's malloc hand back what it keeps; it may keep what is freed later."""
+    if (trim := _of_glibc("malloc_trim")) is not None:
+        trim(0)
+
+
+def _of_glibc(name: str) -> Any:
+    """A function; None where there is no glibc: on other systems, in a static build, with musl."""
+    try:
+        return getattr(ctypes.CDLL(None), name) if sys.platform.startswith("linux") else None
+    except (OSError, AttributeError):
+        return None

@@ -31,7 +31,7 @@ def place(
     `dtype` is the weights' own by default, and bfloat16 for fp8. Offloading is for sampling: each
     evaluation copies all weights once, and gradients are not kept.
     """
-    dtype = dtype or computing_dtype(network.img_in.weight.dtype)
+    dtype = dtype or computing_dtype(network)
     if mode == "blocks" or (mode == "auto" and not _fits(network, device, dtype)):
         offload_blocks(network, device, dtype)
     else:

@@ -18,13 +18,14 @@ from fluxsmith.model.rope import RotaryTable
 def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000) -> Tensor:
     """cos and sin of 1000 t at width/2 frequencies (Vaswani et al. 2017, sec. 3.5): (b, width).
 
-    `t` (b,) in [0, 1]; computed and returned in float32.
+    `t` (b,) in [0, 1]. 1000 t is rounded to t's dtype, as in FLUX.1's reference and in diffusers:
+    a guidance scale of 3.5 in bfloat16 counts as 3.504. The rest is float32, as is the result.
     """
     half = width // 2
     frequency = torch.exp(
         -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half
     )
-    angle = 1000.0 * t.float()[:, None] * frequency  # (b, width/2)
+    angle = (1000.0 * t).float()[:, None] * frequency  # (b, width/2)
     return torch.cat((angle.cos(), angle.sin()), dim=-1)
 
 

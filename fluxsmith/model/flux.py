@@ -149,9 +149,10 @@ class Flux(nn.Module):
             wants = "needs" if self.guidance_in is not None else "does not take"
             raise ValueError(f"this network {wants} a guidance scale (guidance_embed)")
         dtype = self.img_in.weight.dtype
-        vec = self.time_in(timestep_embedding(timesteps, TIMESTEP_WIDTH).to(dtype))
+        vec = self.time_in(timestep_embedding(timesteps.to(dtype), TIMESTEP_WIDTH).to(dtype))
         if self.guidance_in is not None and guidance is not None:
-            vec = vec + self.guidance_in(timestep_embedding(guidance, TIMESTEP_WIDTH).to(dtype))
+            scale = timestep_embedding(guidance.to(dtype), TIMESTEP_WIDTH)
+            vec = vec + self.guidance_in(scale.to(dtype))
         vec = vec + self.vector_in(y.to(dtype))  # (b, d)
 
         img = self.img_in(img.to(dtype))

@@ -38,12 +38,18 @@ def token_grid(height: int, width: int, patch: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # first made while sampling, it must serve training too
-def image_ids(rows: int, columns: int, device: torch.device) -> Tensor:
-    """(0, row, column) of each image token: (rows*columns, 3) float32. Shared: do not write."""
-    ids = torch.zeros(rows, columns, 3)
-    ids[..., 1] += torch.arange(rows)[:, None]
-    ids[..., 2] += torch.arange(columns)[None, :]
-    return ids.view(-1, 3).to(device)
+def image_ids(
+    rows: int, columns: int, device: torch.device, *references: tuple[int, int]
+) -> Tensor:
+    """(0, row, column) of each image token: (rows*columns, 3) float32. Those of reference pictures,
+    given by their rows and columns, follow, with index 1, 2, ... in place of 0. Shared: do not
+    write."""
+    ids = [
+        torch.cartesian_prod(*(torch.arange(float(n)) for n in (1, *grid)))
+        + torch.tensor([i, 0, 0])
+        for i, grid in enumerate(((rows, columns), *references))
+    ]
+    return torch.cat(ids).to(device)
 
 
 @lru_cache(maxsize=256)

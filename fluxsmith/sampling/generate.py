@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fluxsmith.autoencoder.conditioning import ImageCondition
 from fluxsmith.config import SampleConfig
 from fluxsmith.device import explaining_memory
 from fluxsmith.errors import UserError
 from fluxsmith.flow.editing import inpaint, shortened
-from fluxsmith.flow.guidance import classifier_free, embedded, within_interval
+from fluxsmith.flow.guidance import classifier_free, within_interval
 from fluxsmith.flow.path import Velocity, interpolate
-from fluxsmith.flow.solvers import SCHEDULES, SOLVERS, Noise
+from fluxsmith.flow.solvers import SOLVERS, Noise
 from fluxsmith.flow.solvers import OnStep as SolverStep
 from fluxsmith.kernels.accelerate import accelerated
 from fluxsmith.kernels.compiling import compiled
@@ -25,7 +26,7 @@ from fluxsmith.kernels.cuda_graphs import CudaCapture
 from fluxsmith.kernels.offload import is_offloaded
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.randomness import image_noise
-from fluxsmith.sampling.edit import Edit
+from fluxsmith.sampling.edit import Edit, strength_of
 from fluxsmith.sampling.graphed_velocity import GraphedVelocity
 from fluxsmith.text.encoder import NULL_PROMPT, TextEmbedding
 
@@ -53,6 +54,8 @@ class Drawing:
     edit: Edit | None = None
     first_index: int = 0  # of the first picture, by which its noise is addressed
     batch_size: int | None = None
+    negative_prompt: str = NULL_PROMPT  # what classifier-free guidance leads away from
+    true_guidance: float = 1.0  # its scale beside an embedded one; 1 is off
 
 
 class Sampler:
@@ -74,8 +77,10 @@ class Sampler:
     ) -> None:
         self.pipeline = pipeline
         self.settings = settings or pipeline.config.sample
+        self.schedule = self.settings.choice  # (steps, image tokens) -> times
         self.kernels = kernels
         self.compile = compile
+        self.conditioning = pipeline.config.model.conditioning
         self.joint_tokens = JOINT_TOKENS
         precision = self.settings.precision
         self._velocity: Callable[..., Tensor] = partial(pipeline.velocity, precision=precision)
@@ -114,6 +119,8 @@ class Sampler:
         edit: Edit | None = None,
         first_index: int = 0,
         batch_size: int | None = None,
+        negative_prompt: str = NULL_PROMPT,
+        true_guidance: float = 1.0,
     ) -> Drawing:
         """What `draw` takes: what is left out is the settings', `size` the config's (height,
         width). Raises a UserError that names the first setting that can't be used."""
@@ -127,8 +134,10 @@ class Sampler:
             edit,
             first_index,
             batch_size,
+            negative_prompt,
+            true_guidance,
         )
-        self._check(drawing)
+        _check(drawing, self.pipeline, self.settings)
         return drawing
 
     @torch.no_grad()
@@ -137,7 +146,7 @@ class Sampler:
         pipeline, prompts = self.pipeline, drawing.prompts
         shape = pipeline.latent_shape_of(*drawing.size)
         tokens = pipeline.image_tokens(shape)
-        ts = SCHEDULES[self.settings.schedule](drawing.steps, tokens)
+        ts = self.schedule(drawing.steps, tokens)
         at_once = drawing.batch_size or min(64, max(1, TOKENS_AT_ONCE // tokens))
         at_once = min(at_once, len(prompts))
         fewer = "draw fewer at once (--num-samples, or batch_size in Python), or smaller ones"
@@ -149,56 +158,77 @@ class Sampler:
         ):
             for start in range(0, len(prompts), at_once):
                 part = prompts[start : start + at_once]
+                rows = range(start, start + len(part))
+                edit = drawing.edit and drawing.edit.at(rows).on(pipeline.device)
                 first = drawing.first_index + start
                 indices = range(first, first + len(part))
 
                 def noise(step: int | None, indices: range = indices) -> Tensor:
                     return image_noise(shape, drawing.seed, indices, step).to(pipeline.device)
 
-                cond = pipeline.encode_text(part, self.settings.precision)
-                velocity = self.guided_velocity(cond, drawing.guidance)
+                velocity = self.guided_velocity(
+                    pipeline.encode_text(part, self.settings.precision),
+                    drawing.guidance,
+                    None if edit is None else pipeline.image_condition(edit.image, edit.hole),
+                    drawing.negative_prompt,
+                    drawing.true_guidance,
+                )
                 full = self.compile and len(part) == at_once
                 with compiled(pipeline.network) if full else nullcontext():
-                    x = self._solve(drawing, velocity, noise(None), ts, noise, on_step)
-                pictures.append(pipeline.autoencoder.decode(x).clamp(-1, 1).cpu())
+                    x = self._solve(drawing, edit, velocity, noise(None), ts, noise, on_step)
+                drawn = pipeline.autoencoder.decode(x).clamp(-1, 1)
+                pictures.append((edit.pasted(drawn) if edit else drawn).cpu())
         return torch.cat(pictures)
 
-    def guided_velocity(self, cond: TextEmbedding, guidance: float) -> Velocity:
-        """The velocity that a solver follows for these prompts at this guidance scale."""
+    def guided_velocity(
+        self,
+        cond: TextEmbedding,
+        guidance: float,
+        image_cond: ImageCondition | None = None,
+        negative_prompt: str = NULL_PROMPT,
+        true_guidance: float = 1.0,
+    ) -> Velocity:
+        """The velocity that a solver follows for these prompts at this guidance scale. Where the
+        network takes that as an input (Meng et al. 2023, "On Distillation of Guided Diffusion
+        Models", sec. 3.1), classifier-free guidance may come on top, at a scale of its own."""
         settings, pipeline = self.settings, self.pipeline
+        embedded = settings.guidance_method == "embedded"
+        fed, scale = (guidance, true_guidance) if embedded else (1.0, guidance)
 
-        def velocity(x: Tensor, t: Tensor, on: TextEmbedding, scale: float = 1.0) -> Tensor:
-            return self._velocity(x, t, on, scale)
-
-        if settings.guidance_method == "embedded":
-            return embedded(lambda x, t, scale: velocity(x, t, cond, scale), guidance)
+        def velocity(
+            x: Tensor, t: Tensor, on: TextEmbedding, given: ImageCondition | None = image_cond
+        ) -> Tensor:
+            return self._velocity(x, t, on, fed, image_cond=given)
 
         def conditional(x: Tensor, t: Tensor) -> Tensor:
             return velocity(x, t, cond)
 
-        if guidance == 1:
+        if scale == 1:
             return conditional
-        null = pipeline.encode_text([NULL_PROMPT], settings.precision).expand(len(cond))
-        text = max(cond.tokens.shape[1], null.tokens.shape[1])
-        padded = cond.tokens.shape[1] != null.tokens.shape[1]
+        negative = pipeline.encode_text([negative_prompt], settings.precision).expand(len(cond))
+        more = max(cond.tokens.shape[1], negative.tokens.shape[1])
+        if image_cond is not None and image_cond.reference is not None:
+            _, c, height, width = image_cond.reference.shape
+            more += pipeline.image_tokens((c, height, width))
+        padded = cond.tokens.shape[1] != negative.tokens.shape[1]
         most = self.joint_tokens[1] if padded else self.joint_tokens[0]
 
         def unconditional(x: Tensor, t: Tensor) -> Tensor:
-            return velocity(x, t, null)
+            return velocity(x, t, negative)
 
         @cache  # for every step, once one asks for it
-        def joined() -> TextEmbedding:
-            return cond.followed_by(null)
+        def joined() -> tuple[TextEmbedding, ImageCondition | None]:
+            return cond.followed_by(negative), image_cond and image_cond.repeated(2)
 
         def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             b, c, height, width = x.shape
-            if b * (pipeline.image_tokens((c, height, width)) + text) > most:
+            if b * (pipeline.image_tokens((c, height, width)) + more) > most:
                 return conditional(x, t), unconditional(x, t)
             times = t.repeat(2) if t.ndim else t
-            v_c, v_u = velocity(torch.cat((x, x)), times, joined()).chunk(2)
+            v_c, v_u = velocity(torch.cat((x, x)), times, *joined()).chunk(2)
             return v_c, v_u
 
-        guided = classifier_free(conditional, unconditional, guidance, both)
+        guided = classifier_free(conditional, unconditional, scale, both)
         return within_interval(guided, conditional, *settings.guidance_interval)
 
     @contextmanager
@@ -215,27 +245,30 @@ class Sampler:
     def _solve(
         self,
         drawing: Drawing,
+        edit: Edit | None,
         velocity: Velocity,
         eps: Tensor,
         ts: Tensor,
         noise: Noise,
         on_step: OnStep | None,
     ) -> Tensor:
-        """From noise (b, c, h, w) at ts[0] = 1 to latents, or from the picture of an edit."""
-        solver, edit = SOLVERS[drawing.solver].function, drawing.edit
-        report = self._decoded(on_step) if on_step is not None else None
-        if edit is None:
+        """From noise (b, c, h, w) at ts[0] = 1 to latents, or from the pictures of an edit."""
+        solver, conditioning = SOLVERS[drawing.solver].function, self.conditioning
+        report = self._decoded(on_step, edit) if on_step is not None else None
+        if edit is None or conditioning == "kontext":
             return solver(velocity, eps, ts, report, noise)
-        x0 = self.pipeline.autoencoder.encode(edit.image[None].to(eps.device))  # (1, c, h, w)
-        ts = shortened(ts, edit.strength)
-        if edit.mask is None:
+        x0 = self.pipeline.autoencoder.encode(edit.image)  # (b or 1, c, h, w)
+        ts = shortened(ts, strength_of(edit, conditioning))
+        if edit.hole is None or conditioning == "fill":
             return solver(velocity, interpolate(x0, eps, ts[0]), ts, report, noise)
-        mask = F.interpolate(edit.mask[None].to(x0), eps.shape[2:])  # nearest: (1, 1, h, w)
+        # A latent any of whose pixels is drawn anew is drawn anew: (b or 1, 1, h, w)
+        mask = F.max_pool2d(edit.hole, self.pipeline.autoencoder.factor)
         return inpaint(solver, velocity, x0, eps, mask, ts, report, noise)
 
-    def _decoded(self, on_step: OnStep) -> SolverStep:
+    def _decoded(self, on_step: OnStep, edit: Edit | None) -> SolverStep:
         def report(step: int, t: Tensor, x: Tensor) -> None:
-            on_step(step, float(t), self.pipeline.autoencoder.decode(x))
+            drawn = self.pipeline.autoencoder.decode(x)
+            on_step(step, float(t), edit.pasted(drawn) if edit and t == 0 else drawn)
 
         return report
 
@@ -248,43 +281,60 @@ class Sampler:
 
     def _evaluations(self, drawing: Drawing, at_once: int) -> int:
         """The least number of the network's forward passes."""
-        strength = 1.0 if drawing.edit is None else drawing.edit.strength
+        edit = drawing.edit
+        strength = 1.0 if edit is None else strength_of(edit, self.conditioning)
         each = SOLVERS[drawing.solver].evaluations(max(1, math.ceil(drawing.steps * strength)))
         return each * math.ceil(len(drawing.prompts) / at_once)
 
-    def _check(self, drawing: Drawing) -> None:
-        if drawing.solver not in SOLVERS:
-            raise UserError(f"solver={drawing.solver}: must be one of {', '.join(SOLVERS)}")
-        if drawing.steps < 1:
-            raise UserError(f"steps={drawing.steps}: sampling needs at least 1")
-        if not math.isfinite(drawing.guidance):
-            raise UserError(f"guidance={drawing.guidance}: must be a finite number")
-        if drawing.batch_size is not None and drawing.batch_size < 1:
-            raise UserError(f"batch_size={drawing.batch_size}: must be at least 1")
-        unit = self.pipeline.size_unit
-        for name, pixels in zip(("height", "width"), drawing.size, strict=True):
-            if pixels < unit or pixels % unit:
-                below = max(unit, pixels - pixels % unit)
-                raise UserError(
-                    f"{name}={pixels}: must be a multiple of {unit}, such as {below} or "
-                    f"{below + unit}"
-                )
-        if drawing.edit is not None:
-            drawing.edit.check(drawing.size)
-        if not drawing.prompts:
-            raise UserError("there is no prompt to draw; give at least one")
-        self.pipeline.text.check(drawing.prompts)
+
+def _check(drawing: Drawing, pipeline: Pipeline, settings: SampleConfig) -> None:
+    """Raises a UserError that names the first thing that can't be drawn with this model."""
+    if drawing.solver not in SOLVERS:
+        raise UserError(f"solver={drawing.solver}: must be one of {', '.join(SOLVERS)}")
+    if drawing.steps < 1:
+        raise UserError(f"steps={drawing.steps}: sampling needs at least 1")
+    for key in ("guidance", "true_guidance"):
+        if not math.isfinite(value := getattr(drawing, key)):
+            raise UserError(f"{key}={value}: must be a finite number")
+    if drawing.guidance != 1 and settings.guidance_method == "none":
+        raise UserError(
+            f"guidance={drawing.guidance}: this model has its guidance in its weights; leave it out"
+        )
+    _check_negative(drawing, settings)
+    if drawing.batch_size is not None and drawing.batch_size < 1:
+        raise UserError(f"batch_size={drawing.batch_size}: must be at least 1")
+    unit = pipeline.size_unit
+    for name, pixels in zip(("height", "width"), drawing.size, strict=True):
+        if pixels < unit or pixels % unit:
+            below = max(unit, pixels - pixels % unit)
+            raise UserError(
+                f"{name}={pixels}: must be a multiple of {unit}, such as {below} or {below + unit}"
+            )
+    conditioning = pipeline.config.model.conditioning
+    if drawing.edit is not None:
+        drawing.edit.check(conditioning, drawing.size, len(drawing.prompts))
+    elif conditioning != "text":
+        what = "--init-image and --mask" if conditioning == "fill" else "--init-image"
+        raise UserError(
+            f"this model draws from a picture (model.conditioning={conditioning}): give "
+            f"{what} (in Python an edit)"
+        )
+    if not drawing.prompts:
+        raise UserError("there is no prompt to draw; give at least one")
+    pipeline.text.check([*drawing.prompts, drawing.negative_prompt])
 
 
-class TextToImage(Pipeline):
-    """A model that draws: what `from fluxsmith import Pipeline` gives."""
-
-    def generate(
-        self, prompts: Sequence[str], *, on_step: OnStep | None = None, **settings: Any
-    ) -> Tensor:
-        """One picture a prompt: (n, c, h, w) in [-1, 1], on the CPU.
-
-        The settings are `steps`, `guidance`, `solver`, `seed`, `size` (height, width), `edit`,
-        `first_index` and `batch_size`; see `Sampler.generate`.
-        """
-        return Sampler(self).generate(prompts, on_step=on_step, **settings)
+def _check_negative(drawing: Drawing, settings: SampleConfig) -> None:
+    embedded = settings.guidance_method == "embedded"
+    if not embedded and drawing.true_guidance != 1:
+        raise UserError(
+            f"true_guidance={drawing.true_guidance}: is for models that take their guidance as "
+            f"an input; this one's own is classifier-free: set guidance"
+        )
+    scale = drawing.true_guidance if embedded else drawing.guidance
+    if drawing.negative_prompt != NULL_PROMPT and scale == 1:
+        key = "true_guidance" if embedded else "guidance"
+        raise UserError(
+            f"negative_prompt={drawing.negative_prompt!r}: nothing leads away from it at "
+            f"{key}=1; set {key} above 1"
+        )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fluxsmith.autoencoder.conditioning import ImageCondition
 from fluxsmith.device import for_each
 from fluxsmith.kernels.cuda_graphs import CudaCapture, Graphed
 from fluxsmith.pipeline import Pipeline
@@ -19,6 +20,7 @@ class Point:
     t: Tensor  # (b,)
     cond: TextEmbedding
     guidance: Tensor | None  # (b,), of networks with a guidance input
+    image_cond: ImageCondition | None
 
 
 class GraphedVelocity:
@@ -32,19 +34,26 @@ class GraphedVelocity:
         self._graphed = Graphed(self._at, self._warm_up, pipeline.network, capture, option)
 
     def __call__(
-        self, x: Tensor, t: Tensor, cond: TextEmbedding, guidance: float | Tensor = 1.0
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: TextEmbedding,
+        guidance: float | Tensor = 1.0,
+        image_cond: ImageCondition | None = None,
     ) -> Tensor:
         embeds = self._pipeline.config.model.guidance_embed
         if torch.is_grad_enabled() or not (embeds or guidance == 1.0):  # which it refuses
-            return self._pipeline.velocity(x, t, cond, guidance, self._precision)
+            return self._pipeline.velocity(x, t, cond, guidance, self._precision, image_cond)
         scales = for_each(guidance, len(x), x.device) if embeds else None
-        point = Point(x, for_each(t, len(x), x.device), cond, scales)
+        point = Point(x, for_each(t, len(x), x.device), cond, scales, image_cond)
         v: Tensor = self._graphed(point)
         return v.clone()  # the next replay overwrites it
 
     def _at(self, point: Point) -> Tensor:
         guidance = 1.0 if point.guidance is None else point.guidance
-        return self._pipeline.velocity(point.x, point.t, point.cond, guidance, self._precision)
+        return self._pipeline.velocity(
+            point.x, point.t, point.cond, guidance, self._precision, point.image_cond
+        )
 
     def _warm_up(self, point: Point) -> object:
         self._at(point)

@@ -56,7 +56,7 @@ def write_drawing(
         "guidance": repr(drawing.guidance),
         "solver": drawing.solver,
         "model": pipeline.digest(sampler.settings),
-    }
+    } | _more(drawing)
     sheet = render.grid(pictures, prompts)
     grid = folder / f"{stem}.png"
     render.save_png(grid, sheet, metadata | {"prompts": prompts})
@@ -81,6 +81,20 @@ def write_drawing(
         render.save_gif(animation, [render.grid(frame, shown) for frame in trajectory.frames])
         written["animation"] = animation
     return written
+
+
+def _more(drawing: Drawing) -> dict[str, str]:
+    """What metadata says of a drawing that is from a picture, or away from a prompt."""
+    found = {}
+    if drawing.negative_prompt:
+        found["negative_prompt"] = drawing.negative_prompt
+    if drawing.true_guidance != 1:
+        found["true_guidance"] = repr(drawing.true_guidance)
+    if drawing.edit is not None:
+        found["edit"] = drawing.edit.digest
+        if drawing.edit.strength is not None:
+            found["strength"] = repr(drawing.edit.strength)
+    return found
 
 
 def choose_prompts(

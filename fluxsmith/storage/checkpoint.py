@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import reprlib
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
@@ -17,20 +18,23 @@ import torch
 from torch import Tensor
 
 from fluxsmith.errors import UserError
+from fluxsmith.storage import sharded
 from fluxsmith.storage.digest import Digesting, problem_with
-from fluxsmith.storage.files import explaining, first_line
+from fluxsmith.storage.files import explaining, first_line, flush_folder
 from fluxsmith.storage.tensor_files import DamagedFileError, read_pickled
 
-FORMAT = "fluxsmith/1"
+NUMBER = 1  # of the layout that this version writes
+FORMAT = f"fluxsmith/{NUMBER}"
 KEYS = (
     "format", "step", "images_seen", "config", "model", "ema", "optimizer", "data", "window",
     "metadata",
 )  # fmt: skip
-_NAME = re.compile(r"diffusion-(\d+)\.pt")
+_NAME = re.compile(r"diffusion-(\d+)(\.pt)?")
 
 
-def checkpoint_path(folder: Path, step: int) -> Path:
-    return folder / f"diffusion-{step}.pt"
+def checkpoint_path(folder: Path, step: int, in_shares: bool = False) -> Path:
+    """Of a file, or of a folder for a checkpoint in shares (`sharded`)."""
+    return folder / (f"diffusion-{step}" if in_shares else f"diffusion-{step}.pt")
 
 
 def save(
@@ -51,7 +55,7 @@ def save(
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         reason = first_line(_os_error(error) or error)
         raise UserError(f"can't write the checkpoint {path}: {reason}") from error
@@ -65,14 +69,20 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
-def load(path: str | Path) -> dict[str, Any]:
-    """The checkpoint at `path`, its tensors memory-mapped on the CPU.
+def load(path: str | Path, in_shares: bool = False) -> dict[str, Any]:
+    """The checkpoint at `path`, its tensors memory-mapped on the CPU; those of a folder are read,
+    or `in_shares` are left for `sharded.read_tensors`.
 
     The whole file is read once and checked first. Only plain data and tensors are accepted: a file
     with pickled code in it is refused, and none of the code is run. Raises a DamagedFileError
     for a file that is not what was written, and a UserError for one that is no checkpoint.
     """
     path = Path(path)
+    if sharded.is_one(path):
+        checkpoint = sharded.read_plain(path)
+        if wrong := _misfit(checkpoint):
+            raise UserError(f"{path} is not a fluxsmith checkpoint: {wrong}; use another one")
+        return checkpoint if in_shares else sharded.read_tensors(path, checkpoint)
     if not os.path.isfile(path):  # noqa: PTH113  Path.is_file raises for a name that is too long
         raise UserError(f"no checkpoint at {path}{_suggest(path)}")
     with explaining(f"can't read {path}"):
@@ -80,9 +90,20 @@ def load(path: str | Path) -> dict[str, Any]:
     if problem:
         raise DamagedFileError(f"{path} is not a whole checkpoint: {problem}; use another one")
     checkpoint = read_pickled(path)
+    if is_ours(checkpoint) and int(checkpoint["format"].partition("/")[2]) > NUMBER:
+        raise UserError(
+            f"{path} was written by a newer version of fluxsmith, in the format "
+            f"{checkpoint['format']}, and this one reads {FORMAT}: upgrade fluxsmith"
+        )
     if wrong := _misfit(checkpoint):
         raise UserError(f"{path} is not a fluxsmith checkpoint: {wrong}; use another one")
     return checkpoint
+
+
+def is_ours(contents: Any) -> bool:
+    """Whether the contents of a file are those of a checkpoint, of whatever version."""
+    found = contents.get("format") if isinstance(contents, dict) else None
+    return isinstance(found, str) and re.fullmatch(r"fluxsmith/\d{1,9}", found) is not None
 
 
 def _misfit(checkpoint: Any) -> str | None:
@@ -101,13 +122,14 @@ def _misfit(checkpoint: Any) -> str | None:
 
 def find(folder: Path) -> list[tuple[int, Path]]:
     """The checkpoints of a run as (step, path), oldest first."""
-    named = ((_NAME.fullmatch(path.name), path) for path in folder.glob("diffusion-*.pt"))
-    return sorted((int(match[1]), path) for match, path in named if match)
+    named = ((_NAME.fullmatch(path.name), path) for path in folder.glob("diffusion-*"))
+    there = ((match, path) for match, path in named if match)
+    return sorted((int(m[1]), path) for m, path in there if m[2] or sharded.is_one(path))
 
 
 def newest(path: Path) -> Path:
     """`path` itself, or the newest checkpoint in it where it is a run's folder."""
-    if not path.is_dir():
+    if not path.is_dir() or sharded.is_one(path):
         return path
     found = find(path)
     if not found:
@@ -122,8 +144,17 @@ def prune(folder: Path, keep: int, keep_every: int) -> None:
         return
     for step, path in find(folder)[:-keep]:
         if not keep_every or step % keep_every:
-            with contextlib.suppress(OSError):  # a file that stays only takes up disk
-                path.unlink()
+            delete(path)
+
+
+def delete(path: Path) -> None:
+    """One that stays, as it can't be deleted, only takes up disk."""
+    if path.is_dir():
+        (path / sharded.MANIFEST).unlink(missing_ok=True)  # from here on it is none
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def set_aside(path: Path) -> Path:
@@ -132,18 +163,6 @@ def set_aside(path: Path) -> Path:
     with explaining(f"can't rename {path}", "; move it away"):
         path.replace(aside)
     return aside
-
-
-def _flush_folder(folder: Path) -> None:
-    """Makes the rename itself survive a loss of power, on POSIX systems."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems refuse; the file is there
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _suggest(path: Path) -> str:

@@ -95,6 +95,18 @@ def make_folder(folder: Path, option: str) -> None:
         probe.unlink()
 
 
+def flush_folder(folder: Path) -> None:
+    """Makes the rename itself survive a loss of power, on POSIX systems."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems refuse; the file is there
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -3,21 +3,29 @@
 No code in a file is ever executed, and tensors stay on disk until they are used.
 """
 
+import json
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fluxsmith.errors import UserError
-from fluxsmith.storage.files import explaining, first_line, read_json, write_whole
+from fluxsmith.storage.files import explaining, first_line, write_text, write_whole
+from fluxsmith.storage.mapped import MappedFile
+from fluxsmith.storage.weight_files import SAFETENSORS, weight_files
 
-SAFETENSORS = (".safetensors", ".sft")
+# safetensors' names of dtypes.
+NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
 class DamagedFileError(UserError):
@@ -25,31 +33,38 @@ class DamagedFileError(UserError):
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, of an index of shards, or of a folder that holds either.
+    """The tensors of a file, of shards, or of a folder, as `weight_files` chooses.
 
     Memory-mapped on the CPU: a tensor takes memory when it is first read.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = _weights_in(path)
-    if not path.is_file():
-        raise UserError(f"there are no weights at {path}; check the path")
-    return _read_shards(path) if path.suffix == ".json" else _read_safetensors(path)
+    tensors: dict[str, Tensor] = {}
+    for file in weight_files(Path(path)):
+        if is_pickled(file):
+            tensors |= tensors_in(read_pickled(file))
+        else:
+            tensors |= _read_safetensors(file)
+    return tensors
+
+
+def is_pickled(path: Path) -> bool:
+    """Whether a file is torch's own, told by how it begins; a UserError for GGUF."""
+    with explaining(f"can't read {path}"), open(path, "rb") as stream:
+        start = stream.read(9)
+    if start.startswith(b"GGUF"):
+        raise UserError(
+            f"{path} is a GGUF file, whose weights are quantised; give the model as safetensors"
+        )
+    return path.suffix not in SAFETENSORS and start[8:] != b"{"
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The texts that a safetensors file carries beside its tensors; none in other files."""
-    if path.suffix not in SAFETENSORS or not path.is_file():
+    """The texts that safetensors carry beside their tensors, of shards the first one's; none in
+    other files."""
+    (file, *_) = weight_files(path)
+    if is_pickled(file):
         return {}
-    with _opened(path) as file:
-        return file.metadata() or {}
-
-
-def read_with_settings(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file or folder, and what stands beside them: the folder's config.json, else
-    the file's metadata."""
-    tensors, config = read_tensors(path), path / "config.json"
-    return tensors, read_json(config) if config.is_file() else dict(read_metadata(path))
+    with _opened(file) as opened:
+        return opened.metadata() or {}
 
 
 def read_pickled(path: Path) -> Any:
@@ -70,28 +85,114 @@ def read_pickled(path: Path) -> Any:
         ) from None
 
 
+def tensors_in(contents: Any, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors among nested mappings, such as {"state_dict": {...}}, by dotted name."""
+    found: dict[str, Tensor] = {}
+    if isinstance(contents, Mapping):
+        for key, value in contents.items():
+            if isinstance(value, Tensor):
+                found[f"{prefix}{key}"] = value
+            else:
+                found |= tensors_in(value, f"{prefix}{key}.")
+    return found
+
+
+Stored = Callable[[Tensor], torch.dtype]  # the dtype that a tensor is written in
+Dtype = torch.dtype | Stored | None  # one for all, one for each, or their own
+
+
 def write_tensors(
     path: Path,
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str],
-    dtype: torch.dtype | None = None,
+    dtype: Dtype = None,
 ) -> None:
     """A safetensors file, whole or not at all, in `dtype` or the tensors' own; equal tensors and
-    metadata give equal bytes."""
-    contiguous = {name: t.to(dtype or t.dtype).contiguous() for name, t in tensors.items()}
+    metadata give equal bytes. One tensor after the other is converted and written, so that it takes
+    the memory of one. A UserError for numbers that the dtype can't hold."""
+    write_whole(path, lambda to: _write(to, tensors, metadata, _stored(dtype)))
 
-    def write(to: Path) -> None:
-        try:
-            save_file(contiguous, to, metadata=dict(metadata))
-        except SafetensorError as error:  # such as a full disk
-            raise OSError(str(error)) from None
 
-    write_whole(path, write)
+def write_sharded(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    dtype: Dtype,
+    largest: int | None,
+) -> None:
+    """`write_tensors`, but what is more than `largest` bytes becomes shards of at most so many,
+    NAME-00001-of-00002.safetensors, and their index; a tensor is never divided."""
+    stored = _stored(dtype)
+    sizes = {name: t.numel() * stored(t).itemsize for name, t in tensors.items()}
+    shards: list[dict[str, Tensor]] = [{}]
+    room = largest or sum(sizes.values())
+    for name, tensor in tensors.items():
+        if shards[-1] and sizes[name] > room:
+            shards.append({})
+            room = largest or 0
+        shards[-1][name] = tensor
+        room -= sizes[name]
+    if len(shards) == 1:
+        write_tensors(path, tensors, metadata, dtype)
+        return
+    where: dict[str, str] = {}
+    for i, shard in enumerate(shards, start=1):
+        file = path.with_stem(f"{path.stem}-{i:05d}-of-{len(shards):05d}")
+        write_tensors(file, shard, metadata, dtype)
+        where |= dict.fromkeys(shard, file.name)
+    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
+    write_text(path.with_name(f"{path.name}.index.json"), json.dumps(index, indent=2) + "\n")
+
+
+def _stored(dtype: Dtype) -> Stored:
+    if isinstance(dtype, torch.dtype):
+        return lambda tensor: dtype
+    return dtype or (lambda tensor: tensor.dtype)
+
+
+def _write(
+    to: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], stored: Stored
+) -> None:
+    dtypes = {name: stored(tensor) for name, tensor in tensors.items()}
+    order = sorted(tensors, key=lambda name: (-dtypes[name].itemsize, name))  # aligned
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in order:
+        start, end = end, end + tensors[name].numel() * dtypes[name].itemsize
+        shape, kind = [*tensors[name].shape], NAMES[dtypes[name]]
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(to, "wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            tensor = _converted(name, tensors[name].detach().cpu(), dtypes[name])
+            stream.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+
+
+def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype == tensor.dtype or not tensor.numel():
+        return tensor.to(dtype)
+    most = torch.finfo(dtype).max
+    if most < torch.finfo(tensor.dtype).max:
+        low, high = (tensor if tensor.itemsize > 1 else tensor.float()).aminmax()
+        if (largest := max(-low.item(), high.item())) > most:
+            kind = str(dtype).removeprefix("torch.")
+            raise UserError(f"{name} holds {largest:g}, and {kind} ends at {most:g}; use bfloat16")
+    return tensor.to(dtype)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    with _opened(path) as opened:  # which checks the header
+        like = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    if not like:
+        return {}
+    with open(path, "rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+    mapped = MappedFile(path)
+    starts = {name: 8 + size + header[name]["data_offsets"][0] for name in like}
+    return {name: mapped.tensor(starts[name], tensor) for name, tensor in like.items()}
 
 
 def _opened(path: Path) -> Any:
@@ -103,32 +204,3 @@ def _opened(path: Path) -> Any:
             f"{path} is not a whole safetensors file ({error}); truncated, damaged or another kind "
             f"of file: fetch it again"
         ) from None
-
-
-def _read_shards(index: Path) -> dict[str, Tensor]:
-    """The tensors of all shards that an index (*.safetensors.index.json) names."""
-    where = read_json(index).get("weight_map")
-    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
-        raise UserError(f"{index} is no index of shards: it has no weight_map")
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(set(where.values())):
-        shard = index.parent / Path(name).name  # never outside the index's folder
-        if not shard.is_file():
-            raise UserError(f"{index} names {name}, which is not there; fetch all its shards")
-        tensors |= _read_safetensors(shard)
-    missing = sorted(where.keys() - tensors.keys())
-    if missing:
-        raise UserError(f"the shards of {index} lack {', '.join(missing[:3])}; fetch them again")
-    return tensors
-
-
-def _weights_in(folder: Path) -> Path:
-    """The index of shards in a folder, or its only safetensors file."""
-    for pattern in ("*.safetensors.index.json", "*.safetensors"):
-        found = sorted(folder.glob(pattern))
-        if len(found) == 1:
-            return found[0]
-        if found:
-            names = ", ".join(path.name for path in found[:3])
-            raise UserError(f"{folder} holds {names}; name the one to use")
-    raise UserError(f"there are no weights in {folder}; it should hold a .safetensors file")

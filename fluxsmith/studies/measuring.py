@@ -16,6 +16,7 @@ from fluxsmith.device import pick_device
 from fluxsmith.evaluation.evaluators import EVALUATORS
 from fluxsmith.evaluation.measurement import measure
 from fluxsmith.evaluation.samples import Reference, Samples, Settings
+from fluxsmith.interop.open_pipeline import TextToImage
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.sampling.generate import Sampler
 from fluxsmith.sampling.render import save_png, to_pil
@@ -74,7 +75,7 @@ def measured(plan: Plan, run: Run, references: dict[str, Reference]) -> dict[str
         if measured_before(before, name, asked):
             continue
         weights = asked["weights"]
-        pipeline = Pipeline.from_checkpoint(file, device=config.device, weights=weights)
+        pipeline = TextToImage.from_checkpoint(file, device=config.device, weights=weights)
         sampler = Sampler(pipeline, kernels=config.train.kernels)
         samples = Samples(sampler, _reference(references, config), Settings(**asked["settings"]))
         given = {"checkpoint": file, "weights": weights, "command": f"study {plan.study.name}"}

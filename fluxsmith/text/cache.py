@@ -1,4 +1,4 @@
-"""What a cache of embeddings has to offer; `storage.embeddings` is one, in memory and on disk."""
+"""What a cache of embeddings has to offer; `storage.stores` opens one, in memory and on disk."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,26 +6,30 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-Entry = tuple[Tensor, Tensor, int, int]  # the fields of `padding.Encoded`
+Entry = Mapping[str, Tensor]
 
 
 class Cache(Protocol):
-    """The embeddings of some encoders at one setting, by prompt."""
+    """What some encoders gave at one setting, by prompt."""
 
     folder: Path | None  # on disk
 
     def __contains__(self, prompt: str) -> bool: ...
 
-    def get(self, prompt: str) -> Entry | None: ...
-
-    def put(self, prompt: str, entry: Entry) -> None: ...
-
-    def counts(self, prompt: str) -> tuple[int, int]:
-        """The tokens of a prompt that was ever here, and those that it would have uncut."""
+    def get(self, prompt: str) -> Entry | None:
+        """The entry; None where it isn't there, or not as it was written."""
         ...
 
-    def widths(self) -> tuple[int, int] | None:
-        """Of tokens and pooled vectors, where there are some on disk."""
+    def put(self, prompt: str, entry: Entry, note: Any) -> None:
+        """With plain data to be noted of it."""
+        ...
+
+    def note(self, prompt: str) -> Any:
+        """What was noted of a prompt that was ever here."""
+        ...
+
+    def any_entry(self) -> Entry | None:
+        """One that is on disk, where there are some."""
         ...
 
     def make(self) -> None:
@@ -47,5 +51,5 @@ class Store(Protocol):
     def note_digest(self, key: str, digest: str) -> None: ...
 
     def open(self, name: str, about: Mapping[str, Any]) -> Cache:
-        """The embeddings that depend on `about`, under that name."""
+        """What depends on `about`, under that name."""
         ...

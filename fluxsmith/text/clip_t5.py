@@ -6,6 +6,7 @@ reads its padding unmasked. CLIP is causal, so what pads it can't reach its pool
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from fluxsmith.text.encoder import TooLong, Width
 from fluxsmith.text.frozen import CacheChoice, FrozenText, Padding
 from fluxsmith.text.padding import Encoded
 from fluxsmith.text.pretrained import Device, Dtype, Pretrained
+from fluxsmith.text.single_file import CLIP_PREFIX, SingleFile, clip_config, t5_config
 
 
 class Clip(Pretrained):
@@ -31,6 +33,17 @@ class T5(Pretrained):
         return transformers.T5EncoderModel
 
 
+class ClipFile(SingleFile, Clip):
+    prefix = CLIP_PREFIX
+    tokenizer_id = "openai/clip-vit-large-patch14"
+    shapes = staticmethod(clip_config)
+
+
+class T5File(SingleFile, T5):
+    tokenizer_id = "google/t5-v1_1-xxl"
+    shapes = staticmethod(t5_config)
+
+
 @dataclass(frozen=True)
 class Settings:
     LOCAL: ClassVar = ("clip", "clip_device", "t5", "t5_device", "cache")
@@ -38,13 +51,13 @@ class Settings:
     padding: Padding = "trim"
     cache: CacheChoice = "auto"
     too_long: TooLong = "cut"
-    clip: Annotated[str, "Hub id or folder of CLIP."] = "openai/clip-vit-large-patch14"
+    clip: Annotated[str, "Hub id, folder or single file of CLIP."] = "openai/clip-vit-large-patch14"
     clip_tokens: Annotated[Width, "Tokens that CLIP reads of a prompt."] = 77
     clip_dtype: Annotated[Dtype, "Arithmetic of CLIP."] = "float32"
     clip_device: Annotated[Device, "Where CLIP runs; network is where the network runs."] = (
         "network"
     )
-    t5: Annotated[str, "Hub id or folder of T5."] = "google/t5-v1_1-base"
+    t5: Annotated[str, "Hub id, folder or single file of T5."] = "google/t5-v1_1-base"
     t5_tokens: Annotated[
         Width, "Tokens of a prompt that the network gets; FLUX.1 dev takes 512."
     ] = 128
@@ -57,8 +70,10 @@ class ClipT5(FrozenText):
 
     def __init__(self, settings: Settings, device: torch.device, store: Store) -> None:
         nested = ("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")
-        self.clip = Clip(settings, "clip", "clip_tokens", device, nested[0])
-        self.t5 = T5(settings, "t5", "t5_tokens", device, nested[1])
+        one, two = (Path(name).expanduser().is_file() for name in (settings.clip, settings.t5))
+        clip, t5 = ClipFile if one else Clip, T5File if two else T5
+        self.clip = clip(settings, "clip", "clip_tokens", device, nested[0])
+        self.t5 = t5(settings, "t5", "t5_tokens", device, nested[1])
         parts = {"clip": self.clip, "t5": self.t5}
         super().__init__(parts, self.t5, settings.padding, device, store)
 

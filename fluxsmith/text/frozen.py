@@ -19,6 +19,7 @@ from fluxsmith.text.encoder import TextEmbedding, check_unicode, distinct
 from fluxsmith.text.identity import Identity, folder_name
 from fluxsmith.text.padding import Encoded, assemble
 from fluxsmith.text.pretrained import Pretrained
+from fluxsmith.text.single_file import Reader, SingleFile
 
 GROUP = 32  # prompts that go through the encoders at once
 
@@ -62,6 +63,12 @@ class FrozenText(ABC):
         self._store = store
         self.identity = Identity(parts, store)
         self._reported: set[str] = set()  # prompts that were said to be cut
+
+    def open_files_with(self, read: Reader) -> None:
+        """Says what reads encoders that are single files."""
+        for part in self.parts.values():
+            if isinstance(part, SingleFile):
+                part.read = read
 
     @abstractmethod
     def widths(self) -> tuple[int, int]:
@@ -112,7 +119,7 @@ class FrozenText(ABC):
 
     def prepare(self, prompts: Sequence[str], progress: Progress | None = None) -> None:
         """Encodes what the cache doesn't hold, writes it to disk, and frees the encoders. There are
-        no warnings of prompts that are cut: the caller asks `cache.counts`."""
+        no warnings of prompts that are cut: the caller asks `counts`."""
         check_unicode(prompts)
         missing = self.missing(prompts)
         if missing:
@@ -123,6 +130,11 @@ class FrozenText(ABC):
             self.cache.flush(strict=True)
         self._reported.update(prompts)
         self.release()
+
+    def counts(self, prompt: str) -> tuple[int, int]:
+        """The tokens of a prompt that was ever in the cache, and those that it would have uncut."""
+        real, needed = self.cache.note(prompt)
+        return real, needed
 
     def release(self) -> None:
         """Frees the encoders' weights; a prompt that isn't in the cache loads them again."""
@@ -144,8 +156,8 @@ class FrozenText(ABC):
     @cached_property
     def _widths(self) -> tuple[int, int]:
         here = all(part.fingerprint() for part in self.parts.values())
-        stored = self.cache.widths() if not here and self.identity.noted() else None
-        return stored or self.widths()
+        stored = self.cache.any_entry() if not here and self.identity.noted() else None
+        return (stored["tokens"].shape[-1], stored["pooled"].shape[-1]) if stored else self.widths()
 
     def _ensure_loaded(self) -> None:
         if not self.is_loaded:
@@ -154,8 +166,11 @@ class FrozenText(ABC):
     def _look_up(self, strings: Sequence[str]) -> list[Encoded]:
         held = {prompt: self.cache.get(prompt) for prompt in strings}
         new = self._encode([prompt for prompt, entry in held.items() if entry is None])
-        found = held | new
-        return [Encoded(*entry) for entry in found.values() if entry is not None]
+        return [
+            new[prompt] if entry is None
+            else Encoded(entry["tokens"], entry["pooled"], *self.counts(prompt))
+            for prompt, entry in held.items()
+        ]  # fmt: skip
 
     def _encode(
         self, prompts: Sequence[str], progress: Progress | None = None
@@ -170,7 +185,9 @@ class FrozenText(ABC):
             group = ordered[start : start + GROUP]
             found |= zip(group, self._encode_group(group), strict=True)
             for prompt in group:
-                self.cache.put(prompt, found[prompt])
+                one = found[prompt]
+                entry = {"tokens": one.tokens, "pooled": one.pooled}
+                self.cache.put(prompt, entry, [one.real, one.needed])
             if progress is not None:
                 progress(start + len(group))
         return found

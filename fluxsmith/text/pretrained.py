@@ -81,6 +81,29 @@ class Pretrained:
         path = Path(self.name).expanduser()
         return path if path.is_dir() else None
 
+    def place(self) -> Path | None:
+        """The folder, or single file, on this machine that it is in; None where it isn't here."""
+        return self.folder or in_hub_cache(self.name)
+
+    def model_place(self) -> Path:
+        """The folder, or single file, that its weights are in."""
+        _ = self.config
+        return (self.place() or Path()) / self._subfolders[0][0]
+
+    def tokenizer_folder(self) -> Path:
+        """The folder that its tokenizer's files are in."""
+        _ = self.config
+        return (self.place() or Path()) / self._subfolders[0][1]
+
+    def read_config(self) -> Any:
+        return self._load(_transformers().AutoConfig, 0)
+
+    def read_model(self, kind: Any, **options: Any) -> Any:
+        return self._load(kind, 0, **options)
+
+    def read_tokenizer(self, kind: Any) -> Any:
+        return self._load(kind, 1)
+
     def model_class(self, transformers: Any) -> Any:
         raise NotImplementedError
 
@@ -91,7 +114,7 @@ class Pretrained:
     @cached_property
     def config(self) -> Any:
         """The configuration, of a family that fits and for as many tokens as are asked for."""
-        config = self._load(_transformers().AutoConfig, 0)
+        config = self.read_config()
         if self.families and config.model_type not in self.families:
             raise UserError(
                 f"{self._named}: is a model of type {config.model_type}, not {self.families[0]}; "
@@ -113,7 +136,7 @@ class Pretrained:
     @cached_property
     def tokenizer(self) -> Any:
         _ = self.config  # finds out where the tokenizer lies
-        found = self._load(_transformers().AutoTokenizer, 1)
+        found = self.read_tokenizer(_transformers().AutoTokenizer)
         # Where its files are missing, the library may make up one that knows nothing.
         if len({i for ids in found(list(PROBES))["input_ids"] for i in ids}) < LEAST_KNOWN:
             raise UserError(
@@ -125,11 +148,10 @@ class Pretrained:
     @cached_property
     def model(self) -> nn.Module:
         """The part that reads text: frozen, in eval mode, on its device."""
-        transformers = _transformers()
+        kind = self.model_class(_transformers())
         _ = self.config  # checked, and finds out where the weights lie
         with torch.random.fork_rng(devices=[]):  # it draws weights before it reads them
-            kind = self.model_class(transformers)
-            whole, info = self._load(kind, 0, output_loading_info=True, dtype=DTYPES[self.dtype])
+            whole, info = self.read_model(kind, output_loading_info=True, dtype=DTYPES[self.dtype])
         missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
         if missing:
             raise UserError(
@@ -159,13 +181,13 @@ class Pretrained:
     def fingerprint(self) -> str | None:
         """Names, sizes and times of its files, cheap to compare; None where it isn't here yet. The
         key is in it since FLUX.1's repositories hold two encoders in one folder."""
-        folder = self.folder or _in_hub_cache(self.name)
-        if folder is None:
+        home = self.place()
+        if home is None:
             return None
-        found = [str(folder.resolve())]
-        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        found = [str(home.resolve())]
+        for path in [home] if home.is_file() else sorted(p for p in home.rglob("*") if p.is_file()):
             stat = path.stat()
-            found.append(f"{path.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}")
+            found.append(f"{path.relative_to(home)} {stat.st_size} {stat.st_mtime_ns}")
         files = hashlib.sha256("\n".join(found).encode()).hexdigest()
         return f"{self.key} {self.dtype} {files}"
 
@@ -176,7 +198,7 @@ class Pretrained:
 
     def ids(self, prompts: Sequence[str], **truncation: Any) -> list[list[int]]:
         """The token ids of each prompt, at least one; uncut, unless `truncation` says otherwise."""
-        with _quiet(_transformers()):
+        with quiet(_transformers()):
             found = self.tokenizer(list(prompts), **{"truncation": False, **truncation})
         return [list(ids) or [self._pad] for ids in found["input_ids"]]
 
@@ -208,7 +230,7 @@ class Pretrained:
         for local in (True,) if self.folder else (True, False):
             for subfolders in self._subfolders:
                 try:
-                    with _quiet(_transformers(), bars=not local):
+                    with quiet(_transformers(), bars=not local):
                         found = kind.from_pretrained(
                             str(self.folder or self.name),
                             subfolder=subfolders[place],
@@ -244,7 +266,7 @@ def _transformers() -> Any:
 
 
 @contextmanager
-def _quiet(transformers: Any, bars: bool = False) -> Iterator[None]:
+def quiet(transformers: Any, bars: bool = False) -> Iterator[None]:
     """Silences the library's warnings about what is checked here; `bars` are for downloads."""
     log = transformers.utils.logging
     verbosity, shown = log.get_verbosity(), log.is_progress_bar_enabled()
@@ -266,7 +288,7 @@ def _tensor_digest(tensor: Tensor) -> str:
     return found.hexdigest()
 
 
-def _in_hub_cache(name: str) -> Path | None:
+def in_hub_cache(name: str) -> Path | None:
     """The folder that holds a hub id's files on this machine."""
     hub = optional("huggingface_hub", "hf", "a pretrained text encoder")
     try:

@@ -1,8 +1,7 @@
 """Averages over a run: of the weights, with which samples are drawn, and of the losses since the
 last record."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +31,14 @@ class EMA:
         return 1 - min(self.decay, (1 + n) / (10 + n))
 
     @torch.no_grad()
-    def update(self, module: nn.Module, share: float | Tensor, good: Tensor | None = None) -> None:
-        """ema += share (weights - ema), for every tensor in one call.
+    def update(
+        self, weights: Iterable[Tensor], share: float | Tensor, good: Tensor | None = None
+    ) -> None:
+        """ema += share (weights - ema), for every tensor in one call; the weights in their order.
 
         `good`, () bool on the device, says whether to: where it is false, nothing changes.
         """
-        current = [p.detach().float() for p in module.parameters()]
+        current = [weight.detach().float() for weight in weights]
         average = list(self.weights.values())
         if good is None:
             torch._foreach_lerp_(average, current, float(share))
@@ -52,18 +53,6 @@ class EMA:
     def load(self, weights: dict[str, Tensor]) -> None:
         for name, tensor in self.weights.items():
             tensor.copy_(weights[name])
-
-    @contextmanager
-    def in_place_of(self, module: nn.Module) -> Iterator[None]:
-        """Inside, the module runs with the averaged weights; afterwards with its own, untouched."""
-        own = {name: p.data for name, p in module.named_parameters()}
-        for name, p in module.named_parameters():
-            p.data = self.weights[name].to(p.dtype)
-        try:
-            yield
-        finally:
-            for name, p in module.named_parameters():
-                p.data = own[name]
 
 
 class RunningMeans:

@@ -19,6 +19,8 @@ class Board:
     """One event file in `folder`; those of earlier processes are removed, and with them records
     that the caller does not write again."""
 
+    last = last_picture = -1  # nothing is there
+
     def __init__(self, folder: Path) -> None:
         make_folder(folder, "output_dir")
         for old in folder.glob("events.out.tfevents.*"):

@@ -37,7 +37,9 @@ def prepare_text(
         return [_cut_line(len(cut), text.max_tokens, max(cut))] if cut else []
     more = [*others, *_test_captions(pipeline.config), NULL_PROMPT]
     lines = encode_prompts(text, [*captions, *more])
-    return [*lines, padding(pipeline, text, _likely_batches(pipeline.config, captions))]
+    train = pipeline.config.train
+    batches = likely_batches(pipeline.config, captions, train.batch_size // train.accumulate)
+    return [*lines, padding(pipeline, text, batches)]
 
 
 def keep_text(pipeline: Pipeline) -> None:
@@ -80,7 +82,7 @@ def encode_prompts(text: FrozenText, prompts: Sequence[str]) -> list[str]:
         f"text        {distinct:,} prompts by {names}, {missing:,} of them encoded now; "
         f"embeddings in {text.cache.folder or 'memory'}"
     ]
-    counts = map(text.cache.counts, prompts)
+    counts = map(text.counts, prompts)
     cut = [(needed, real) for real, needed in counts if needed > real]
     if cut:
         longest, limit = max(cut)
@@ -99,7 +101,7 @@ def padding(pipeline: Pipeline, text: FrozenText, batches: Sequence[Sequence[str
     image_tokens = pipeline.image_tokens(pipeline.latent_shape)
     fed = real = spent = needed = 0
     for captions in batches:
-        own = [text.cache.counts(caption)[0] for caption in captions]
+        own = [text.counts(caption)[0] for caption in captions]
         length = batch_length(own, text.padding, text.max_tokens)
         fed += length * len(own)
         real += sum(own)
@@ -112,10 +114,9 @@ def padding(pipeline: Pipeline, text: FrozenText, batches: Sequence[Sequence[str
     )
 
 
-def _likely_batches(config: RunConfig, captions: Sequence[str]) -> list[list[str]]:
-    """Batches of captions, each as likely as the others, dropped as in training."""
-    size, dropout = config.train.batch_size // config.train.accumulate, config.data.caption_dropout
-    batches = []
+def likely_batches(config: RunConfig, captions: Sequence[str], size: int) -> list[list[str]]:
+    """Batches of so many captions, each as likely as the others, dropped as in training."""
+    dropout, batches = config.data.caption_dropout, []
     for i in range(BATCHES):
         draw = generator(config.seed, "padding", i)
         which = torch.randint(len(captions), (size,), generator=draw).tolist()

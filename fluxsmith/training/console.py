@@ -99,3 +99,13 @@ class TrainingConsole(ProgressConsole):
         left = (time.monotonic() - self._began) / done * (self._steps - step)
         text = f"step {step}/{self._steps}  {self._figures}"
         self.report(text, left, last=step == self._steps)
+
+
+def in_words(seconds: float) -> str:
+    """A time as a person says it."""
+    minutes, hours = seconds / 60, seconds / 3600
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    if hours < 2:
+        return f"{minutes:.0f} min"
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"

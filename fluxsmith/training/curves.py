@@ -34,6 +34,7 @@ def plot_loss(metrics: Path, picture: Path, title: str) -> None:
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="small")
+    thin_out(figure)
     figure.savefig(picture)
 
 
@@ -80,8 +81,20 @@ def plot_signals(metrics: Path, picture: Path, title: str) -> bool:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
     figure.suptitle(title)
+    thin_out(figure)
     figure.savefig(picture)
     return True
+
+
+def thin_out(figure: Any) -> None:
+    """Hides labels of ticks that would lie over others, minor ones first."""
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        shown: list[Any] = []
+        for label in (*axes.get_yticklabels(), *axes.get_yticklabels(minor=True)):
+            box = label.get_window_extent()
+            label.set_visible(not any(box.overlaps(other) for other in shown))
+            shown += [box] if label.get_visible() else []
 
 
 def _quartile(i: int) -> str:

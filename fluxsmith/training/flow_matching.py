@@ -1,16 +1,20 @@
 """The rectified-flow objective: the squared error of the velocity at a random time."""
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from fluxsmith.autoencoder.conditioning import ImageCondition
 from fluxsmith.config import RunConfig
 from fluxsmith.data.loader import Batch
+from fluxsmith.errors import UserError
 from fluxsmith.flow.path import flow_matching_loss
 from fluxsmith.flow.timesteps import Density, sample
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.text.encoder import TextInput
+from fluxsmith.training.latent_encoding import keeps_latents
 from fluxsmith.training.objective import Losses, Objective
 
 
@@ -37,12 +41,14 @@ class Inputs:
     eps: Tensor
     t: Tensor  # (b,)
     text: TextInput
+    image_cond: ImageCondition | None = None
 
 
 class FlowMatching(Objective):
     """The loss of a pipeline's velocity (Esser et al. 2024, eq. 13 and sec. 3.1)."""
 
     of_velocity = True
+    conditioning: ClassVar[str] = "text"  # the model.conditioning that it trains
 
     def __init__(
         self,
@@ -58,17 +64,28 @@ class FlowMatching(Objective):
 
     @classmethod
     def build(cls, config: RunConfig, pipeline: Pipeline) -> "FlowMatching":
+        kind, conditioning = config.objective.kind, config.model.conditioning
+        if conditioning != cls.conditioning:
+            raise UserError(
+                f"model.conditioning={conditioning}: objective.kind={kind} trains models of "
+                f"{cls.conditioning}; set one to fit the other"
+            )
+        if cls.needs_pixels and keeps_latents(config):
+            raise UserError(
+                f"autoencoder.cache: objective.kind={kind} needs the pictures themselves; set "
+                f"autoencoder.cache=none"
+            )
         flow = config.flow
         return cls(pipeline, flow.choice, flow.stratified, config.train.precision)
 
-    def draw(self, batch: Batch, generator: torch.Generator) -> NoisyBatch:
+    def draw(self, batch: Batch, generator: torch.Generator) -> Any:
         t = sample(self.density, len(batch), generator, self.stratified)
         shape = (len(batch), *self.pipeline.shape_of(batch))
         eps = torch.randn(shape, generator=generator, device=generator.device)
         return NoisyBatch(batch, t, eps)
 
-    def prepare(self, example: NoisyBatch, alike: bool = False) -> Inputs:
-        batch = example.batch
+    def prepare(self, example: Any, alike: bool = False) -> Inputs:
+        batch: Batch = example.batch
         x0 = self.pipeline.encode(batch)
         text = self.pipeline.text.read(batch.captions, room=len(batch) if alike else 0)
         return Inputs(x0, example.eps, example.t, text)
@@ -77,7 +94,9 @@ class FlowMatching(Objective):
         cond = self.pipeline.embed_text(inputs.text, self.precision)
 
         def velocity(x_t: Tensor, t: Tensor) -> Tensor:
-            return self.pipeline.velocity(x_t, t, cond, precision=self.precision)
+            return self.pipeline.velocity(
+                x_t, t, cond, precision=self.precision, image_cond=inputs.image_cond
+            )
 
         loss = flow_matching_loss(velocity, inputs.x0, inputs.eps, inputs.t)
         return Losses(loss, inputs.t)

@@ -1,6 +1,6 @@
 """The pictures that a run is looked at with, which it does not train on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +9,11 @@ from torch import Tensor
 from fluxsmith.config import RunConfig
 from fluxsmith.data import load
 from fluxsmith.data.images import to_unit
+from fluxsmith.data.imageset import evenly
 from fluxsmith.data.loader import Batch
 from fluxsmith.pipeline import caption_fault
 from fluxsmith.randomness import generator
+from fluxsmith.sampling.edit import Edit, held_out_edit
 
 HELD_OUT = 2048  # pictures, at most
 
@@ -22,6 +24,7 @@ class HeldOut:
 
     images: Tensor  # (n, c, h, w) uint8
     captions: list[str]
+    references: Tensor | None = None  # likewise, of sets of pairs
 
     @classmethod
     def load(cls, config: RunConfig) -> "HeldOut":
@@ -32,7 +35,8 @@ class HeldOut:
         which = torch.rand(len(order), generator=draw).tolist()
         ways = [data.captions[label] for label in data.labels[order].tolist()]
         captions = [each[int(u * len(each))] for each, u in zip(ways, which, strict=True)]
-        return cls(data.images[order], captions)
+        references = None if data.references is None else data.references[order]
+        return cls(data.images[order], captions, references)
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -41,4 +45,21 @@ class HeldOut:
         """The first n in batches."""
         for i in range(0, min(n, len(self)), size):
             rows = slice(i, min(i + size, n))
-            yield Batch(to_unit(self.images[rows].to(device)), self.captions[rows])
+            references = None
+            if self.references is not None:
+                references = to_unit(self.references[rows].to(device))
+            images = to_unit(self.images[rows].to(device))
+            yield Batch(images, self.captions[rows], references=references)
+
+
+def shown(config: RunConfig, captions: Sequence[str]) -> tuple[Sequence[str], Edit | None]:
+    """The prompts of the grids during training, captions by default, and the held-out pictures that
+    they are drawn from, where the model is given some."""
+    sample, conditioning = config.sample, config.model.conditioning
+    if conditioning == "text":
+        return sample.prompts or evenly(captions, sample.num_samples), None
+    held_out = HeldOut.load(config)
+    n = min(len(held_out), len(sample.prompts or []) or sample.num_samples)
+    references = None if held_out.references is None else held_out.references[:n]
+    edit = held_out_edit(conditioning, held_out.images[:n], references, config.seed, range(n))
+    return (sample.prompts or held_out.captions)[:n], edit

@@ -16,9 +16,21 @@ class Interrupt:
         self.signal: signal.Signals | None = None
 
     @property
+    def number(self) -> int:
+        """The signal's; 0 without one."""
+        return self.signal or 0
+
+    @property
     def exit_code(self) -> int:
         """128 + the signal's number, as shells have it: 130 for Ctrl-C."""
-        return 0 if self.signal is None else 128 + self.signal
+        return 128 + self.number if self else 0
+
+    def heard(self, number: int) -> bool:
+        """Whether to stop, where this is the signal that came to any rank. One that has come here
+        since the ranks agreed counts at their next agreement: now the others would go on alone."""
+        if number:
+            self.signal = signal.Signals(number)
+        return bool(number)
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -29,8 +41,9 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def watch() -> Iterator[Interrupt]:
-    """Inside, the first SIGINT, SIGTERM or SIGHUP is noted; the second one ends the process."""
+def watch(speaks: bool = True) -> Iterator[Interrupt]:
+    """Inside, the first SIGINT, SIGTERM or SIGHUP is noted, and said; the second one ends the
+    process."""
     interrupt = Interrupt()
     watched = [signal.SIGINT, signal.SIGTERM]
     hangup = getattr(signal, "SIGHUP", None)  # Windows has none, and nohup ignores it
@@ -43,7 +56,7 @@ def watch() -> Iterator[Interrupt]:
         for watched_number in watched:
             signal.signal(watched_number, _leave)
         with contextlib.suppress(OSError):  # a terminal that is gone can't be written to
-            os.write(2, b"\nfinishing this step; once more to stop at once\n")
+            os.write(2, b"\nfinishing this step; once more to stop at once\n" if speaks else b"")
 
     for number in watched:
         signal.signal(number, note)

@@ -1,6 +1,8 @@
 """The latents of a run's pictures, encoded once by `fluxsmith encode`; several processes, such as
 those of torchrun, share the work."""
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,7 @@ from fluxsmith.autoencoder import Autoencoder
 from fluxsmith.config import RunConfig
 from fluxsmith.data.images import Shape, to_unit
 from fluxsmith.data.imageset import ImageSet
-from fluxsmith.data.latents import READING, decoder, latent_key
+from fluxsmith.data.latents import LATENT, READING, decoder, latent_key
 from fluxsmith.data.loading import find_buckets
 from fluxsmith.data.pictures import decode, in_order
 from fluxsmith.data.records import (
@@ -30,8 +32,8 @@ from fluxsmith.data.sources import open_source
 from fluxsmith.device import pick_device
 from fluxsmith.errors import UserError
 from fluxsmith.pipeline import build_autoencoder
-from fluxsmith.storage.files import make_folder
-from fluxsmith.storage.latent_store import LatentStore
+from fluxsmith.storage.stores import open_store
+from fluxsmith.storage.tensor_cache import TensorCache
 from fluxsmith.training.console import ProgressConsole
 
 GROUP = 8  # pictures of one shape that go through the encoder at once
@@ -52,7 +54,7 @@ def keeps_latents(config: RunConfig) -> bool:
     return getattr(config.autoencoder, "cache", "none") != "none"
 
 
-def open_latents(config: RunConfig, autoencoder: Autoencoder | None = None) -> LatentStore | None:
+def open_latents(config: RunConfig, autoencoder: Autoencoder | None = None) -> TensorCache | None:
     """The cache that a config names; None where it names none."""
     if not keeps_latents(config):
         return None
@@ -65,7 +67,8 @@ def open_latents(config: RunConfig, autoencoder: Autoencoder | None = None) -> L
         "resize": config.data.resize,
         "reading": READING,
     }
-    return LatentStore(section.cache, about)
+    name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    return open_store("latents", section.cache).open(name, about)
 
 
 def encode_latents(config: RunConfig) -> list[str]:
@@ -73,23 +76,23 @@ def encode_latents(config: RunConfig) -> list[str]:
     its share; returns what was done. Pictures that can't be read are noted as such."""
     device, settings = pick_device(config.device), cast(ReadingSettings, config.data)
     autoencoder = build_autoencoder(config, device)
-    store = open_latents(config, autoencoder)
-    assert store is not None
+    cache = open_latents(config, autoencoder)
+    assert cache is not None
     source = open_source(config.data, "train")
-    decoder(source, settings, store)  # refuses what has no latents of its own
-    make_folder(store.folder, "autoencoder.cache to another")  # fails now, not when all is encoded
+    decoder(source, settings, cache)  # refuses what has no latents of its own
+    cache.make()  # fails now, not when all is encoded
     there = 0
 
     def missing() -> Iterator[Job]:
         nonlocal there
         for record, shape in _own_share(source, settings):
             key = latent_key(record, shape)
-            if store.get(key) is None:  # looks at the checksum too
+            if cache.get(key) is None:  # looks at the checksum too
                 yield Job(key, record.name, record.picture, shape)
             else:
                 there += 1
 
-    encoding = _Encoding(autoencoder, device, store)
+    encoding = _Encoding(autoencoder, device, cache)
     with ThreadPoolExecutor(settings.workers) as pool, ProgressConsole() as console:
         jobs = (partial(_decode, job, settings) for job in missing())
         try:
@@ -99,9 +102,9 @@ def encode_latents(config: RunConfig) -> list[str]:
                     console.report(f"encoded {encoding.made:,} pictures", None)
             encoding.finish()
         finally:
-            store.flush()
+            cache.flush(strict=True)
     lines = [f"latents     {encoding.made:,} pictures encoded now, {there:,} were there"]
-    lines[0] += f"; in {store.folder}"
+    lines[0] += f"; in {cache.folder}"
     if encoding.bad:
         lines.append(f"latents     {len(encoding.bad):,} can't be read, such as {encoding.bad[0]}")
     return lines
@@ -110,8 +113,8 @@ def encode_latents(config: RunConfig) -> list[str]:
 class _Encoding:
     """Encodes pictures, those of one shape together."""
 
-    def __init__(self, autoencoder: Autoencoder, device: torch.device, store: LatentStore) -> None:
-        self.autoencoder, self.device, self.store = autoencoder, device, store
+    def __init__(self, autoencoder: Autoencoder, device: torch.device, cache: TensorCache) -> None:
+        self.autoencoder, self.device, self.cache = autoencoder, device, cache
         self.made = 0
         self.bad: list[str] = []  # names and reasons
         self._group: list[tuple[Job, Tensor]] = []
@@ -119,7 +122,7 @@ class _Encoding:
     def add(self, job: Job, pixels: Tensor | PictureError) -> None:
         if isinstance(pixels, PictureError):
             self.bad.append(f"{job.name}: {pixels}")
-            self.store.put(job.key, torch.empty(0))
+            self._keep(job, torch.empty(0, dtype=self.autoencoder.dtype))
             return
         if len(self._group) == GROUP or (self._group and self._group[0][0].shape != job.shape):
             self.finish()
@@ -135,9 +138,12 @@ class _Encoding:
         for job, latent in zip(jobs, latents, strict=True):
             if not latent.isfinite().all():
                 raise UserError(f"autoencoder.weights: it overflows at {job.name}; leave that out")
-            self.store.put(job.key, latent.clone())
+            self._keep(job, latent.clone())
         self.made += len(jobs)
         self._group = []
+
+    def _keep(self, job: Job, latent: Tensor) -> None:
+        self.cache.put(job.key, {LATENT: latent}, strict=True)
 
 
 def _decode(job: Job, settings: DataSettings) -> tuple[Job, Tensor | PictureError]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from fluxsmith.parallel.shares import Whole
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.training.averages import EMA
 
@@ -19,23 +20,25 @@ def kind_of(name: str) -> str:
     part, *path = name.split(".")
     if part != "network":
         return part
+    if path[-1].startswith("lora_"):  # whose size says nothing of the size of what they change
+        return "adapter"
     if any("mod" in piece for piece in path):
         return "modulation"
     kinds = {"double_blocks": "dual", "single_blocks": "single", "final_layer": "final"}
     return kinds.get(path[0], "embedders")
 
 
-def kinds_of(pipeline: Pipeline, parameters: Iterable[nn.Parameter]) -> list[str]:
-    """The kind of each; "other" for what is no part of the pipeline."""
-    names = {id(p): name for name, p in pipeline.named_parameters()}
+def kinds_of(model: nn.Module, parameters: Iterable[nn.Parameter]) -> list[str]:
+    """The kind of each; "other" for what is no part of the model."""
+    names = {id(p): name for name, p in model.named_parameters()}
     return [kind_of(names.get(id(p), "other")) for p in parameters]
 
 
 class Movement:
     """Of some of each tensor's weights, which stand for the others."""
 
-    def __init__(self, pipeline: Pipeline, ema: EMA) -> None:
-        self.pipeline = pipeline
+    def __init__(self, pipeline: Pipeline, held: Whole, ema: EMA) -> None:
+        self.held = held
         self.ema = ema
         self._before = torch.empty(0)
         kinds, sizes = [], []
@@ -43,11 +46,13 @@ class Movement:
             kinds.append(kind_of(name))
             sizes.append((len(range(0, p.numel(), _stride(p))), p.numel()))
         self.kinds = tuple(dict.fromkeys(kinds))
-        taken = torch.tensor([n for n, _ in sizes])
-        of = torch.tensor([self.kinds.index(kind) for kind in kinds]).repeat_interleave(taken)
-        self._rows = {kind: of == i for i, kind in enumerate(self.kinds)}
+        of = [
+            torch.full((n,), self.kinds.index(kind))
+            for kind, (n, _) in zip(kinds, sizes, strict=True)
+        ]
+        self._rows = {kind: torch.cat(of) == i for i, kind in enumerate(self.kinds)}
         # how many of a tensor's weights each that is looked at stands for
-        self._stands_for = torch.tensor([whole / n for n, whole in sizes]).repeat_interleave(taken)
+        self._stands_for = torch.cat([torch.full((n,), whole / n) for n, whole in sizes])
 
     def begin(self) -> None:
         """To be called before a step."""
@@ -55,8 +60,14 @@ class Movement:
 
     def _sampled(self) -> Tensor:
         """Some of the weights, and of their averages: (2, n), float32."""
-        both = self.pipeline.parameters(), self.ema.weights.values()
-        return torch.stack([_thinned(tensors) for tensors in both])
+        parts = list(self.held.parts.parameters())
+        both = parts, self.ema.weights.values()
+        return torch.stack(
+            [
+                _thinned(self.held.gathered(p, x.detach()) for p, x in zip(parts, of, strict=True))
+                for of in both
+            ]
+        )
 
     def end(self) -> dict[str, float]:
         """How far the last step went, as a share of the weights, by kind of block; how far the
@@ -81,7 +92,7 @@ class Movement:
 
 def _thinned(tensors: Iterable[Tensor]) -> Tensor:
     """Every n-th weight of each, about SAMPLED of them or all: (m,), float32."""
-    return torch.cat([x.detach().flatten()[:: _stride(x)].float() for x in tensors])
+    return torch.cat([x.flatten()[:: _stride(x)].float() for x in tensors])
 
 
 def _stride(x: Tensor) -> int:

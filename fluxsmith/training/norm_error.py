@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fluxsmith.model.flux import Flux
+from fluxsmith.parallel.shares import unsharded
 from fluxsmith.randomness import generator
 
 LOUD, LOUDER = 4.0, 32.0  # sizes of what is given to layers that normalise it
@@ -46,12 +47,18 @@ def norm_error(network: Flux) -> float:
         told = loud.norm() > ROUNDING * LOUD * torch.stack(streams).norm()
         return float((louder - loud).norm() / loud.norm()) if told else 0.0
 
-    norms = [part for name, part in network.named_modules() if name.split(".")[-1] == "norm"]
+    def of_norms(block: nn.Module) -> list[float]:
+        parts = [part for name, part in block.named_modules() if name.split(".")[-1] == "norm"]
+        with unsharded(block):
+            return [error(norm, noise(1, 1, 2, head), noise(1, 1, 2, head)) for norm in parts]
+
     head = params.hidden_size // params.num_heads
     stream = noise(1, 4, params.hidden_size)
+    with unsharded(network):
+        last = error(lambda x: [network.final_layer(x, vec)], stream)
     return max(
-        *(error(norm, noise(1, 1, 2, head), noise(1, 1, 2, head)) for norm in norms),
+        *(found for block in network.blocks for found in of_norms(block)),
         *(error(added(block), *stream.split(2, dim=1)) for block in network.double_blocks),
         *(error(added(block), stream) for block in network.single_blocks),
-        error(lambda x: [network.final_layer(x, vec)], stream),
+        last,
     )

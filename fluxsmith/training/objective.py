@@ -5,7 +5,7 @@ A step has three parts, so that each can be done where it belongs: `draw` makes 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import Any, Protocol
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fluxsmith.config import RunConfig
-from fluxsmith.data.loader import Batch
-from fluxsmith.pipeline import Pipeline
+from fluxsmith.data.loader import Batch, Loader
+from fluxsmith.pipeline import Load, Pipeline
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,11 @@ class Losses:
     total: Tensor  # (b,), whose mean is minimised
     t: Tensor  # (b,), the time that each was taken at
     terms: Mapping[str, Tensor] = field(default_factory=dict)  # more to be recorded, (b,) by name
+
+    def together(self, change: Callable[[Tensor], Tensor]) -> "Losses":
+        """All of them changed as the rows of one tensor, (k, b) -> (k, c)."""
+        total, t, *terms = change(torch.stack([self.total, self.t, *self.terms.values()]))
+        return Losses(total, t, dict(zip(self.terms, terms, strict=True)))
 
 
 class Example(Protocol):
@@ -47,11 +52,37 @@ class Objective(ABC):
     # with that of simpler predictions.
     of_velocity: bool = False
 
+    # Whether it needs pictures as they are, so that their latents alone will not do.
+    needs_pixels: bool = False
+
+    @classmethod
+    def needs_data(cls, config: RunConfig) -> bool:
+        """Whether it trains on the config's pictures; else on what `loader` gives."""
+        return True
+
     @classmethod
     @abstractmethod
     def build(cls, config: RunConfig, pipeline: Pipeline) -> "Objective":
         """The objective of a run, with what it needs beside the model: a teacher, a second
         network."""
+
+    def loader(self) -> Loader:
+        """What it trains on where it needs no data."""
+        raise NotImplementedError
+
+    def begin(self, load: Load) -> None:  # noqa: B027 (most objectives begin with what is there)
+        """Gives a new model the weights that it starts from, where they are not to be random."""
+
+    def metadata(self) -> dict[str, Any]:
+        """What a checkpoint says of it."""
+        return {}
+
+    def expect(self, metadata: Mapping[str, Any], origin: str) -> None:  # noqa: B027
+        """Raises a UserError where a checkpoint that is to be resumed says something else."""
+
+    def beside(self, prompts: Sequence[str], seed: int) -> Tensor | None:
+        """Pictures to be shown beside the model's of the same prompts and noise: (n, c, h, w)."""
+        return None
 
     @abstractmethod
     def draw(self, batch: Batch, generator: torch.Generator) -> Example:
@@ -71,8 +102,7 @@ class Objective(ABC):
         device."""
 
 
-def build_objective(config: RunConfig, pipeline: Pipeline) -> Objective:
+def objective_of(config: RunConfig) -> type[Objective]:
     """The objective that a config names."""
     entry = config.objective.kinds()[config.objective.kind]
-    objective: type[Objective] = resolve_name(entry) if isinstance(entry, str) else entry
-    return objective.build(config, pipeline)
+    return resolve_name(entry) if isinstance(entry, str) else entry

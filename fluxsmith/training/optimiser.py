@@ -36,6 +36,10 @@ def adamw(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
     """Loshchilov & Hutter 2019, algorithm 2; fused where there is a fused one."""
     beta1, beta2 = config.betas
     settings: dict[str, Any] = {"lr": config.learning_rate, "betas": (beta1, beta2)}
+    on_cpu = any(p.device.type == "cpu" for group in groups for p in group["params"])
+    if config.deterministic and on_cpu:
+        # A CPU's fused one rounds the last few of a tensor otherwise, and so of each rank's share.
+        return torch.optim.AdamW(groups, **settings, foreach=True)
     try:
         return torch.optim.AdamW(groups, **settings, fused=True)
     except RuntimeError:  # this device has none

@@ -7,12 +7,19 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from fluxsmith.errors import UserError
-from fluxsmith.storage.files import AppendedFile
-from fluxsmith.training.loggers import LOGGERS, TITLES, RunLogger
+import torch
+from torch import Tensor
+
+from fluxsmith.sampling import render
+from fluxsmith.storage.files import AppendedFile, first_line, write_text
+from fluxsmith.training.loggers import LOGGERS, RunLogger
 
 LARGEST = 1e300  # above any figure of a run
+
+
+PAIRS = 4  # of pictures in a row, a teacher's and its student's
 
 
 class Recorder:
@@ -38,18 +45,35 @@ class Recorder:
         self._failing: set[str] = set()
         self._loggers: dict[str, RunLogger | None] = dict.fromkeys(loggers)
         for name in loggers:
-            self._attempt(TITLES[name], partial(self._start, name))
+            self._attempt(name, partial(self._start, name))
 
     def write(self, step: int, record: Mapping[str, float]) -> None:
         finite = {key: value for key, value in record.items() if math.isfinite(value)}
         line = _line({"step": step, **finite})
         if self._attempt("metrics.jsonl", lambda: self._metrics.append(line)):
-            self._show(lambda logger: logger.write(step, finite))
+            self._show(lambda logger: _write(logger, step, finite))
         else:  # to be made again when metrics.jsonl is whole
             self._loggers = dict.fromkeys(self._loggers)
 
-    def write_picture(self, step: int, png: Path) -> None:
-        self._show(lambda logger: logger.write_picture(step, png))
+    def write_samples(
+        self,
+        step: int,
+        images: Tensor,
+        prompts: Sequence[str],
+        about: Mapping[str, Any],
+        beside: Tensor | None = None,
+    ) -> None:
+        """Pictures (n, c, h, w) uint8 as one, with what there is to say of them in it, and their
+        prompts beside it; each after the teacher's picture in `beside`, where there are any."""
+        path = self.folder / f"sample-{step}.png"
+        sheet = render.grid(images, prompts)
+        if beside is not None:
+            pairs = torch.stack((beside, images), 1).flatten(0, 1)  # (2 n, c, h, w)
+            captions = [name for prompt in prompts for name in (f"{prompt}, teacher", prompt)]
+            sheet = render.grid(pairs, captions, columns=2 * min(PAIRS, len(prompts)))
+        render.save_png(path, sheet, about)
+        write_text(path.with_suffix(".txt"), "\n".join(prompts) + "\n")
+        self._show(lambda logger: _write_picture(logger, step, path))
 
     def flush_to_disk(self) -> None:
         """Before a checkpoint, so that no record is lost with the power."""
@@ -67,14 +91,14 @@ class Recorder:
                 self._loggers[name] = logger
 
         for name in self._loggers:
-            self._attempt(TITLES[name], partial(show, name))
+            self._attempt(name, partial(show, name))
 
     def _start(self, name: str) -> None:
         logger = LOGGERS[name](self.folder, name in self._fresh_names)
         for record in read_metrics(self._metrics.path):
-            logger.write(int(record.pop("step")), record)
+            _write(logger, int(record.pop("step")), record)
         for step, png in sorted(pictures(self.folder)):
-            logger.write_picture(step, png)
+            _write_picture(logger, step, png)
         self._loggers[name] = logger
         self._fresh_names.discard(name)
 
@@ -82,9 +106,9 @@ class Recorder:
         """Whether it could be written; `say` tells when that changes."""
         try:
             write()
-        except (OSError, UserError) as error:
+        except Exception as error:  # of a logger's library, which may raise anything
             if what not in self._failing:
-                reason = getattr(error, "strerror", None) or error
+                reason = first_line(error)
                 self._say(f"{what} can't be written: {reason}; training goes on and tries again")
             self._failing.add(what)
             return False
@@ -92,6 +116,33 @@ class Recorder:
             self._say(f"{what} is written again")
         self._failing.discard(what)
         return True
+
+
+def _write(logger: RunLogger, step: int, record: Mapping[str, float]) -> None:
+    """What a logger has already it isn't given again: it is equal to the bit."""
+    if step > logger.last:
+        logger.write(step, record)
+
+
+def _write_picture(logger: RunLogger, step: int, png: Path) -> None:
+    if step > logger.last_picture:
+        logger.write_picture(step, png)
+
+
+class NoRecords(Recorder):
+    """Of a rank that another one speaks for."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, *record: Any) -> None:
+        pass
+
+    def write_samples(self, *pictures: Any) -> None:
+        pass
+
+    def flush_to_disk(self) -> None:
+        pass
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

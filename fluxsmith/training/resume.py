@@ -12,6 +12,7 @@ from fluxsmith.config.reading import build_config
 from fluxsmith.errors import UserError
 from fluxsmith.kernels.accelerate import backend
 from fluxsmith.storage import checkpoint as checkpoints
+from fluxsmith.storage import sharded
 from fluxsmith.storage.tensor_files import DamagedFileError
 from fluxsmith.training.trainer import Trainer
 
@@ -25,6 +26,11 @@ class Start:
     resumes: bool = False  # or forks, where there is a path
     damaged: tuple[Path, ...] = ()
 
+    @property
+    def pieces(self) -> int | None:
+        """Into how many pieces the batches of the run that is resumed were cut."""
+        return self.contents["metadata"].get("pieces", 1) if self.resumes else None
+
     def load_into(self, trainer: Trainer) -> list[str]:
         """Returns why the last bits may differ from those of a run that was never stopped.
 
@@ -33,11 +39,13 @@ class Start:
         """
         if self.path is None:
             return []
-        told = self.contents["metadata"]
+        contents, told = self.contents, self.contents["metadata"]
+        if sharded.is_one(self.path):
+            contents = sharded.read_tensors(self.path, contents, trainer.place)
         if self.resumes:
-            trainer.load_state_dict(self.contents, str(self.path))
+            trainer.load_state_dict(contents, str(self.path))
         else:
-            trainer.fork(self.contents, str(self.path))
+            trainer.fork(contents, str(self.path))
         self.contents.clear()
         return self._warnings(told, trainer) if self.resumes else []
 
@@ -48,6 +56,11 @@ class Start:
             found.append(
                 f"{self.path} was computed with {then} threads, and here are {now}: on a CPU, sums "
                 f"may differ in their last bits (OMP_NUM_THREADS={then} makes them equal)"
+            )
+        if told.get("pieces", 1) != trainer.pieces:
+            found.append(
+                f"{self.path} was trained in batches of {told.get('pieces', 1)} pieces, and for so "
+                f"many ranks there are {trainer.pieces}: other random numbers from here on"
             )
         before = told.get("products")
         here = backend(trainer.pipeline.device, trainer.config.train.kernels)
@@ -78,7 +91,7 @@ def find_start(
         start = _newest_good(folder)
     elif resume is not None:
         path = checkpoints.newest(Path(resume))
-        start = Start(path, checkpoints.load(path), resumes=True)
+        start = Start(path, checkpoints.load(path, in_shares=True), resumes=True)
     else:
         if not overwrite:
             refuse_to_write_over(folder)
@@ -87,7 +100,7 @@ def find_start(
         _check_resumable(folder, config, start)
     elif fork is not None:
         path = checkpoints.newest(fork)
-        start = Start(path, checkpoints.load(path), damaged=start.damaged)
+        start = Start(path, checkpoints.load(path, in_shares=True), damaged=start.damaged)
         check_same(_config_of(start), config, WEIGHTS, str(path))
     return start
 
@@ -106,7 +119,9 @@ def _newest_good(folder: Path) -> Start:
     damaged: list[Path] = []
     for _, path in reversed(checkpoints.find(folder)):
         try:
-            return Start(path, checkpoints.load(path), resumes=True, damaged=tuple(damaged))
+            return Start(
+                path, checkpoints.load(path, in_shares=True), resumes=True, damaged=tuple(damaged)
+            )
         except DamagedFileError as error:
             damaged.append(path)
             last = error
@@ -132,4 +147,4 @@ def _check_resumable(folder: Path, config: RunConfig, start: Start) -> None:
 
 
 def _config_of(start: Start) -> RunConfig:
-    return build_config(start.contents["config"], origin=str(start.path))
+    return build_config(start.contents["config"], str(start.path), saved=True)

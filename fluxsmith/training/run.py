@@ -1,34 +1,53 @@
 """A run from its config: the folder it writes to, where it starts, what it leaves behind."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from fluxsmith.config import RunConfig, show
 from fluxsmith.data import build_loader
-from fluxsmith.device import explaining_memory, memory_of, pick_device
+from fluxsmith.device import explaining_memory, memory_of, peak_memory, pick_device
 from fluxsmith.errors import UserError
 from fluxsmith.interop.open_pipeline import load_initial
-from fluxsmith.kernels.accelerate import accelerate, why_plain
+from fluxsmith.kernels.accelerate import why_plain
 from fluxsmith.kernels.compiling import compile_blocks, pays, prepare_compiling
 from fluxsmith.model.flops import training_flops
+from fluxsmith.parallel.ranks import Ranks
 from fluxsmith.pipeline import Pipeline, caption_fault, parameters_at_least
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.storage.files import make_folder, write_text
 from fluxsmith.training.caption_encoding import keep_text, prepare_text
-from fluxsmith.training.console import TrainingConsole
+from fluxsmith.training.console import TrainingConsole, in_words
 from fluxsmith.training.curves import plot_loss, plot_signals
 from fluxsmith.training.deterministic import deterministic
+from fluxsmith.training.division import expect_same_data, expect_same_run, pieces_of
+from fluxsmith.training.holding import build_held
 from fluxsmith.training.interrupt import watch
 from fluxsmith.training.latent_encoding import open_latents
 from fluxsmith.training.lock import FolderLock
-from fluxsmith.training.loggers import check_installed
-from fluxsmith.training.objective import build_objective
-from fluxsmith.training.recorder import Recorder, pictures
+from fluxsmith.training.loggers import library
+from fluxsmith.training.objective import objective_of
+from fluxsmith.training.recorder import NoRecords, Recorder, pictures
 from fluxsmith.training.resume import Start, find_start, refuse_to_write_over
 from fluxsmith.training.saving import Saver
-from fluxsmith.training.trainer import Evaluate, Trainer
+from fluxsmith.training.trainer import ALONE, Evaluate, Trainer
+
+
+class Expected(NamedTuple):
+    """What a run is expected to take."""
+
+    memory: int  # bytes that this process has at the most
+    seconds: float | None  # of a step, where that was tried
+
+    def __str__(self) -> str:
+        time = "" if self.seconds is None else f", {self.seconds:.3g} s a step"
+        return f"{self.memory / 2**30:.2f} GiB{time}"
+
+
+Expect = Callable[[Trainer], Expected | None]  # None for a run that is too short to ask
 
 TRAINING_BYTES = 20  # of a parameter: itself, gradient, average and AdamW's two moments, in float32
 
@@ -39,31 +58,40 @@ def train(
     overwrite: bool = False,
     fork: Path | None = None,
     evaluate: Evaluate | None = None,
+    ranks: Ranks = ALONE,
+    expect: Expect | None = None,
 ) -> int:
     """Trains to the end and returns the exit code: 0, or 128 + the signal that stopped it.
 
     `resume` is a checkpoint's path, or `auto` for the newest good one in the run's folder, if any.
     `overwrite` deletes the run that is in the folder. `fork` is a checkpoint from whose averaged
     weights a new run starts, where nothing is resumed. `evaluate` scores the model on the way.
+    `ranks` train together, each by a call of this. `expect` says before the first step what all
+    will take, which is shown, and at the end beside what it took.
     """
-    check_installed(config.train.loggers)
+    for name in config.train.loggers:
+        library(name)  # a UserError now where it is not installed
     folder = Path(config.resolved_output_dir)
-    device = pick_device(config.device)
+    device = ranks.device(pick_device(config.device))
     trying = f"train.batch_size={config.train.batch_size}"
     with (
         FolderLock(folder) as lock,
         deterministic(config.train.deterministic),
         explaining_memory(trying, less_memory(config)),
     ):
-        if folder.is_dir():
+        if ranks.first and folder.is_dir():
             lock.take()
         start = find_start(folder, config, resume, overwrite, fork)
-        trainer = build_trainer(config, device, evaluate, fresh=start.path is None)
-        notes = start.load_into(trainer)
-        others = [*trainer.signals.captions, *(config.sample.prompts or ())]
-        notes += prepare_text(trainer.pipeline, trainer.loader.captions(), others)
+        expect_same_run(config, ranks, start)
+        pieces = pieces_of(config, ranks, start.pieces)
+        trainer = build_trainer(config, device, evaluate, start.path is None, ranks, pieces)
+        expect_same_data(trainer.loader, ranks)
+        with ranks.first_alone():
+            others = [*trainer.signals.captions, *(config.sample.prompts or ())]
+            of_text = prepare_text(trainer.pipeline, trainer.loader.captions(), others)
+        notes = [*start.load_into(trainer), *of_text]
         notes += compile_for_training(trainer.pipeline, trainer.captions)
-        return _run(config, trainer, start, lock, overwrite, notes)
+        return _run(config, trainer, start, lock, overwrite, notes, expect)
 
 
 def _run(
@@ -73,29 +101,43 @@ def _run(
     lock: FolderLock,
     overwrite: bool,
     notes: list[str],
+    expect: Expect | None,
 ) -> int:
-    folder, steps = trainer.folder, config.train.steps
+    folder, steps, ranks = trainer.folder, config.train.steps, trainer.ranks
+    first = ranks.first
     curve = folder / "loss.png"
-    with watch() as interrupt, TrainingConsole(steps, trainer.step) as console:
+    with watch(first) as interrupt, TrainingConsole(steps, trainer.step) as console:
         if start.resumes and trainer.step >= steps:
             console.say(f"nothing to do: {start.path} is at step {trainer.step} of {steps}")
-            if not curve.exists():  # the run was killed after its last checkpoint
+            if first and not curve.exists():  # the run was killed after its last checkpoint
                 _plot(folder, curve, config, console)
             return 0
-        _prepare(folder, config, overwrite, trainer.step, lock)
-        for path in start.damaged:
-            console.say(f"passed over, and renamed to {checkpoints.set_aside(path).name}: {path}")
-        _announce(console, config, trainer, start)
-        for line in notes:
-            console.say(line)
-        recorder = Recorder(folder, trainer.step, console.say, config.train.loggers)
+        recorder: Recorder = NoRecords()
+        expected = expect(trainer) if expect is not None and first else None
+        if first:
+            _prepare(folder, config, overwrite, trainer.step, lock)
+            for path in start.damaged:
+                aside = checkpoints.set_aside(path)
+                console.say(f"passed over, and renamed to {aside.name}: {path}")
+            _announce(console, config, trainer, start)
+            for line in notes:
+                console.say(line)
+            if expected is not None:
+                left = (expected.seconds or 0) * (steps - trainer.step)
+                console.say(f"plan        {expected}" + f", {in_words(left)} in all" * bool(left))
+            recorder = Recorder(folder, trainer.step, console.say, config.train.loggers)
         try:
-            with Saver(folder, config.train, console.say, lock) as saver:
+            with Saver(
+                folder, config.train, console.say, lock if first else None, ranks, trainer.held
+            ) as saver:
                 saved = trainer.run(recorder, console, interrupt, saver)
         finally:
             keep_text(trainer.pipeline)
-        if saved is not None:
+        if first and saved is not None:
             _plot(folder, curve, config, console)
+        if expected is not None and trainer.timed:
+            took = Expected(peak_memory(trainer.pipeline.device) or 0, trainer.seconds_a_step)
+            console.say(f"plan        {expected} were expected; {took} it was")
     if interrupt and trainer.step < steps:
         if saved is None:
             console.say("stopped before the first step")
@@ -110,10 +152,16 @@ def _run(
 
 
 def build_trainer(
-    config: RunConfig, device: torch.device, evaluate: Evaluate | None = None, fresh: bool = True
+    config: RunConfig,
+    device: torch.device,
+    evaluate: Evaluate | None = None,
+    fresh: bool = True,
+    ranks: Ranks = ALONE,
+    pieces: int | None = None,
 ) -> Trainer:
     """The trainer of a config at step 0, with its data loaded and its weights new, or those of
-    train.init_from; `fresh` is false where a checkpoint brings them anyway."""
+    train.init_from; `fresh` is false where a checkpoint brings them anyway. `pieces` are those of
+    a batch, as many as the config says by default."""
     if config.train.cuda_graphs and device.type != "cuda":
         raise UserError(
             f"train.cuda_graphs=true: needs a CUDA GPU, and this run is on {device}; leave it out"
@@ -121,24 +169,34 @@ def build_trainer(
     _check_size(config, device)
     fault, latents = caption_fault(config), open_latents(config)
     batch_size, seed = config.train.batch_size, config.seed
-    loader = build_loader(config.data, batch_size, seed, device, fault, latents)
-    pipeline = Pipeline.build(config, device)
-    if fresh and config.train.init_from is not None:
-        load_initial(pipeline, config.train.init_from)
-    accelerate(pipeline.network, config.train.kernels)
+    kind, loader = objective_of(config), None
+    with ranks.first_alone():
+        if kind.needs_data(config):
+            loader = build_loader(config.data, batch_size, seed, device, fault, latents)
+    pipeline, held = build_held(config, ranks, device)
+    with ranks.first_alone():
+        objective = kind.build(config, pipeline)
+        loader = loader or objective.loader()
+    if fresh and not pipeline.base:
+        objective.begin(held.load)
+    if fresh and config.train.init_from is not None and not pipeline.base:
+        load_initial(pipeline, config.train.init_from, held.load)
     pipeline.text.check(loader.captions())
     try:
         pipeline.text.check(config.sample.prompts or [])
     except UserError as error:
         raise UserError(f"sample.prompts: {error}") from None
-    objective = build_objective(config, pipeline)
-    return Trainer(config, pipeline, loader, objective, evaluate)
+    pieces = pieces or pieces_of(config, ranks)
+    return Trainer(config, pipeline, loader, objective, evaluate, ranks, pieces, held)
 
 
 def compile_for_training(pipeline: Pipeline, captions: list[str]) -> list[str]:
     """Compiles the blocks where train.compile asks for it; returns what there is to say of it."""
     train = pipeline.config.train
-    if train.compile is False or (train.compile == "auto" and not _pays(pipeline, captions)):
+    spread = pipeline.config.parallel
+    alone = spread.shard == 1 and spread.checkpoint_activations == "none"
+    auto = alone and train.compile == "auto" and _pays(pipeline, captions)
+    if not (auto or train.compile is True):
         return []
     if reason := prepare_compiling(pipeline.device):
         return [f"compile     not possible here, so training is slower: {reason}"]
@@ -163,7 +221,9 @@ def _pays(pipeline: Pipeline, captions: list[str]) -> bool:
 def _check_size(config: RunConfig, device: torch.device) -> None:
     """Refuses a model that does not fit this machine before it is built, which can take long."""
     parameters, memory = parameters_at_least(config), memory_of(device)
-    needed = parameters * TRAINING_BYTES
+    adapter = config.train.adapter.choice
+    each = TRAINING_BYTES if adapter is None else adapter.frozen_bytes
+    needed = parameters * each / config.parallel.shard
     if memory and needed > memory:
         raise UserError(
             f"a model of {parameters:,} parameters takes at least {needed / 2**30:,.1f} GiB to "
@@ -179,11 +239,10 @@ def _prepare(folder: Path, config: RunConfig, overwrite: bool, step: int, lock: 
     lock.take()
     if step == 0 and not overwrite:
         refuse_to_write_over(folder)  # again: another run may have ended here meanwhile
-    patterns = [".diffusion-*.pt.tmp"]  # left by a process that was killed while it saved
+    patterns = [".diffusion-*.tmp"]  # left by a process that was killed while it saved
     if overwrite:
         patterns += [
-            "diffusion-*.pt",
-            "diffusion-*.damaged",
+            "diffusion-*",
             "metrics.jsonl",
             "loss.png",
             "signals.png",
@@ -194,7 +253,7 @@ def _prepare(folder: Path, config: RunConfig, overwrite: bool, step: int, lock: 
         if at > step:
             stale += [picture, picture.with_suffix(".txt")]
     for path in stale:
-        path.unlink(missing_ok=True)
+        checkpoints.delete(path)
     write_text(folder / "config.yaml", show(config))
 
 
@@ -228,6 +287,8 @@ def _announce(console: TrainingConsole, config: RunConfig, trainer: Trainer, sta
         f"{config.name}: {network:,} parameters + {text:,} in the text encoder, "
         f"{trainer.loader.describe()}, on {trainer.pipeline.device}"
     )
+    if trainer.pieces > 1:
+        console.say(f"{trainer.ranks.size} ranks; batches in {trainer.pieces} pieces")
     console.say(f"writing to {trainer.folder}, {start}")
     on_cpu = trainer.pipeline.device.type == "cpu"
     if config.train.kernels == "auto" and on_cpu and (reason := why_plain()):

@@ -12,13 +12,18 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fluxsmith.config.train_section import TrainConfig
-from fluxsmith.device import memory_wanted
+from fluxsmith.device import free_memory, memory_wanted
 from fluxsmith.errors import UserError
+from fluxsmith.parallel.ranks import Ranks
+from fluxsmith.parallel.shares import Whole, is_cut
 from fluxsmith.storage import checkpoint as checkpoints
+from fluxsmith.storage import sharded
 from fluxsmith.training.lock import FolderLock, FolderTakenError
+
+ALONE, WHOLE = Ranks(), Whole(nn.Module())
 
 
 class NotFiniteError(UserError):
@@ -34,11 +39,18 @@ class Saver:
         config: TrainConfig,
         say: Callable[[str], object],
         lock: FolderLock | None = None,
+        ranks: Ranks = ALONE,
+        held: Whole = WHOLE,
     ) -> None:
+        """`ranks` save together; the first one writes files, and has the lock. `held` is what this
+        one has of the model."""
         self.folder = folder
         self.config = config
         self._say = say
         self._lock = lock
+        self._ranks, self._held = ranks, held
+        self._apart = ranks.apart()  # for the thread that writes, while training goes on
+        self._in_shares: bool | None = None  # whether to a folder; not decided yet
         self._writing: threading.Thread | None = None
         self._saved: Path | None = None
         self._error: Exception | None = None  # of the last attempt, until it is reported
@@ -64,14 +76,17 @@ class Saver:
         """Starts to write the checkpoint of this state. Raises a UserError where the one before
         could not be written and the run is to stop for it."""
         self.finish()
-        copy = self._copy(state) if self.config.background_save else None
+        mine = self._mine(state)
+        if mine is None:
+            return
+        copy = self._copy(mine) if self.config.background_save else None
         if copy is not None:
             self._writing = threading.Thread(
                 target=self._attempt, args=(copy,), name="checkpoint", daemon=True
             )
             self._writing.start()
         else:
-            self._attempt(state)
+            self._attempt(mine)
             self.check()
 
     def finish(self) -> None:
@@ -83,14 +98,16 @@ class Saver:
     def save_last(self, state: Mapping[str, Any]) -> Path:
         """Makes sure that this state is saved, and returns where. Raises a UserError if it can't
         be, whatever train.on_save_error says: there is no next interval."""
-        path = checkpoints.checkpoint_path(self.folder, state["step"])
         if self._writing is not None:
             self._writing.join()
-        if self._saved != path:
+        missing = self._saved is None or self._saved != self._path(state)
+        if any(self._ranks.agree(int(self._ranks.first and missing))):
             self._error = None  # an earlier failure no longer matters
-            self._attempt(state)
-            self._report(stop=True)
-        return path
+            mine = self._mine(state)
+            if mine is not None:
+                self._attempt(mine)
+                self._report(stop=True)
+        return self._path(state)
 
     def check(self) -> None:
         """Reports a checkpoint that failed, or stops the run for it. Does not wait."""
@@ -115,10 +132,32 @@ class Saver:
         found = checkpoints.find(self.folder)
         return str(found[-1][1]) if found else f"none in {self.folder} yet"
 
+    def _path(self, state: Mapping[str, Any]) -> Path:
+        return checkpoints.checkpoint_path(self.folder, state["step"], bool(self._in_shares))
+
+    def _mine(self, state: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """What this rank writes of a state, None where that is nothing; a call of all ranks."""
+        if self._in_shares is None:
+            self._in_shares = self._ranks.tell(self._wants_shares(state))[0]
+        if not self._in_shares and any(map(is_cut, state["model"].values())):
+            state = _each(dict(state), self._gathered)
+        return state if self._in_shares or self._ranks.first else None
+
+    def _wants_shares(self, state: Mapping[str, Any]) -> bool:
+        wanted = self.config.checkpoint_format
+        if wanted == "auto" and any(map(is_cut, state["model"].values())):
+            room = free_memory(torch.device("cpu"))
+            return room is not None and 2 * _bytes(state) > room  # gathered, and copied
+        return wanted == "sharded"
+
+    def _gathered(self, tensor: Tensor) -> Tensor:
+        whole = tensor.full_tensor() if is_cut(tensor) else tensor  # type: ignore[attr-defined]
+        return whole.cpu() if self._ranks.first else torch.empty(0)
+
     def _copy(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
         """A copy of the state, None where there is no memory for one."""
         try:
-            return copied(dict(state))
+            return copied(dict(state), self._held)
         except (RuntimeError, MemoryError) as error:
             if memory_wanted(error) is None:
                 raise
@@ -126,13 +165,15 @@ class Saver:
 
     def _attempt(self, state: Mapping[str, Any]) -> None:
         try:
-            self._write(on_host(state))
+            self._write(on_host(state, self._held))
         except Exception as error:  # reported by the training thread
             self._error = error
 
     def _write(self, state: Mapping[str, Any]) -> None:
-        path = checkpoints.checkpoint_path(self.folder, state["step"])
+        path, first = self._path(state), self._ranks.first
         name = first_not_finite(state)
+        if self._in_shares:
+            name = next(filter(None, self._apart.tell(name)), None)
         if name is not None:
             raise NotFiniteError(
                 f"{name} is not finite at step {state['step']}, so nothing of it is saved; the "
@@ -141,23 +182,28 @@ class Saver:
             )
         if self._lock is not None:
             self._lock.take()  # makes the folder again if it was deleted
-        checkpoints.save(path, state, self._given_up.is_set)
+        if self._in_shares:
+            sharded.save(path, state, self._apart.rank, self._apart.tell, self._apart.group)
+        else:
+            checkpoints.save(path, state, self._given_up.is_set)
         self._saved = path
-        checkpoints.prune(self.folder, self.config.keep_checkpoints, self.config.keep_every)
+        if first:
+            checkpoints.prune(self.folder, self.config.keep_checkpoints, self.config.keep_every)
 
 
-def copied(state: Any) -> Any:
-    """A copy of nested plain data in this machine's memory."""
-    copy = _each(state, _copied)
+def copied(state: Any, held: Whole = WHOLE) -> Any:
+    """A copy of nested plain data in this machine's memory; of tensors that are cut over ranks, as
+    they are `held`."""
+    copy = _each(state, lambda x: held.on_host(x, True) if is_cut(x) else _copied(x))
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return copy
 
 
-def on_host(state: Any) -> Any:
+def on_host(state: Any, held: Whole = WHOLE) -> Any:
     """The same, but tensors in this machine's memory are not copied. Slower from a GPU than
     `copied`, and needs no pinned memory."""
-    return _each(state, Tensor.cpu)
+    return _each(state, lambda x: held.on_host(x, False) if is_cut(x) else x.cpu())
 
 
 def _copied(tensor: Tensor) -> Tensor:
@@ -182,12 +228,23 @@ def _each(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return state
 
 
+def _bytes(state: Any) -> int:
+    """Of all tensors in nested plain data, whole."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list) else ()
+    return sum(map(_bytes, parts))
+
+
 def first_not_finite(state: Any, name: str = "") -> str | None:
     """The dotted name of the first tensor with a NaN or an infinity in it."""
     if isinstance(state, Tensor):
         if not state.is_floating_point() or not state.numel():
             return None
-        return None if torch.linalg.vector_norm(state, float("inf")).isfinite() else name
+        own = state.to_local() if is_cut(state) else state  # type: ignore[attr-defined]
+        if not own.numel():
+            return None
+        return None if torch.linalg.vector_norm(own, float("inf")).isfinite() else name
     if isinstance(state, dict):
         for key, value in state.items():
             found = first_not_finite(value, f"{name}.{key}" if name else str(key))

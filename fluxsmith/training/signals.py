@@ -21,6 +21,7 @@ from fluxsmith.errors import UserError
 from fluxsmith.flow.baseline import linear_loss
 from fluxsmith.flow.timesteps import stratified_grid
 from fluxsmith.kernels.compiling import uncompiled
+from fluxsmith.parallel.shares import Whole
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.randomness import generator
 from fluxsmith.training.alignment import Alignment
@@ -54,7 +55,7 @@ class Signals:
     """Looks at a run after some of its steps."""
 
     def __init__(
-        self, config: RunConfig, pipeline: Pipeline, objective: Objective, ema: EMA
+        self, config: RunConfig, pipeline: Pipeline, objective: Objective, held: Whole, ema: EMA
     ) -> None:
         train = config.train
         self.config = config
@@ -63,7 +64,7 @@ class Signals:
         self.looks = looks(train.steps) if train.diagnose else frozenset()
         self.alignment = Alignment(pipeline.device)
         self._best: list[float] = []  # losses of simpler predictions
-        self._movement = Movement(pipeline, ema)
+        self._movement = Movement(pipeline, held, ema)
         self._encoded = False  # whether batches hold latents
         self._size = train.batch_size // train.accumulate  # of a batch that the network takes
 
@@ -81,6 +82,11 @@ class Signals:
     def captions(self) -> list[str]:
         """All that a look reads."""
         return list(dict.fromkeys(self.held_out.captions[: self._images]))
+
+    def need_batch(self, step: int) -> bool:
+        """Whether `before_step` has to see all of a batch."""
+        first = self.objective.of_velocity and not self._best
+        return bool(self.looks) and (first or step < self.config.train.steps // LOOKS)
 
     def before_step(self, step: int, batch: Batch) -> None:
         """To be called before step `step`, counted from 0, with its batch."""
@@ -137,11 +143,13 @@ class Signals:
     @cached_property
     @torch.no_grad()
     def _latents(self) -> list[Batch]:
-        """These pictures in batches, encoded once."""
+        """These pictures in batches, encoded once, unless the objective needs them as they are."""
         return self._encode(self._images)
 
     def _encode(self, n: int) -> list[Batch]:
         batches = self.held_out.batches(n, self._size, self.pipeline.device)
+        if self.objective.needs_pixels:
+            return [*batches]
         return [Batch(self.pipeline.encode(b), b.captions, encoded=True) for b in batches]
 
     @torch.no_grad()
@@ -150,7 +158,7 @@ class Signals:
         quartile of t, for held-out pictures, or those of a batch where there are none."""
         if not self.objective.of_velocity:
             return []
-        latents = [typical.images for typical in self._encode(TYPICAL)]
+        latents = [self.pipeline.encode(typical) for typical in self._encode(TYPICAL)]
         if sum(map(len, latents)) < LEAST:
             latents = [self.pipeline.encode(batch)]
         variance = torch.cat(latents).var(0).cpu()

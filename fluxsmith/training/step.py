@@ -1,6 +1,6 @@
 """One training step on the device: from a batch's inputs to new weights and their average."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fluxsmith.parallel.gradients import Gradients
 from fluxsmith.training.averages import EMA, RunningMeans
 from fluxsmith.training.objective import Losses, Objective
 
@@ -41,23 +42,31 @@ class TrainStep:
         guard: "Guard",
         means: RunningMeans,
         update: "Update",
+        gradients: Gradients | None = None,
     ) -> None:
         self.objective = objective
-        self.accumulate = accumulate  # the number of a step's micro-batches
+        self.accumulate = accumulate  # the number of a step's micro-batches, on all ranks
         self.guard = guard
         self.means = means
         self.update = update
+        self.gradients = gradients  # where a batch has several pieces
 
     def __call__(self, step: Step) -> None:
         try:
             losses = self._backward(step.microbatches)
-            squares = self.update.gradient_squares()
+            squares = self._squares()
             norm = squares.sum().sqrt()
             good = self.guard.check(losses, norm)
             self.means.add(losses, norm, good, squares)
             self.update(step.scalars, norm, good)
         finally:
             self.update.optimiser.zero_grad(set_to_none=True)
+
+    def _squares(self) -> Tensor:
+        """The squared norm of each trained parameter's gradient (parameters,), 0 without one."""
+        if self.gradients is None:
+            return gradient_squares([p.grad for p in self.update.trained])
+        return self.gradients.squares(gradient_squares)
 
     def _backward(self, microbatches: Iterable[Any]) -> Losses:
         parts = []
@@ -68,7 +77,13 @@ class TrainStep:
                 losses = self.objective.losses(inputs)
             (losses.total.mean() / self.accumulate).backward()
             parts.append(losses)
-        return joined(parts)
+            if self.gradients is not None:
+                self.gradients.add()
+        losses = joined(parts)
+        if self.gradients is None:
+            return losses
+        self.gradients.finish()
+        return losses.together(self.gradients.gather)
 
 
 class Update:
@@ -83,24 +98,12 @@ class Update:
         largest: float,
         host_sync: bool,
     ) -> None:
-        self.module = module
+        self.weights = list(module.parameters())  # that are averaged
         self.optimiser = optimiser
         self.ema = ema
         self.largest = largest  # norm of a gradient, above which it is scaled down to it
         self.host_sync = host_sync  # whether it is known on the CPU if a step is good
         self.trained = [p for group in optimiser.param_groups for p in group["params"]]
-
-    def gradient_squares(self) -> Tensor:
-        """The squared norm of each trained parameter's gradient (parameters,), 0 without one."""
-        gradients = [p.grad for p in self.trained]
-        there = [g for g in gradients if g is not None]
-        if there[0].device.type == "cpu":
-            # On a CPU torch's dot product takes half the time of its norm.
-            squares = [g.flatten().dot(g.flatten()) for g in there]
-        else:
-            squares = [norm.square() for norm in torch._foreach_norm(there)]
-        found, none = iter(squares), there[0].new_zeros(())
-        return torch.stack([none if g is None else next(found) for g in gradients]).float()
 
     def __call__(self, scalars: StepScalars, norm: Tensor, good: Tensor) -> None:
         """Takes the step, unless it is not `good`: then nothing changes.
@@ -120,7 +123,7 @@ class Update:
             else:
                 nn.utils.clip_grads_with_norm_(self.trained, self.largest, norm)
             self.optimiser.step()
-            self.ema.update(self.module, scalars.share, None if self.host_sync else good)
+            self.ema.update(self.weights, scalars.share, None if self.host_sync else good)
 
     @contextmanager
     def _at(self, scalars: StepScalars) -> Iterator[None]:
@@ -140,6 +143,18 @@ class Update:
         finally:
             for group, settings in zip(groups, before, strict=True):
                 group |= settings
+
+
+def gradient_squares(gradients: Sequence[Tensor | None]) -> Tensor:
+    """The squared norm of each (n,), 0 where there is none."""
+    there = [g for g in gradients if g is not None]
+    if not there or there[0].device.type == "cpu":
+        # On a CPU torch's dot product takes half the time of its norm.
+        squares = [g.flatten().dot(g.flatten()) for g in there]
+    else:
+        squares = [norm.square() for norm in torch._foreach_norm(there)]
+    found, none = iter(squares), torch.zeros((), device=there[0].device if there else "cpu")
+    return torch.stack([none if g is None else next(found) for g in gradients]).float()
 
 
 class Guard:

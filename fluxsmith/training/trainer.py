@@ -5,12 +5,14 @@ weights, so a resumed run goes on exactly as the run itself would have.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fluxsmith.config import RunConfig
 from fluxsmith.data.images import to_uint8
@@ -20,17 +22,20 @@ from fluxsmith.errors import UserError
 from fluxsmith.kernels.accelerate import backend
 from fluxsmith.kernels.compiling import uncompiled
 from fluxsmith.kernels.cuda_graphs import CudaCapture, Graphed
+from fluxsmith.parallel.gradients import Gradients
+from fluxsmith.parallel.ranks import Ranks
+from fluxsmith.parallel.shares import Whole
 from fluxsmith.pipeline import Pipeline, check_autoencoder
-from fluxsmith.randomness import generator
-from fluxsmith.sampling import render
+from fluxsmith.randomness import address_seed, generator
+from fluxsmith.sampling.edit import Edit, before_and_after
 from fluxsmith.sampling.generate import Sampler
 from fluxsmith.storage import checkpoint as checkpoints
-from fluxsmith.storage.files import write_text
 from fluxsmith.training.averages import EMA, RunningMeans
 from fluxsmith.training.caption_encoding import keep_text
 from fluxsmith.training.console import TrainingConsole
 from fluxsmith.training.diagnosis import Diagnosis
 from fluxsmith.training.graphed import graphed
+from fluxsmith.training.held_out import shown
 from fluxsmith.training.interrupt import Interrupt
 from fluxsmith.training.movement import kinds_of
 from fluxsmith.training.objective import Example, Objective
@@ -42,10 +47,9 @@ from fluxsmith.training.step import Guard, Step, StepScalars, TrainStep, Update,
 from fluxsmith.version import __version__
 
 Evaluate = Callable[[Pipeline], dict[str, float]]  # the model's scores, by name
+Change = Callable[[Tensor, Tensor], Tensor]  # of what belongs to a parameter, which comes first
 
-# The piece of the global batch that a step's random numbers belong to. So far a batch is one piece.
-PIECE = 0
-
+ALONE = Ranks()
 CAPTIONS_KEPT = 1000  # at most so many captions are kept in a checkpoint, to draw samples from
 
 
@@ -59,27 +63,49 @@ class Trainer:
         loader: Loader,
         objective: Objective,
         evaluate: Evaluate | None = None,
+        ranks: Ranks = ALONE,
+        pieces: int = 1,
+        held: Whole | None = None,
     ) -> None:
         self.config = config
+        self.ranks = ranks
+        self.pieces = pieces  # of a batch, each with randomness of its own
+        self.parts = -(-config.train.accumulate // pieces)  # micro-batches of a piece
         self.pipeline = pipeline.train()
+        self.held = held or Whole(pipeline)  # what this rank has of it
         self.loader = loader
         self.objective = objective
         self.evaluate = evaluate
         self.folder = Path(config.resolved_output_dir)
         own = [] if objective.module is None else [objective.module]
-        self.optimiser = build_optimiser([pipeline, *own], config.train)
-        self.ema = EMA(pipeline, config.train.ema_decay)
+        parts = self.held.parts
+        # Whether it must not matter how ranks cut a tensor: a single piece is one rank's.
+        alike = config.train.deterministic and pieces > 1
+        train = config.train.model_copy(update={"deterministic": alike})
+        self.optimiser = build_optimiser([parts, *own], train)
+        self.ema = EMA(parts, config.train.ema_decay)
         # A fused optimiser on a GPU can skip a step that is not finite by itself.
         masked = pipeline.device.type == "cuda" and bool(self.optimiser.defaults.get("fused"))
         self.guard = Guard(config.train.max_bad_steps, pipeline.device)
         largest = config.train.grad_clip or float("inf")
-        self.update = Update(pipeline, self.optimiser, self.ema, largest, host_sync=not masked)
-        self.signals = Signals(config, pipeline, objective, self.ema)
+        self.update = Update(parts, self.optimiser, self.ema, largest, host_sync=not masked)
+        self.signals = Signals(config, pipeline, objective, self.held, self.ema)
         self.diagnosis = Diagnosis(config.train)
-        kinds = kinds_of(pipeline, self.update.trained)
+        kinds = kinds_of(parts, self.update.trained)
         self.means = RunningMeans(pipeline.device, objective.terms, kinds, largest)
+        exact, trained = config.train.deterministic, self.update.trained
+        gradients = Gradients(ranks, pieces, self.parts, trained, self.held, exact)
+        self.own = gradients.own  # the pieces that are computed here
+        size = config.train.batch_size // pieces
+        rows = [row for i in self.own for row in range(i * size, (i + 1) * size)]
+        self._rows = rows if ranks.size > 1 else None  # of a batch; None: all
         self.step_on_device = TrainStep(
-            objective, config.train.accumulate, self.guard, self.means, self.update
+            objective,
+            pieces * self.parts,
+            self.guard,
+            self.means,
+            self.update,
+            gradients if pieces > 1 else None,
         )
         self.graphed: Graphed | None = None
         if config.train.cuda_graphs:
@@ -88,8 +114,10 @@ class Trainer:
         captions = loader.captions()
         self.captions = evenly(captions, min(len(captions), CAPTIONS_KEPT))
         self.step = 0  # optimiser steps done
+        self.timed, self._seconds = 0, 0.0  # steps that were timed, and what they took
         self._waited = 0.0  # seconds for the loader, since the last record
-        self._example: Example | None = None  # of the last step
+        self._examples: list[Example] = []  # of the last step
+        self._dropout: list[int] = []  # seeds of its pieces
 
     def run(
         self, recorder: Recorder, console: TrainingConsole, interrupt: Interrupt, saver: Saver
@@ -102,18 +130,20 @@ class Trainer:
         train = self.config.train
         start = self.step
         clock, clock_step = time.perf_counter(), self.step
-        while self.step < train.steps and not interrupt:
-            position = self.loader.position(self.step)
+        untrained: dict[str, Any] = {}  # where a batch was read for nothing, that it is the next
+        while self.step < train.steps:
+            position = {"data": self.loader.position(self.step)}
             try:
-                batch = self.next_batch()
-                self.signals.before_step(self.step, batch)
-                rate = self.train_step(batch)
+                rate = self._next_step(interrupt)
             except UserError as error:  # no data or no graph: the weights are the last step's
                 if self.step > start:
                     self._flush(recorder)
-                    saved = saver.save_last(self.state_dict() | {"data": position})
+                    saved = saver.save_last(self.state_dict() | position)
                     raise UserError(f"{error}; what was trained is in {saved}") from None
                 raise
+            if rate is None:
+                untrained = position
+                break
             console.advance(self.step)
             if self.guard.exhausted(self.step, self.update.host_sync):
                 saver.finish()
@@ -127,6 +157,7 @@ class Trainer:
                 now = time.perf_counter()
                 steps = self.step - clock_step
                 speed = steps * train.batch_size / (now - clock)
+                self.timed, self._seconds = self.timed + steps, self._seconds + now - clock
                 clock, clock_step = now, self.step
                 waited, self._waited = self._waited / steps, 0.0
                 record |= {"learning_rate": rate, "images_per_second": round(speed, 1)}
@@ -146,7 +177,7 @@ class Trainer:
                 recorder.write(self.step, record)
             if _due(self.step, train.sample_every):
                 with _going_on(console):
-                    recorder.write_picture(self.step, self.draw_samples())
+                    recorder.write_samples(self.step, *self.draw_samples())
             if _due(self.step, train.checkpoint_every):
                 self._flush(recorder)
                 saver.save(self.state_dict())
@@ -154,7 +185,28 @@ class Trainer:
         if self.step == start:
             return None
         self._flush(recorder)
-        return saver.save_last(self.state_dict())
+        return saver.save_last(self.state_dict() | untrained)
+
+    @property
+    def seconds_a_step(self) -> float:
+        """What a step took so far, without pictures, evaluations and checkpoints."""
+        return self._seconds / max(1, self.timed)
+
+    def _next_step(self, interrupt: Interrupt) -> float | None:
+        """Takes a step, and returns its learning rate; None where any rank was asked to stop.
+        Raises a UserError where any of them has no data."""
+        problem = ""
+        try:
+            batch = self.next_batch()
+        except UserError as error:
+            problem = str(error)
+        asked, lacking = self.ranks.agree(interrupt.number, int(bool(problem)))
+        if lacking:
+            raise UserError(next(filter(None, self.ranks.tell(problem))))
+        if interrupt.heard(asked):
+            return None
+        self.signals.before_step(self.step, batch)
+        return self.train_step(batch)
 
     def _flush(self, recorder: Recorder) -> None:
         """Writes to disk what has to be there before a checkpoint: the records so far, and the text
@@ -163,9 +215,10 @@ class Trainer:
         keep_text(self.pipeline)
 
     def next_batch(self) -> Batch:
-        """The batch of the next step; the time that it takes is counted."""
+        """The batch of the next step, or what this rank needs of it; the time is counted."""
         began = time.perf_counter()
-        batch = self.loader.batch(self.step)
+        whole = self._rows is None or self.signals.need_batch(self.step)
+        batch = self.loader.batch(self.step, None if whole else self._rows)
         self._waited += time.perf_counter() - began
         return batch
 
@@ -173,11 +226,13 @@ class Trainer:
         """One optimiser step, on its own batch unless one is given; returns the learning rate that
         it took."""
         rate = learning_rate(self.step, self.config.train)
-        address = self.config.seed, "train", self.step, PIECE
-        noise = generator(*address, device=self.pipeline.device)
         batch = self.next_batch() if batch is None else batch
-        self._example = self.objective.draw(batch, noise)
-        inputs = self._prepared(self._example)
+        if self._rows is not None and len(batch) > len(self._rows):
+            batch = batch.at(self._rows)
+        pieces = zip(self.own, batch.split(len(self.own)), strict=True)
+        self._examples = [self.objective.draw(part, self._noise(i)) for i, part in pieces]
+        self._dropout = [address_seed(*self._address(i), "dropout") for i in self.own]
+        inputs = self._prepared()
         scalars = StepScalars(rate, self.ema.share(self.step))
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -192,17 +247,26 @@ class Trainer:
         """From now on, steps are captured as CUDA graphs and replayed."""
         self.graphed = graphed(self.step_on_device, self.pipeline, capture)
 
-    def _prepared(self, example: Example) -> Iterator[Any]:
-        """The micro-batches of an example, each prepared when it is asked for."""
+    def _noise(self, piece: int) -> torch.Generator:
+        """What all that is random in a piece of the next step's batch is drawn from."""
+        return generator(*self._address(piece), device=self.pipeline.device)
+
+    def _address(self, piece: int) -> tuple[int | str, ...]:
+        return self.config.seed, "train", self.step, piece
+
+    def _prepared(self) -> Iterator[Any]:
+        """The micro-batches of the last step, each prepared when it is asked for."""
         alike = self.graphed is not None
-        for part in example.split(self.config.train.accumulate):
-            yield self.objective.prepare(part, alike)
+        for example, seed in zip(self._examples, self._dropout, strict=True):
+            torch.manual_seed(seed)  # dropout draws from torch's own generator
+            for part in example.split(self.parts):
+                yield self.objective.prepare(part, alike)
 
     def explain_bad_step(self) -> str:
         """Which losses of the last step were not finite. That step changed no weights, so it can
         be computed again."""
-        assert self._example is not None
-        losses = joined(list(map(self.objective.losses, self._prepared(self._example))))
+        losses = joined(list(map(self.objective.losses, self._prepared())))
+        losses = losses.together(lambda rows: torch.cat(tuple(self.ranks.gather(rows)), dim=1))
         bad = losses.t[~losses.total.isfinite()]
         t = losses.t if not len(bad) else bad
         times = f"t = {float(t.min()):.4f}" + (f" to {float(t.max()):.4f}" if len(t) > 1 else "")
@@ -215,36 +279,60 @@ class Trainer:
 
     def _scores(self, evaluate: Evaluate) -> dict[str, float]:
         """The averaged weights' scores."""
-        with self.ema.in_place_of(self.pipeline), uncompiled():
+        with self.held.holding(self.ema.weights), uncompiled():
             return evaluate(self.pipeline)
 
-    def draw_samples(self) -> Path:
-        """Draws the grid of this step with the averaged weights and the same noise every time."""
-        sample = self.config.sample
-        prompts = sample.prompts or evenly(self.captions, sample.num_samples)
-        with self.ema.in_place_of(self.pipeline), uncompiled():
-            images = Sampler(self.pipeline, kernels=self.config.train.kernels).generate(
-                prompts, seed=self.config.seed
-            )
-        sheet = render.grid(to_uint8(images), prompts)
-        path = self.folder / f"sample-{self.step}.png"
+    def draw_samples(self) -> tuple[Tensor, Sequence[str], dict[str, Any], Tensor | None]:
+        """The pictures of this step, (n, c, h, w) uint8, drawn with the averaged weights and the
+        same noise every time; their captions, what more there is to say of them, and the pictures
+        that are to be shown beside them."""
+        sample, (prompts, edit) = self.config.sample, self._shown
+        with self.held.holding(self.ema.weights), uncompiled():
+            images = self._drawn_in_pieces(prompts, edit)
         settings = sample.model_dump(exclude={"num_samples", "prompts"})
         about = {"step": self.step, "seed": self.config.seed, "prompts": prompts, **settings}
-        render.save_png(path, sheet, about)
-        write_text(path.with_suffix(".txt"), "\n".join(prompts) + "\n")
-        return path
+        beside = self.objective.beside(prompts, self.config.seed)
+        shown_beside = None if beside is None else to_uint8(beside)
+        return *before_and_after(edit, images, prompts), about, shown_beside
+
+    @cached_property
+    def _shown(self) -> tuple[Sequence[str], Edit | None]:
+        return shown(self.config, self.captions)
+
+    def _drawn_in_pieces(self, prompts: Sequence[str], edit: Edit | None) -> Tensor:
+        """The pictures of these prompts, (n, c, h, w) uint8, in as many pieces as a batch has: what
+        is drawn together decides of last bits. Ranks that have all of the model share the work;
+        those that have shares of it compute all together."""
+        sampler = Sampler(self.pipeline, kernels=self.config.train.kernels)
+        size = -(-len(prompts) // self.pieces)
+        rows = [min(row, len(prompts) - 1) for row in range(size * self.pieces)]
+        shared = self.config.parallel.shard == 1
+        drawn = []
+        for first in (piece * size for piece in (self.own if shared else range(self.pieces))):
+            own = rows[first : first + size]
+            drawn.append(
+                sampler.generate(
+                    [prompts[row] for row in own],
+                    seed=self.config.seed,
+                    first_index=first,
+                    edit=edit and edit.at(own),
+                )
+            )
+        images = to_uint8(torch.cat(drawn))
+        found = self.ranks.gather(images).flatten(0, 1) if shared else images
+        return found[: len(prompts)]
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state, as a checkpoint holds it."""
-        module = self.objective.module
+        module, moments = self.objective.module, self.optimiser.state_dict()
         return {
             "format": checkpoints.FORMAT,
             "step": self.step,
             "images_seen": self.step * self.config.train.batch_size,
             "config": self.config.model_dump(),
-            "model": self.pipeline.state_dict(),
-            "ema": self.ema.weights,
-            "optimizer": self.optimiser.state_dict(),
+            "model": self.pipeline.trained_state(),
+            "ema": self._averages(),
+            "optimizer": moments | {"state": self._moments(moments["state"], self.held.joined)},
             "data": self.loader.position(self.step),
             "window": self.means.state_dict() | self.guard.state_dict() | self._seen(),
             "metadata": {
@@ -252,13 +340,42 @@ class Trainer:
                 "torch": torch.__version__.partition("+")[0],
                 "captions": self.captions,
                 "autoencoder": self.pipeline.autoencoder.digest,
+                "pieces": self.pieces,
                 "threads": torch.get_num_threads(),
                 "products": backend(self.pipeline.device, self.config.train.kernels),
                 "forked_from": self.origin,
-                **self.pipeline.text_metadata(),
+                "source": self.pipeline.source,
+                **self.pipeline.frozen_metadata(),
+                **self.objective.metadata(),
             },
             **({} if module is None else {"objective": module.state_dict()}),
         }
+
+    def _averages(self) -> dict[str, Tensor]:
+        return {
+            name: self.held.joined(part, self.ema.weights[name])
+            for name, part in self.held.parts.named_parameters()
+        }
+
+    def _moments(self, of: Mapping[Any, Any], change: Change) -> dict[Any, Any]:
+        """The optimiser's state of each parameter, by its number, with every tensor changed."""
+        trained = self.update.trained
+        return {
+            i: {k: change(trained[i], x) if isinstance(x, Tensor) else x for k, x in each.items()}
+            for i, each in of.items()
+        }
+
+    def place(self, name: str, empty: Tensor) -> Tensor:
+        """Where a tensor of a checkpoint in a folder is to be read to, by its dotted name there."""
+        kind, _, rest = name.partition(".")
+        part: Tensor | None = None
+        if kind in ("model", "ema"):
+            part = dict(self.held.parts.named_parameters()).get(rest)
+        elif name.startswith("optimizer.state."):
+            part = dict(enumerate(self.update.trained)).get(int(rest.split(".")[1]))
+        return (
+            torch.empty_like(empty, device="cpu") if part is None else self.held.empty(part, empty)
+        )
 
     def _seen(self) -> dict[str, Any]:
         """What was looked at and said so far."""
@@ -273,20 +390,21 @@ class Trainer:
                 f"{origin} was imported, and holds no training state to resume; start from its "
                 f"weights with train.init_from={origin}"
             )
+        self.objective.expect(state["metadata"], origin)
         try:
             self.loader.resume(state["data"], state["step"], origin)
         except (LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{origin} doesn't say where its data stood: {error}") from None
         check_autoencoder(self.pipeline.autoencoder, state["metadata"], origin)
-        self.pipeline.expect_text(state["metadata"], origin)
-        self.pipeline.load_weights(state["ema"], origin)  # checks that they fit
-        self.ema.load(state["ema"])
-        self.pipeline.load_weights(state["model"], origin)
+        self.pipeline.expect_frozen(state["metadata"], origin)
+        self._load_average(state["ema"], origin)
+        self.pipeline.load_weights(state["model"], origin, load=self.held.load)
         if self.graphed is not None:
             self.graphed.forget()  # they read the optimiser's old state
         try:
             # copied, since AdamW would otherwise go on writing into the mapped file's pages
-            load_optimiser(self.optimiser, copied(state["optimizer"]))
+            moments = self._moments(state["optimizer"]["state"], self.held.share)
+            load_optimiser(self.optimiser, copied(state["optimizer"] | {"state": moments}))
             self.means.load_state_dict(state["window"])
             self.guard.load_state_dict(state["window"])
             self.signals.load_state_dict(state["window"].get("signals", {}))
@@ -297,14 +415,21 @@ class Trainer:
             raise UserError(f"{origin} doesn't fit this run's training state: {error}") from None
         self.step = state["step"]
         self.origin = state["metadata"].get("forked_from", {})
+        self.pipeline.source = state["metadata"].get("source", {})
 
     def fork(self, state: dict[str, Any], origin: str) -> None:
         """Starts a new run, at step 0, from the averaged weights of a checkpoint."""
         check_autoencoder(self.pipeline.autoencoder, state["metadata"], origin)
-        self.pipeline.expect_text(state["metadata"], origin)
-        self.pipeline.load_weights(state["ema"], origin)
-        self.ema.load(state["ema"])
+        self.pipeline.expect_frozen(state["metadata"], origin)
+        self._load_average(state["ema"], origin)
         self.origin = {"checkpoint": origin, "step": state["step"]}
+        self.pipeline.source = state["metadata"].get("source", {})
+
+    def _load_average(self, weights: dict[str, Tensor], origin: str) -> None:
+        """To the average, and to the model itself, which tells whether they fit."""
+        self.pipeline.load_weights(weights, origin, load=self.held.load)
+        parts = self.held.parts.named_parameters()
+        self.ema.load({name: self.held.share(part, weights[name]) for name, part in parts})
 
 
 @contextmanager

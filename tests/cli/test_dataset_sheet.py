@@ -21,10 +21,15 @@ def looked(source, sheet=None, **data):
     return dataset_sheet(config, sheet)
 
 
+def told(capsys) -> str:
+    """What was printed, without the lines of the table."""
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
 def test_the_table_counts_what_is_there(tmp_path, capsys):
     as_folder(tmp_path, MADE, "txt")
     found = looked("folder", path=str(tmp_path), resize="stretch", test_share=0.0)
-    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    printed = told(capsys)
     assert found.sizes == {(16, 16): 30}
     for row in ("training images 30", "width as kept 16", "different captions 30", "none found"):
         assert row in printed
@@ -40,7 +45,7 @@ def test_problems_are_found_and_named_without_stopping(tmp_path, capsys):
     long = " ".join(["word"] * 70)
     (tmp_path / "00008.txt").write_text(long)
     looked("folder", path=str(tmp_path), resize="stretch", test_share=0.0)
-    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    printed = told(capsys)
     assert "3 images can't be used, 10.0%" in printed
     assert "00003.png: no image that Pillow knows" in printed
     assert "00004.png: it has no caption" in printed
@@ -64,7 +69,7 @@ def test_every_kind_of_source_gives_a_sheet(tmp_path, capsys, kind):
         looked("webdataset", sheet, path=as_shards(tmp_path / "a", MADE, 3))
     else:
         found = looked(kind, sheet)
-        assert sum(found.classes.values()) == len(found.seen) > 1000
+        assert sum(found.classes.values()) == found.good > 1000
     with Image.open(sheet) as picture:
         assert picture.width > 400
     printed = capsys.readouterr().out
@@ -105,8 +110,8 @@ def test_ten_faults_are_ten_lines(tmp_path, capsys):
     (tmp_path / "film.mp4").touch()
     (tmp_path / "gone.png").symlink_to("nowhere.png")
     looked("folder", path=str(tmp_path), resize="stretch")
-    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for told in (
+    printed = told(capsys)
+    for line in (
         "line 4 (00002.png): it has 3 fields and the header has 2",
         "line 5: it has no file_name",
         "00004.png: it has no caption",
@@ -119,7 +124,38 @@ def test_ten_faults_are_ten_lines(tmp_path, capsys):
         "(broken link): gone.png",
         "(no row in metadata.csv): 00003.png, 00005.png, 00006.png",
     ):
-        assert told in printed, (told, printed)
+        assert line in printed, (line, printed)
+
+
+def test_every_image_is_looked_at_and_every_bad_one_named(tmp_path, capsys):
+    """However many there are."""
+    as_folder(tmp_path, MADE[:1], "none")
+    for i in range(2500):
+        (tmp_path / f"x{i}.png").write_bytes(MADE[0][0] if i % 25 else b"broken")
+    found = looked("folder", path=str(tmp_path), resize="stretch", caption="a boat", test_share=0.0)
+    assert (found.good, len(found.looks)) == (2401, 1)
+    printed = told(capsys)
+    assert printed.count(": no image that Pillow knows") == 100
+    assert "100 images can't be used, 4.0%, more than data.max_bad=0.01: training would" in printed
+
+
+def test_a_test_image_that_is_trained_on_too_is_said(tmp_path, capsys):
+    for split, made in (("train", MADE), ("test", MADE[3:5])):
+        as_folder(tmp_path / split, made, "txt")
+    looked("folder", path=str(tmp_path), resize="stretch")
+    assert "2 test images look exactly like one that is trained on" in told(capsys)
+
+
+def test_a_stream_by_url_is_looked_at_in_part_and_that_is_said(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("webdataset")
+    monkeypatch.setattr("fluxsmith.cli.dataset_sheet.REMOTE", 5)
+    as_shards(tmp_path, MADE, 1)
+    local = looked("webdataset", path=str(tmp_path), test_share=0.0)
+    assert local.good == len(MADE)
+    assert "by URL" not in told(capsys)
+    found = looked("webdataset", path=f"file://{tmp_path}/000.tar", test_share=0.0)
+    assert found.good == 5
+    assert "5, the first of a stream that is read by URL" in told(capsys)
 
 
 def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path, capsys):

@@ -15,7 +15,7 @@ VALUES = {
     "test_share": 0.1, "streaming": True, "base": "mnist", "hold_out": [["red", "7"]],
     "in_memory": "auto", "workers": 3, "shuffle_buffer": 10, "max_bad": 0.5, "caption": "a cat",
     "captions": "name", "class_names": ["a", "b"], "whole_text": True, "shuffle_tags": 1,
-    "variants": 2,
+    "variants": 2, "edits": True, "reference_key": "before",
 }  # fmt: skip
 NEEDS = {
     ("hf", "shuffle_buffer"): {"streaming": True},

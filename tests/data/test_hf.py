@@ -233,3 +233,62 @@ def test_a_table_of_paths_is_read(tmp_path, name):
     assert record.picture == tmp_path / "0.png" and record.captions == ("an owl",)
     (tmp_path / "rows.xlsx").write_bytes(b"x")
     assert "only files of .parquet" in refused(tmp_path / "rows.xlsx")
+
+
+@pytest.mark.parametrize("name", ["x.PARQUET", "x.pq", "x"])
+def test_a_file_is_known_by_how_it_begins(tmp_path, name):
+    path = frame(tmp_path / name, image=PICTURES, text=TEXTS)
+    assert len(open_rows(str(path), "train", test_share=0.0)) == 6
+
+
+def test_columns_are_found_whatever_their_case_and_though_a_picture_is_broken(tmp_path):
+    path = str(
+        frame(tmp_path / "x.parquet", Image=[b"x", *PICTURES[1:]], Text=TEXTS, caption=TEXTS)
+    )
+    records = open_rows(path, "train", test_share=0.0)
+    assert [record.picture for record in records][1:] == PICTURES[1:]
+    assert list(records.account.lines()) == [
+        "captions are read from the column Text, and caption not"
+    ]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_column_called_split_splits_what_is_not_streamed(tmp_path, streaming):
+    words = ["val", "train", "train", "val", "train", "train"]
+    path = str(frame(tmp_path / "x.parquet", image=PICTURES, text=TEXTS, split=words))
+    train, test = (
+        open_rows(path, split, streaming=streaming, test_share=0.0) for split in ("train", "test")
+    )
+    if streaming:
+        assert not everything(test)
+        assert "a stream does not follow its column split" in "".join(train.account.lines())
+    else:
+        assert [record.name for record in everything(test)] == ["train/0", "train/3"]
+        assert len(train) == 4
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["0", "1", "0", "1", "0", "1"], "its caption is the number 0; name the classes"),
+        ([0.0, 1.0, None, 1.0, 0.0, 1.0], "its caption is the number 0; name the classes"),
+    ],
+)
+def test_numbers_of_classes_are_known_as_digits_and_with_gaps(tmp_path, labels, said):
+    path = str(frame(tmp_path / "x.parquet", image=PICTURES, label=labels))
+    first = open_rows(path, "train", test_share=0.0)[0]
+    assert first.fault.startswith(said)
+    named = open_rows(path, "train", test_share=0.0, class_names=["cat", "dog"])
+    assert named[1].captions == ("a photo of a dog",)
+
+
+def test_a_picture_has_one_class(tmp_path):
+    path = str(frame(tmp_path / "x.parquet", image=PICTURES, labels=[[0, 1]] * 6))
+    record = open_rows(path, "train", test_share=0.0, class_names=["cat", "dog"])[0]
+    assert record.fault == "it has the labels 0 and 1; a picture has one"
+
+
+def test_a_key_that_leads_nowhere_is_named(tmp_path):
+    path = str(frame(tmp_path / "x.parquet", image=PICTURES, captions=[{"raw": t} for t in TEXTS]))
+    record = open_rows(path, "train", test_share=0.0, caption_key="captions.rw")[0]
+    assert record.fault == "it has no captions.rw"

@@ -11,9 +11,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from helpers import open_data
+from helpers import data_settings, open_data
 from made_pictures import add, as_shards, items
 
+from fluxsmith.data.sources import open_source
 from fluxsmith.errors import UserError
 
 pytest.importorskip("webdataset")
@@ -280,3 +281,61 @@ def test_captions_that_are_no_utf8_and_files_without_an_ending_are_named(tmp_pat
 def test_a_folder_of_images_says_what_reads_it(tmp_path):
     (tmp_path / "owl.png").write_bytes(MADE[0][0])
     assert "data.source=folder reads" in refused(tmp_path)
+
+
+def sample(tar: tarfile.TarFile, **files: str) -> None:
+    """A picture with more files of its name."""
+    add(tar, "a.png", MADE[0][0])
+    for ending, text in files.items():
+        add(tar, f"a.{ending}", text.encode())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_nothing_is_tested_on_where_nothing_is_held_out(tmp_path, share):
+    pattern = as_shards(tmp_path, MADE, 2)
+    test = captions(pattern, "test", test_share=share)
+    assert bool(test) == bool(share)
+    assert not {*test} & {*captions(pattern, "train", test_share=share)}
+
+
+def test_shards_that_are_all_for_testing_stop(tmp_path):
+    as_shards(tmp_path / "val", MADE, 2)
+    assert "all for testing, by the name val" in refused(tmp_path)
+
+
+def test_a_caption_may_be_a_list_or_a_text_in_json(tmp_path):
+    for number, text in enumerate(['["one", "two"]', '"three"']):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as tar:
+            sample(tar, json=text)
+    assert captions(tmp_path, test_share=0.0) == ["one", "three", "two"]
+
+
+def test_links_in_a_shard_are_passed_over(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        sample(tar, txt="a boat")
+        link = tarfile.TarInfo("b.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "a.png"
+        tar.addfile(link)
+    shards = open_shards(str(tmp_path), "train")
+    assert len(everything(shards)) == 1
+    (line,) = shards.account.lines()
+    assert line.startswith("passed over 1 (link, or no regular file): ")
+
+
+def test_which_captions_are_read_is_said(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        sample(tar, txt="one\ntwo", json='{"caption": "three"}', cls="1")
+    shards = open_shards(str(tmp_path), "train")
+    everything(shards)
+    first, second = shards.account.lines()
+    assert first == "captions are read from txt, not from json, cls"
+    assert second.startswith("texts have several lines, and each line is a caption of its own")
+    several = data_settings("webdataset").model_copy(update={"path": [str(tmp_path)]})
+    joined = open_source(several, "train")
+    everything(joined)
+    assert list(joined.account.lines()) == [f"{tmp_path}: {line}" for line in (first, second)]
+
+
+def test_a_pattern_of_stars_says_what_there_is_instead(tmp_path):
+    as_shards(tmp_path, MADE, 2)
+    assert "name the folder, or use braces" in refused(f"{tmp_path}/*.tar")

@@ -86,6 +86,8 @@ TABLED = [f"a boat, {i}" for i in range(6)]
         pictures("text/{}.jpg") | texts("text/{}.txt"),
         pictures("images/IMG_{}.JPG") | texts("images/img_{}.txt"),
         pictures("e\u0301{}.jpg") | texts("é{}.txt"),
+        pictures("{}.jpg") | texts("{}.json", '["a boat {}"]'),
+        pictures("{}.jpg") | texts("{}.text"),
     ],
 )
 def test_texts_beside_pictures_are_found(tmp_path, files):
@@ -113,7 +115,25 @@ ENTRIES = [{"file_name": f"{i}.png", "text": f"a boat, {i}"} for i in range(6)]
         pictures("a/{}.png") | {"metadata.csv": rows(f"a\\{name}" for name in NAMES)},
         pictures("é{}.png") | {"metadata.csv": rows(f"e\u0301{name}" for name in NAMES)},
         pictures("{}.png") | {"metadata.csv": rows(NAMES).encode("utf-16")},
+        pictures("{}.png") | {"metadata.csv": rows(NAMES).replace("\n", "\r")},
+        pictures("{}.png") | {"metadata.csv": "sep=;\n" + rows(NAMES, ";")},
+        pictures("{}.png") | {"metadata.csv": rows(NAMES, header="File Name,Caption")},
+        pictures("{}.jpg") | {"metadata.csv": rows(NAMES)},
         pictures("{}.png") | {"metadata.json": json.dumps(ENTRIES)},
+        pictures("{}.png") | {"metadata.json": json.dumps({"data": ENTRIES, "version": 1})},
+        pictures("{}.png") | {"metadata.json": json.dumps({"file_name": NAMES, "text": TABLED})},
+        pictures("{}.png")
+        | {
+            "metadata.json": json.dumps(
+                {"file_name": dict(enumerate(NAMES)), "text": dict(enumerate(TABLED))}
+            )
+        },
+        pictures("{}.png")
+        | {
+            "metadata.jsonl": "\n".join(
+                json.dumps({"file_name": i, "text": t}) for i, t in enumerate(TABLED)
+            )
+        },
         pictures("{}.png") | {"metadata.json": json.dumps(dict(zip(NAMES, TABLED, strict=True)))},
     ],
 )  # fmt: skip
@@ -150,6 +170,30 @@ def test_a_table_of_parquet_is_read(tmp_path):
         (pictures("{}.png"), "data.captions=name or none"),
         (pictures("{}.png") | {"metadata.csv": "0.png,a boat\n1.png,b\n"}, "first line must name"),
         (pictures("{}.png") | {"metadata.csv": rows(NAMES, header="a,b")}, "has the columns a, b"),
+        (pictures("a/{}.png") | pictures("b/{}.png") | texts("a/{}.tags"), "a/0.tags, a/1.tags"),
+        (pictures("{}.png") | {"metadata.csv.gz": b"x"}, "passed over 1 (ending .gz, which"),
+        (pictures("train-a/{}.png") | pictures("train-b/{}.png"), "may be splits or classes"),
+        (
+            pictures("data/cat/{}.png") | pictures("data/dog/{}.png"),
+            "if its folders are classes, set",
+        ),
+        (
+            pictures("{}.png") | {"x.csv": rows(NAMES).replace("text", "text,text")},
+            "are called text",
+        ),
+        (pictures("{}.png") | {"x.csv": rows(NAMES).encode("utf-16-le")}, "it holds zero bytes"),
+        (
+            pictures("{}.png") | {"x.csv": "file_name,text\n0.png,é\n".encode("latin-1")},
+            "x.csv, line 2:",
+        ),
+        (
+            pictures("{}.png") | {"x.csv": 'file_name,text\n0.png,a\n1.png,"b\n2.png,c\n'},
+            "line 3: a quote",
+        ),
+        (
+            pictures("{}.png") | {"x.csv": "file_name,text,split\n0.png,a,holdout\n"},
+            "x.csv, line 2: its split is holdout, which is none of train",
+        ),
         ({"notes.md": "no pictures"}, "passed over 1 (ending .md, which is no image's): notes.md"),
     ],
 )
@@ -179,9 +223,56 @@ def test_splits_are_known_by_their_usual_names(tmp_path):
     put(tmp_path / "Train", pictures("test/c{}.png", 2) | texts("test/c{}.txt", n=2))
     train = open_folder(tmp_path / "Train", "train")
     assert len(train) == 6
-    assert "passed over 2 (of Val, while test has the test images)" in "".join(
+    assert "passed over 2 (of val, while test has the test images)" in "".join(
         train.account.lines()
     )
+
+
+@pytest.mark.parametrize("names", [("train_images", "val_images"), ("train2017", "val2017")])
+def test_folders_with_the_names_of_both_splits_in_theirs_split(tmp_path, names):
+    for name, n in zip(names, (6, 2), strict=True):
+        put(tmp_path, pictures(f"{name}/{{}}.png", n) | texts(f"{name}/{{}}.txt", n=n))
+    sides = [open_folder(tmp_path, split) for split in ("train", "test")]
+    assert [{r.name.split("/")[0] for r in side} for side in sides] == [{names[0]}, {names[1]}]
+    put(tmp_path, pictures("other/{}.png") | texts("other/{}.txt"))  # so they may be classes
+    assert {r.name.split("/")[0] for r in open_folder(tmp_path, "train")} == {*names, "other"}
+
+
+def test_what_is_read_in_place_of_something_else_is_said(tmp_path):
+    table = rows(NAMES, header="file_name,text,caption").replace('"\n', '",other\n')
+    put(tmp_path / "a", pictures("{}.jpg") | {"metadata.csv": table})
+    assert list(open_folder(tmp_path / "a", "train").account.lines()) == [
+        "captions are read from metadata.csv: text of the image in file_name, and caption not",
+        "metadata.csv gives 6 images other endings: 0.png for 0.jpg, 1.png for 1.jpg, "
+        "2.png for 2.jpg, ...",
+    ]
+    put(tmp_path / "b", pictures("10_boat/{}.png") | texts("10_boat/{}.txt", "a\nb"))
+    assert list(open_folder(tmp_path / "b", "train").account.lines()) == [
+        "texts have several lines, and each line is a caption of its own; data.whole_text=true "
+        "makes a text one caption",
+        "the numbers before 10_boat repeat nothing; data.path={FOLDER: REPEATS} does",
+    ]
+    put(tmp_path / "c", pictures("animal/cat/{}.png") | pictures("thing/{}.png"))
+    (line,) = open_folder(tmp_path / "c", "train").account.lines()
+    assert line.endswith("; folders inside them say nothing, such as animal/cat/0.png")
+
+
+def test_whole_paths_in_a_table_are_those_below_the_folder(tmp_path):
+    put(tmp_path, pictures("{}.png") | {"x.csv": rows(f"{tmp_path}/{name}" for name in NAMES)})
+    assert set(everything(tmp_path)) == set(NAMES)
+    assert not open_folder(tmp_path, "train").account.passed
+
+
+def test_words_for_nothing_in_a_csv_are_nothing(tmp_path):
+    lines = "".join(f"{i}.png,{word}\n" for i, word in enumerate(["nan", "NULL", "None", "a"]))
+    put(tmp_path, pictures("{}.png", 4) | {"x.csv": "file_name,text\n" + lines})
+    assert everything(tmp_path) == {"3.png": ("a",)} | {f"{i}.png": () for i in range(3)}
+
+
+def test_a_caption_of_any_length_in_a_csv_is_a_caption(tmp_path):
+    long = "word " * 50_000
+    put(tmp_path, pictures("{}.png", 1) | {"x.csv": f"file_name,text\n0.png,{long}\n"})
+    assert everything(tmp_path) == {"0.png": (long.strip(),)}
 
 
 def test_tables_called_after_splits_split(tmp_path):
@@ -204,6 +295,7 @@ def test_every_file_is_accounted_for(tmp_path):
     put(tmp_path / "x", {"note.txt": "?"})
     (tmp_path / "x" / "lost.png").symlink_to("nowhere.png")
     (tmp_path / "x" / "loop").symlink_to(tmp_path / "x")
+    (tmp_path / "x" / "self.png").symlink_to(tmp_path / "x" / "self.png")
     put(tmp_path / "y", pictures("{}.png", 1))
     (tmp_path / "x" / "linked").symlink_to(tmp_path / "y")
     records = open_folder(tmp_path / "x", "train", test_share=0.0)
@@ -214,7 +306,7 @@ def test_every_file_is_accounted_for(tmp_path):
         "hidden or system file": [".DS_Store", "Thumbs.db"],
         "about the data": ["README.md"],
         "text beside a table": ["note.txt"],
-        "broken link": ["lost.png"],
+        "broken link": ["lost.png", "self.png"],
         "link that leads in a circle": ["loop"],
     }
 
@@ -243,6 +335,8 @@ def test_rows_that_cannot_be_used_are_named_and_the_others_read(tmp_path):
         (7, "its caption is the number 7; name the classes in data.class_names"),
         ({"raw": "x"}, "its caption is an object with raw; data.caption_key=NAME.raw"),
         (0.5, "its caption is float, not text"),
+        (2.0, "its caption is the number 2; name"),
+        (True, "its caption is bool, not text"),
         (["a", 3], "its caption is the number 3"),
     ],
 )

@@ -108,3 +108,29 @@ def test_classes_of_coloured_digits_are_the_digits(colored):
     assert prompts["a red six on blue"] == prompts["on blue, a red six"] == 6
     assert "a red seven on blue" not in prompts
     assert PALETTE.keys() >= set(COLORS)
+
+
+class Editor(Sampler):
+    """Gives the test pictures as the data has them, or leaves them as they were."""
+
+    def __init__(self, config, images):
+        super().__init__(Pipeline.build(config))
+        self.images = images
+
+    def generate(self, prompts, *, first_index=0, **_):
+        return self.images[first_index : first_index + len(prompts)].float() / 127.5 - 1
+
+
+def test_edits_are_held_to_the_pictures_of_the_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLUXSMITH_CACHE", str(tmp_path))
+    monkeypatch.setattr(classifier, "UPDATES", (25, 25))
+    data = COLORED["data"] | {"edits": True}
+    model = DIGITS["model"] | {"conditioning": "kontext"}
+    config = build_config(COLORED | {"data": data, "model": model}, "test")
+    reference = Reference(config)
+    right = measured(Editor(config, reference.test.images), reference, n=len(reference.test))
+    assert right["trained"]["all"] == right["test"]["all"] > 0.5
+    left = measured(Editor(config, reference.test.references), reference, n=len(reference.test))
+    assert left["trained"]["ink"] < 0.01
+    assert left["trained"]["paper"] == right["trained"]["paper"] > 0.99
+    assert left["held_out"] is None

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fluxsmith.flow.guidance import classifier_free, embedded, within_interval
+from fluxsmith.flow.guidance import classifier_free, within_interval
 
 X, T = torch.randn(2, 1, 3, 3, generator=torch.Generator().manual_seed(0)), torch.tensor(0.5)
 
@@ -50,8 +50,3 @@ def test_an_interval_over_the_whole_path_and_one_without_guidance_change_nothing
     guided = classifier_free(conditional, unconditional, 3.0)
     assert within_interval(guided, conditional, 0, 1) is guided
     assert within_interval(conditional, conditional, 0.2, 0.8) is conditional
-
-
-def test_embedded_guidance_hands_the_scale_to_the_network():
-    velocity = embedded(lambda x, t, guidance: guidance * x + t, 3.5)
-    torch.testing.assert_close(velocity(X, T), 3.5 * X + 0.5)

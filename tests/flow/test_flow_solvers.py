@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fluxsmith.flow.solvers import SOLVERS, euler, flux_grid, shift, uniform_grid
+from fluxsmith.flow.solvers import SOLVERS, FluxSchedule, euler, shift, uniform_grid
 
 MEAN, SD = 1.5, 0.3  # of the data
 every_solver = pytest.mark.parametrize(
@@ -85,7 +85,9 @@ def test_a_straight_field_takes_one_step(solver):
 
 
 @every_solver
-@pytest.mark.parametrize("grid", [uniform_grid(7), flux_grid(5, 1024), torch.tensor([0.9, 0.2])])
+@pytest.mark.parametrize(
+    "grid", [uniform_grid(7), FluxSchedule()(5, 1024), torch.tensor([0.9, 0.2])]
+)
 def test_on_step_sees_every_time_and_state(solver, grid):
     """At each of them the state is what the solver gives on the grid up to there."""
     grid, z = grid.double(), noise(1, 1, 2, 2)

@@ -62,9 +62,9 @@ def made(toy, tmp_path, text_folder, dev, *more):
     return config, tmp_path / "model"
 
 
-def ours(config, folder):
+def ours(config, folder, **options):
     """Our pipeline on the weights that diffusers reads, with a list that its latents end up in."""
-    pipeline = open_released(config, folder, lambda _: PROMPTS, device="cpu")
+    pipeline = open_released(config, folder, lambda _: PROMPTS, device="cpu", **options)
     seen = []
     decode = pipeline.autoencoder.decode
     pipeline.autoencoder.decode = lambda x: seen.append(x) or decode(x)
@@ -114,6 +114,20 @@ def test_text_to_image(model, height, width):
 
     decoded = pipe(latents=x, **call | {"output_type": "pt"}).images
     assert_agree((pictures + 1) / 2, decoded, within=1e-3)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.5, 4.0, 7.0])
+def test_text_to_image_in_bfloat16(toy, tmp_path, text_folder, guidance):
+    """Both round 1000 times the guidance scale to bfloat16, 3500 to 3504, before its embedding."""
+    config, folder = made(toy, tmp_path, text_folder, True, f"sample.guidance={guidance}")
+    pipe = diffusers.FluxPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16)
+    pipe.set_progress_bar_config(disable=True)
+    call = arguments(config, 32, 48)
+    call["latents"] = patchify(noise(32, 48), 2).bfloat16()
+    expected = pipe(**call).images.float()
+    pipeline, seen = ours(config, folder, dtype="bfloat16")
+    Sampler(pipeline).generate(PROMPTS, steps=4, seed=5, size=(32, 48))
+    assert_agree(seen[0], unpatchify(expected, 2, 8, 12), within=0.1)
 
 
 @pytest.mark.parametrize("strength", [0.6, 1.0])

@@ -3,14 +3,17 @@
 from pathlib import Path
 
 import pytest
+import torch
 from flux_at_random import flux_at_random, tiny_params
 from safetensors.torch import save_file
 from test_xdiffusion import save as save_xdiffusion
+from tiny_autoencoder import tiny_network
 
 from fluxsmith.config.reading import build_config
 from fluxsmith.errors import UserError
 from fluxsmith.interop.importing import import_model
 from fluxsmith.storage import checkpoint as checkpoints
+from fluxsmith.storage.tensor_files import write_tensors
 
 SCHNELL = Path(__file__).parents[2] / "configs" / "flux1" / "schnell.yaml"
 FLUX_WIDTHS = {
@@ -96,3 +99,17 @@ def test_what_no_tensor_tells_has_to_be_said(tmp_path, sizes, said):
     assert not (tmp_path / "out.pt").exists()
     with pytest.raises(UserError, match=r"let its name end with \.pt"):
         import_model(tmp_path / "flux.safetensors", tmp_path / "out")
+
+
+def test_a_file_that_holds_all_names_itself(tmp_path):
+    """And a folder its own parts, by the test of a moved export."""
+    network = flux_at_random(tiny_params(**FLUX_WIDTHS)).state_dict()
+    tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in network.items()}
+    tensors |= {f"vae.{name}": tensor for name, tensor in tiny_network().state_dict().items()}
+    clip, t5 = "text_encoders.clip_l.transformer.text_model.", "text_encoders.t5xxl.transformer."
+    tensors[f"{clip}embeddings.token_embedding.weight"] = torch.zeros(2, 2)
+    tensors[f"{t5}encoder.block.0.layer.0.SelfAttention.q.weight"] = torch.zeros(2, 2)
+    path = tmp_path / "all.safetensors"
+    write_tensors(path, tensors, {})
+    config = imported(path, tmp_path)
+    assert config.autoencoder.weights == config.text.clip == config.text.t5 == str(path)

@@ -108,8 +108,8 @@ def test_a_picture_is_drawn_at_its_own_size_unless_asked_otherwise(files, tmp_pa
     [
         (["--height", 24], "--height and --width go together"),
         (["--mask", "m.png"], "--mask m.png: says what to do with --init-image"),
-        (["--init-image", "nowhere.png"], "nowhere.png: No such file"),
-        (["--init-image", "bad.png"], "not a picture that can be read"),
+        (["--init-image", "nowhere.png"], "--init-image nowhere.png: there is no such file"),
+        (["--init-image", "bad.png"], "bad.png: no image that Pillow knows"),
         (["--init-image", "from.png", "--strength", 1.5], "strength=1.5: must lie above 0"),
         (["--set", "model.depth=2"], "made with depth 1, here 2"),
         (["--dtype", "int8"], "--dtype int8: must be one of float32"),
@@ -192,3 +192,11 @@ def test_weights_made_in_other_latents_are_refused(toy, tmp_path):
     loaded_from(toy(*latent, f"autoencoder.weights={own}"), tmp_path / "m.safetensors")
     with pytest.raises(UserError, match=r"autoencoder\.weights: .* was trained with"):
         loaded_from(toy(*latent, f"autoencoder.weights={other}"), tmp_path / "m.safetensors")
+
+
+def test_a_folder_that_is_drawn_along_other_times_says_so(toy, tmp_path, pipeline, caplog):
+    export(save_checkpoint(tmp_path / "d.pt", pipeline), tmp_path / "m", "diffusers", samples=False)
+    loaded_from(toy(), tmp_path / "m")
+    assert not caplog.text
+    loaded_from(toy("sample.schedule=flux"), tmp_path / "m")
+    assert "its scheduler says {'schedule': 'uniform'}; sample.schedule=flux" in caplog.text

@@ -302,7 +302,7 @@ def test_without_a_compiler_torch_serves(tmp_path) -> None:
 
 
 def test_nothing_but_training_sampling_and_the_command_line_imports_the_kernels() -> None:
-    allowed = {"kernels", "training", "distillation", "sampling", "studies", "cli", "web"}
+    allowed = {"kernels", "training", "distillation", "planning", "sampling", "studies", "cli"}
     offload = "fluxsmith.kernels.offload"  # where weights lie, not how they are multiplied
     found = set()
     for path in PACKAGE.rglob("*.py"):

@@ -13,6 +13,7 @@ def test_every_fault_names_tests_that_exist():
         for file in [
             *HERE.glob("test_*.py"),
             HERE.parent / "data" / "test_webdataset.py",
+            *(HERE.parent / "parallel").glob("test_*.py"),
             HERE.parent / "training" / "test_training_on_sources.py",
         ]
         for name in re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)

@@ -131,8 +131,8 @@ def test_tensorboard_that_can_not_be_written_costs_nothing(eventful, run_folder,
     # its file is open to be appended to and can be made again, until its folder is another thing
     assert eventful({2: obstruct, 4: boards.unlink}) == 0
     printed = capsys.readouterr()
-    assert printed.out.count("TensorBoard can't be written") == 1
-    assert "TensorBoard is written again" in printed.out
+    assert printed.out.count("tensorboard can't be written") == 1
+    assert "tensorboard is written again" in printed.out
     assert "Traceback" not in printed.out + printed.err
     assert steps_recorded(run_folder) == [1, 2, 3, 4, 5, 6]
     assert steps_on_board(run_folder) == [1, 2, 3, 4, 5, 6]

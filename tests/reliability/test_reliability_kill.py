@@ -23,7 +23,7 @@ from tiny_encoders import save_clip, save_t5
 
 from fluxsmith.config import read_config
 from fluxsmith.storage import checkpoint as checkpoints
-from fluxsmith.storage.embeddings import EmbeddingCache
+from fluxsmith.storage.tensor_cache import TensorCache
 from fluxsmith.training.run import train
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -107,9 +107,9 @@ def everything_of(run: Run) -> dict[str, object]:
     found = left_behind(run.results)
     for path in (run.folder / "cache").glob("*/*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            prompts = json.loads(file.metadata()["prompts"])
-        cache = EmbeddingCache(path.parent, {})
-        found |= {prompt: [t.tolist() for t in cache.get(prompt)[:2]] for prompt in prompts}
+            prompts = json.loads(file.metadata()["index"])
+        cache = TensorCache(path.parent, {}, "text.cache")
+        found |= {prompt: [t.tolist() for t in cache.get(prompt).values()] for prompt in prompts}
     return found
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_encoders import save_clip, save_t5
 
-from fluxsmith.storage.embeddings import open_store
+from fluxsmith.storage.stores import open_store
 from fluxsmith.text.clip_t5 import Settings, build
 from fluxsmith.text.frozen import FrozenText
 
@@ -22,7 +22,7 @@ def clip_t5(folders):
 
     def make(**settings: object) -> FrozenText:
         given = Settings(**({"cache": "memory", "t5_tokens": 12} | folders | settings))
-        return build(given, torch.device("cpu"), open_store(given.cache))
+        return build(given, torch.device("cpu"), open_store("text", given.cache))
 
     return make
 

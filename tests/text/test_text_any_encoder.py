@@ -8,7 +8,7 @@ import torch
 from tiny_encoders import CLIP_WIDTH, KNOWN, save_clip_tokenizer
 
 from fluxsmith.errors import UserError
-from fluxsmith.storage.embeddings import open_store
+from fluxsmith.storage.stores import open_store
 from fluxsmith.text.any_encoder import Settings, build
 
 PROMPTS = ["3", "a photo of the red seven", "", "three"]
@@ -16,7 +16,7 @@ PROMPTS = ["3", "a photo of the red seven", "", "three"]
 
 def make(model: object, **settings: object):
     given = Settings(str(model), **({"cache": "memory", "max_tokens": 12} | settings))
-    return build(given, torch.device("cpu"), open_store(given.cache))
+    return build(given, torch.device("cpu"), open_store("text", given.cache))
 
 
 def save_bert(folder: Path) -> Path:

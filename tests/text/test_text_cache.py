@@ -8,8 +8,8 @@ import torch
 from tiny_encoders import save_t5
 
 from fluxsmith.errors import UserError
-from fluxsmith.storage import embeddings
-from fluxsmith.storage.embeddings import EmbeddingCache
+from fluxsmith.storage import tensor_cache
+from fluxsmith.storage.tensor_cache import TensorCache
 from fluxsmith.text.padding import Encoded
 
 PROMPTS = ["3", "a photo of the red seven", "", "three", "été 🙂\n\x00"]
@@ -33,20 +33,24 @@ def encoded(seed: int, length: int, dtype=torch.float32) -> Encoded:
     return Encoded(tokens, torch.randn(4, generator=draw), length, length + seed)
 
 
+def put(cache: TensorCache, prompt: str, one: Encoded) -> None:
+    cache.put(prompt, {"tokens": one.tokens, "pooled": one.pooled}, [one.real, one.needed])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_what_was_written_is_read_to_the_bit(tmp_path, shards, dtype):
     items = {text: encoded(i, i % 4, dtype) for i, text in enumerate([*PROMPTS, '"', "\\u0041"])}
-    wrote = EmbeddingCache(tmp_path, {})
+    wrote = TensorCache(tmp_path, {}, "text.cache")
     for prompt, item in items.items():
-        wrote.put(prompt, item)
+        put(wrote, prompt, item)
     wrote.flush()
-    for cache in (wrote, EmbeddingCache(tmp_path, {})):
+    for cache in (wrote, TensorCache(tmp_path, {}, "text.cache")):
         for prompt, item in items.items():
-            found = Encoded(*cache.get(prompt))
-            assert found.tokens.dtype == dtype
-            assert torch.equal(found.tokens, item.tokens)
-            assert torch.equal(found.pooled, item.pooled)
-            assert cache.counts(prompt) == found[2:] == (item.real, item.needed)
+            found = cache.get(prompt)
+            assert found["tokens"].dtype == dtype
+            assert torch.equal(found["tokens"], item.tokens)
+            assert torch.equal(found["pooled"], item.pooled)
+            assert cache.note(prompt) == [item.real, item.needed]
     assert len(shards(tmp_path)) == 1
 
 
@@ -165,9 +169,25 @@ def test_a_damaged_shard_is_said_and_encoded_again(clip_t5, tmp_path, shards, ca
     damage(shard, how)
     again = clip_t5(cache=str(tmp_path))
     assert close(again(PROMPTS), clip_t5()(PROMPTS))
-    (line,) = [r.getMessage() for r in caplog.records if "text cache" in r.getMessage()]
+    (line,) = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
     assert str(shard) in line
     assert "can be deleted" in line
+    again.cache.flush()
+    healed = clip_t5(cache=str(tmp_path))
+    assert equal(healed(PROMPTS), again(PROMPTS))
+    assert not healed.is_loaded
+
+
+def test_an_embedding_with_another_bit_is_encoded_again(clip_t5, tmp_path, shards):
+    wrote = clip_t5(cache=str(tmp_path))
+    wrote.prepare(PROMPTS)
+    (shard,) = shards(tmp_path)
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 64
+    shard.write_bytes(data)
+    again = clip_t5(cache=str(tmp_path))
+    assert close(again(PROMPTS), clip_t5()(PROMPTS))
+    assert again.is_loaded
     again.cache.flush()
     healed = clip_t5(cache=str(tmp_path))
     assert equal(healed(PROMPTS), again(PROMPTS))
@@ -197,16 +217,16 @@ def test_two_runs_may_fill_the_same_cache(clip_t5, tmp_path):
 
 
 def test_memory_is_bounded_and_the_disk_stands_behind_it(tmp_path, shards, monkeypatch):
-    monkeypatch.setattr(embeddings, "MEMORY_BYTES", 3 * 4 * (5 * 6 + 4))  # three entries
-    monkeypatch.setattr(embeddings, "FILE_PROMPTS", 4)
-    caches = [EmbeddingCache(folder, {}) for folder in (tmp_path, None)]
+    monkeypatch.setattr(tensor_cache, "MEMORY_BYTES", 3 * 4 * (5 * 6 + 4))  # three entries
+    monkeypatch.setattr(tensor_cache, "FILE_ENTRIES", 4)
+    caches = [TensorCache(folder, {}, "text.cache") for folder in (tmp_path, None)]
     for i in range(10):
         for cache in caches:
-            cache.put(str(i), encoded(i, 5))
+            put(cache, str(i), encoded(i, 5))
     assert len(shards(tmp_path)) == 2  # two prompts are still to be written
     for i in range(10):
-        assert torch.equal(Encoded(*caches[0].get(str(i))).tokens, encoded(i, 5).tokens)
-        assert caches[0].counts(str(i)) == caches[1].counts(str(i)) == (5, 5 + i)
+        assert torch.equal(caches[0].get(str(i))["tokens"], encoded(i, 5).tokens)
+        assert caches[0].note(str(i)) == caches[1].note(str(i)) == [5, 5 + i]
     assert [i for i in range(10) if str(i) in caches[1]] == [7, 8, 9]
 
 

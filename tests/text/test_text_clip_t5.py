@@ -81,7 +81,7 @@ def test_what_is_too_long_is_cut_keeps_its_end_and_is_said(clip_t5, caplog):
     found = text([long, "3"])
     assert found.tokens.shape[1] == 6
     uncut = text.token_counts([long])[0]
-    assert text.cache.counts(long) == (6, uncut)
+    assert text.counts(long) == (6, uncut)
     (line,) = [r.getMessage() for r in caplog.records if r.name.startswith("fluxsmith")]
     assert f"'three seven three seven'... makes {uncut} tokens, of which 6 are used" in line
     text([long])

@@ -248,5 +248,5 @@ def test_any_one_encoder_trains_and_needs_a_name(toy_file, tmp_path, encoders, c
     assert run("train", toy_file, "train.steps=2", f"text.pretrained={encoders['t5']}") == 0
     checkpoint = checkpoints.load(tmp_path / "run" / "diffusion-2.pt")
     assert checkpoint["metadata"]["text"].keys() == {"pretrained"}
-    about = json.loads(next((tmp_path / "cache").glob("*/encoder.json")).read_text())
+    about = json.loads(next((tmp_path / "cache").glob("*/about.json")).read_text())
     assert about["parts"]["pretrained"]["max_tokens"] == 8

@@ -199,7 +199,7 @@ def test_pictures_between_steps_change_nothing(toy, device):
     for _ in range(4):
         one.train_step()
         two.train_step()
-        with two.ema.in_place_of(two.pipeline):
+        with two.held.holding(two.ema.weights):
             Sampler(two.pipeline).generate(["3", "a long one"], steps=2)
     assert same(everything(one), everything(two))
 

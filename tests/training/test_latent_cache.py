@@ -11,20 +11,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import same
-from made_pictures import as_folder, as_shards, of_sizes
+from made_pictures import as_folder, as_shards, of_sizes, replace
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_autoencoder import TINY, save_autoencoder, tiny_network
 
 from fluxsmith.config import RunConfig
 from fluxsmith.data import build_loader
-from fluxsmith.data.latents import latent_key
+from fluxsmith.data.latents import LATENT, latent_key
 from fluxsmith.data.records import Record
 from fluxsmith.errors import UserError
 from fluxsmith.pipeline import Pipeline, build_autoencoder
 from fluxsmith.storage import checkpoint as checkpoints
-from fluxsmith.storage.embeddings import EmbeddingCache
-from fluxsmith.storage.latent_store import LatentStore
+from fluxsmith.storage.tensor_cache import TensorCache
 from fluxsmith.storage.tensor_files import write_tensors
 from fluxsmith.training.latent_encoding import encode_latents, open_latents
 from fluxsmith.training.run import build_trainer, train
@@ -148,15 +147,15 @@ def test_several_processes_share_the_work_and_fill_one_cache(cached, monkeypatch
 def test_a_fill_that_is_cut_leaves_what_it_has_written(cached, monkeypatch):
     config = cached("data.workers=1")
     keys = []
-    put = LatentStore.put
+    put = TensorCache.put
 
-    def cut_off(store: LatentStore, key: str, latent: torch.Tensor) -> None:
+    def cut_off(cache: TensorCache, key: str, *entry: object, **strict: bool) -> None:
         if len(keys) == 10:
             raise KeyboardInterrupt
         keys.append(key)
-        put(store, key, latent)
+        put(cache, key, *entry, **strict)
 
-    monkeypatch.setattr(LatentStore, "put", cut_off)
+    monkeypatch.setattr(TensorCache, "put", cut_off)
     with pytest.raises(KeyboardInterrupt):
         encode_latents(config)
     monkeypatch.undo()
@@ -204,19 +203,19 @@ def test_what_latents_can_not_follow_is_refused(cached, override, said):
 def test_an_image_of_512_with_its_caption_takes_less_than_700_kb(tmp_path):
     """A caption of 64 tokens by T5-XXL in bfloat16, with CLIP's pooled vector."""
     images = 16
-    store = LatentStore(str(tmp_path / "latents"), {})
-    texts = EmbeddingCache(tmp_path / "text", {})
+    latents = TensorCache(tmp_path / "latents", {}, "autoencoder.cache")
+    texts = TensorCache(tmp_path / "text", {}, "text.cache")
     for i in range(images):
-        store.put(f"{i:032x}-512x512", torch.randn(16, 64, 64).bfloat16())
+        latents.put(f"{i:032x}-{10**18 + i}-512x512", {LATENT: torch.randn(16, 64, 64).bfloat16()})
         tokens = torch.randn(64, 4096).bfloat16()
-        texts.put(f"a caption {i}", (tokens, torch.randn(768), 64, 64))
-    store.flush()
+        texts.put(f"a caption {i}", {"tokens": tokens, "pooled": torch.randn(768)}, [64, 64])
+    latents.flush()
     texts.flush()
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) / images < 0.7e6
 
 
-# Fifty ways of being stale. Each is done to a cache that was whole: `at` has the config's maker,
+# Ways of being stale. Each is done to a cache that was whole: `at` has the config's maker,
 # the folder of the pictures, that of the cache, its one shard and the autoencoder's file.
 
 
@@ -233,24 +232,37 @@ def rewritten(change: Callable[[dict, dict], None]) -> Callable[..., None]:
     return way
 
 
-def about(**changes: object) -> Callable[..., None]:
-    def change(tensors: dict, told: dict) -> None:
-        told["about"] = json.dumps(json.loads(told["about"]) | changes, sort_keys=True)
+def told(**changes: str) -> Callable[..., None]:
+    return rewritten(lambda tensors, metadata: metadata.update(changes))
+
+
+def values(make: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., None]:
+    def change(tensors: dict, metadata: dict) -> None:
+        tensors[LATENT] = make(tensors[LATENT]).contiguous()
 
     return rewritten(change)
 
 
-def first_tensor(make: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., None]:
-    def change(tensors: dict, told: dict) -> None:
-        key = min(tensors)
-        tensors[key] = make(tensors[key]).contiguous()
+def index(make: Callable[[dict], object]) -> Callable[..., None]:
+    """The index of the shard changed: [checksum, shapes, note] by key."""
+
+    def change(tensors: dict, metadata: dict) -> None:
+        entries = json.loads(metadata["index"])
+        make(entries)
+        metadata["index"] = json.dumps(entries)
 
     return rewritten(change)
 
 
-def swap(tensors: dict, told: dict) -> None:
-    one, other, *_ = sorted(tensors)
-    tensors[one], tensors[other] = tensors[other], tensors[one]
+def exchange(entries: dict) -> None:
+    one, other, *_ = entries
+    entries[one], entries[other] = entries[other], entries[one]
+
+
+def other_shape(entries: dict) -> None:
+    shapes = next(iter(entries.values()))[1]
+    channels, height, width = shapes[LATENT]
+    shapes[LATENT] = [channels, height * width]
 
 
 def shard_bytes(make: Callable[[bytes], bytes]) -> Callable[..., None]:
@@ -301,6 +313,11 @@ def touched(path: Path) -> None:
     os.utime(path, ns=(0, 10**18))
 
 
+def all_of_the_same_sizes_and_times(at: SimpleNamespace) -> None:
+    for path in at.pictures.glob("*.png"):
+        replace(path)
+
+
 def added(at: SimpleNamespace) -> None:
     other_picture(at.pictures / "00099.png")
     (at.pictures / "00099.txt").write_text("one more")
@@ -337,7 +354,7 @@ def nothing(path: Path) -> None:
 
 
 def drop(*keys: str) -> Callable[..., None]:
-    return rewritten(lambda tensors, told: [told.pop(key) for key in keys])
+    return rewritten(lambda tensors, metadata: [metadata.pop(key) for key in keys])
 
 
 BAD = ("data.max_bad=0.2",)
@@ -364,6 +381,8 @@ WAYS: dict[str, tuple[Callable[..., None] | None, tuple[str, ...]]] = {
     "a changed picture": (picture(0, other_picture), ()),
     "the last one changed": (picture(13, other_picture), ()),
     "a touched picture": (picture(4, touched), ()),
+    "one of the same size and time": (picture(0, replace), ()),
+    "all of the same sizes and times": (all_of_the_same_sizes_and_times, ()),
     "a picture cut short": (picture(2, cut_short), BAD),
     "an empty picture": (picture(2, nothing), BAD),
     "a picture of another shape": (picture(8, wide_picture), ()),
@@ -394,16 +413,19 @@ WAYS: dict[str, tuple[Callable[..., None] | None, tuple[str, ...]]] = {
     "a folder of another name": (renamed_cache, ()),
     "another autoencoder's shard": (foreign_shard, ()),
     "that and an empty one": (both, ()),
-    "another format": (about(format="fluxsmith-latents/0"), ()),
-    "another way to read": (about(reading=0), ()),
-    "no metadata": (drop("about", "checksums"), ()),
-    "no checksums": (drop("checksums"), ()),
-    "latents of another value": (first_tensor(lambda latent: latent + 1), ()),
-    "latents of another shape": (first_tensor(lambda latent: latent.flatten(1)), ()),
-    "latents of another dtype": (first_tensor(lambda latent: latent.float()), ()),
-    "latents that are not finite": (first_tensor(lambda latent: latent * torch.nan), ()),
-    "a latent less": (rewritten(lambda tensors, told: tensors.pop(min(tensors))), ()),
-    "two latents exchanged": (rewritten(swap), ()),
+    "another format": (told(format="fluxsmith-tensors/0"), ()),
+    "of other settings": (told(about="0" * 16), ()),
+    "no metadata": (drop("format", "about", "index"), ()),
+    "no index": (drop("index"), ()),
+    "an index that is none": (told(index="[]"), ()),
+    "latents of another value": (values(lambda latents: latents + 1), ()),
+    "latents in another order": (values(lambda latents: latents.flip(0)), ()),
+    "latents of another shape": (index(other_shape), ()),
+    "latents of another dtype": (values(lambda latents: latents.float()), ()),
+    "latents that are not finite": (values(lambda latents: latents * torch.nan), ()),
+    "fewer latents": (values(lambda latents: latents[:-1]), ()),
+    "a latent less": (index(lambda entries: entries.pop(min(entries))), ()),
+    "two latents exchanged": (index(exchange), ()),
 }
 QUICK = ("other weights", "buckets", "a changed picture", "half a shard", "two latents exchanged")
 
@@ -433,19 +455,31 @@ def test_nothing_stale_is_trained_on(cached, tmp_path, way):
     assert same(batches(config, cache=True), expected)
 
 
-def test_a_picture_is_known_by_its_file_or_its_bytes(tmp_path):
+def test_a_picture_is_known_by_its_bytes_and_a_file_by_its_time_too(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(b"one")
     record = Record("a.png", path, ())
     first = latent_key(record, (8, 8))
     assert latent_key(record, (8, 16)) != first
-    assert latent_key(Record("b.png", path, ()), (8, 8)) != first
-    path.write_bytes(b"two")
-    os.utime(path, ns=(0, 0))
-    assert latent_key(record, (8, 8)) != first
-    assert latent_key(Record("a", b"one", ()), (8, 8)) == latent_key(
-        Record("b", b"one", ()), (8, 8)
-    )
-    assert latent_key(Record("a", b"one", ()), (8, 8)) != latent_key(
-        Record("a", b"two", ()), (8, 8)
-    )
+    moved = path.rename(tmp_path / "b.png")
+    assert latent_key(Record("b.png", moved, ()), (8, 8)) == first
+    time = moved.stat().st_mtime_ns
+    moved.write_bytes(b"two")
+    os.utime(moved, ns=(time, time))
+    assert latent_key(Record("b.png", moved, ()), (8, 8)) != first
+    in_table = [latent_key(Record(n, b, ()), (8, 8)) for n, b in (("a", b"1"), ("b", b"1"))]
+    assert in_table[0] == in_table[1] != latent_key(Record("a", b"2", ()), (8, 8))
+
+
+def test_folders_that_look_alike_share_no_latents(cached, tmp_path):
+    """As a copy of the one that keeps times, in which the pictures are others."""
+    assert encoded(cached()) == len(SIZES)
+    shutil.copytree(tmp_path / "pictures", tmp_path / "other")
+    other = cached(f"data.path={tmp_path / 'other'}")
+    assert encoded(other) == 0  # the same pictures
+    all_of_the_same_sizes_and_times(SimpleNamespace(pictures=tmp_path / "other"))
+    with pytest.raises(UserError, match="no latents for 14 of 14 pictures"):
+        batches(other, cache=True)
+    assert encoded(other) == len(SIZES)
+    assert same(batches(other, cache=True), batches(other, cache=False))
+    assert encoded(cached()) == 0

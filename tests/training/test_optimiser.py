@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fluxsmith.config.train_section import TrainConfig
+from fluxsmith.parallel.shares import Whole
 from fluxsmith.training.averages import EMA
 from fluxsmith.training.optimiser import build_optimiser, learning_rate
 
@@ -53,13 +54,13 @@ def test_average_of_a_constant_is_the_constant_and_of_a_step_is_geometric():
         for p in module.parameters():
             p.fill_(1.0)
     ema = EMA(module, decay=0.5)
-    ema.update(module, ema.share(100))
+    ema.update(module.parameters(), ema.share(100))
     assert torch.equal(ema.weights["weight"], torch.ones(2, 2))
     with torch.no_grad():
         for p in module.parameters():
             p.fill_(2.0)
     for n in range(3):
-        ema.update(module, ema.share(100 + n))
+        ema.update(module.parameters(), ema.share(100 + n))
     torch.testing.assert_close(ema.weights["weight"], torch.full((2, 2), 2 - 0.5**3))
 
 
@@ -70,7 +71,7 @@ def test_decay_warms_up():
     nn.init.ones_(module.weight)
     expected = 0.0
     for n in range(4):
-        ema.update(module, ema.share(n))
+        ema.update(module.parameters(), ema.share(n))
         expected += (1 - (1 + n) / (10 + n)) * (1 - expected)
     assert ema.weights["weight"].item() == pytest.approx(expected)
     assert expected > 0.99
@@ -83,7 +84,7 @@ def test_the_average_stands_in_and_steps_back():
     with torch.no_grad():
         module.weight.add_(1)
     own, address = module.weight.detach().clone(), module.weight.data_ptr()
-    with pytest.raises(RuntimeError), ema.in_place_of(module):
+    with pytest.raises(RuntimeError), Whole(module).holding(ema.weights):
         assert torch.equal(module.weight, averaged)
         raise RuntimeError("even then")
     assert torch.equal(module.weight, own)

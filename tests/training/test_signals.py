@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fluxsmith.data.captions import exchanged
 from fluxsmith.training.alignment import Alignment, hsic, words_in_common
-from fluxsmith.training.curves import plot_signals
+from fluxsmith.training.curves import plot_signals, thin_out
 from fluxsmith.training.diagnosis import FAULTS
 from fluxsmith.training.movement import kind_of
 from fluxsmith.training.recorder import Recorder, read_metrics
@@ -79,8 +79,9 @@ def run_to(trainer, last, folder):
     trainer.folder = folder
 
     class Then(PLANTED["Interrupt"]):
-        def __bool__(self):
-            return trainer.step >= last
+        @property
+        def number(self):
+            return 15 if trainer.step >= last else 0
 
     console = PLANTED["Lines"]()
     with Saver(folder, trainer.config.train, console.say) as saver:
@@ -122,6 +123,26 @@ def test_a_look_leaves_its_figures_in_the_records_and_a_picture(toy, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
     metrics.write_text('{"step": 1, "loss": 1.0}\n')
     assert not plot_signals(metrics, picture, "a run that was not looked at")
+
+
+@pytest.mark.parametrize("highest", [0.3, 2.0, 90.0, 1e5])
+def test_labels_of_ticks_do_not_lie_over_each_other(highest):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4, 2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot([0.1, highest])
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    thin_out(figure)
+    figure.draw_without_rendering()
+    labels = [*axes.get_yticklabels(), *axes.get_yticklabels(minor=True)]
+    boxes = [label.get_window_extent() for label in labels if label.get_visible()]
+    assert len(boxes) > 1
+    assert not any(a.overlaps(b) for a, b in permutations(boxes, 2))
 
 
 def test_a_short_run_is_not_looked_at():

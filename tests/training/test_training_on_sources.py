@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from helpers import same
-from made_pictures import as_classes, as_folder, as_parquet, as_shards, items
+from made_pictures import as_classes, as_folder, as_parquet, as_shards, items, replace
 
 from fluxsmith.cli import main
 from fluxsmith.errors import UserError
@@ -127,7 +127,11 @@ def test_other_pictures_and_more_of_them_are_refused_with_a_way_on(toy, tmp_path
     plan = (plan[0], f"data.path={moved}", plan[2])
     trained(toy(*plan, "train.steps=3"), resume="auto")
     as_folder(moved, [(png, f"drawing {i}") for i, (png, _) in enumerate(MADE)])
-    with pytest.raises(UserError, match=r"other names, sizes or .*--fork .*diffusion-3\.pt"):
+    with pytest.raises(UserError, match=r"other names, captions or .*--fork .*diffusion-3\.pt"):
+        train(toy(*plan, "train.steps=4"), resume="auto")
+    as_folder(moved, MADE)
+    replace(moved / "00001.png")
+    with pytest.raises(UserError, match=r"other names, captions or contents"):
         train(toy(*plan, "train.steps=4"), resume="auto")
     as_folder(moved, [*MADE, *MADE])
     with pytest.raises(UserError, match=r"images, and there are \d+ now; .*--fork"):

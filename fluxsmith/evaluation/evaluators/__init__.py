@@ -7,6 +7,7 @@ from fluxsmith.evaluation.evaluator import Evaluator, Score
 from fluxsmith.evaluation.evaluators.composition import Composition
 from fluxsmith.evaluation.evaluators.conditioning_gap import ConditioningGap
 from fluxsmith.evaluation.evaluators.diversity import Diversity
+from fluxsmith.evaluation.evaluators.edit_error import EditError
 from fluxsmith.evaluation.evaluators.feature_distance import FeatureDistance
 from fluxsmith.evaluation.evaluators.inception import Inception
 from fluxsmith.evaluation.evaluators.likelihood import Likelihood
@@ -29,6 +30,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "likelihood": Likelihood(),
     "inception": Inception(),
     "composition": Composition(),
+    "edit_error": EditError(),
 }
 
 

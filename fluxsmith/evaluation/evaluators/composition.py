@@ -28,6 +28,7 @@ class Composition(Evaluator):
     title = "Composition"
     needs_classes = True
     least_test = 1
+    given_pictures = True
     scores: ClassVar = {
         "composition": Score(("trained", "all"), "higher", percent),
         "composition_held_out": Score(("held_out", "all"), "higher", percent),
@@ -49,18 +50,25 @@ class Composition(Evaluator):
         train, test = samples.reference.train, samples.reference.test
         grey = (replace(each, images=luminance(each.images)) for each in (train, test))
         classifier = trained_classifier(*grey)
-        real = samples.reference.test_batch(range(len(test)))
+        if data.edits:  # what each should become is seen in the picture that the data has
+            asked = torch.stack([test.class_labels, *colors(test.images)], dim=1)
+            drawn, real = asked[list(samples.rows)], asked
+        else:
+            _, captions = samples.reference.test_batch(range(len(test)))
+            drawn, real = triples_of(samples.prompts), triples_of(captions)
         found: Found = {
-            "trained": _score(_right(classifier, samples.pictures, samples.prompts)),
-            "test": _score(_right(classifier, *real)),
+            "trained": _score(_right(classifier, samples.pictures, drawn)),
+            "test": _score(_right(classifier, test.images, real)),
             "held_out": None,
             "pairs": [],
         }
-        if pairs := sorted(check_hold_out(data.hold_out or [])):
+        pairs = sorted(check_hold_out(data.hold_out or []))
+        if pairs and not data.edits:
             prompts = _held_out_prompts(pairs, len(samples))
             # From noise that no other sample began from.
             pictures = to_uint8(samples.draw(prompts, first_index=len(samples)))
-            right, asked = _right(classifier, pictures, prompts), triples_of(prompts)
+            asked = triples_of(prompts)
+            right = _right(classifier, pictures, asked)
             found["held_out"] = _score(right)
             for ink, digit in pairs:
                 rows = (asked[:, 0] == digit) & (asked[:, 1] == ink)
@@ -133,10 +141,10 @@ def _outermost(images: Tensor) -> Tensor:
     return images[..., frame]
 
 
-def _right(classifier: Classifier, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-    """(n, 3) bool: whether digit, ink and paper are as the prompts say."""
+def _right(classifier: Classifier, pictures: Tensor, asked: Tensor) -> Tensor:
+    """(n, 3) bool: whether digit, ink and paper are those asked for, (n, 3)."""
     _, digit = classifier.classify(luminance(pictures))
-    return torch.stack([digit, *colors(pictures)], dim=1) == triples_of(prompts)
+    return torch.stack([digit, *colors(pictures)], dim=1) == asked
 
 
 def _score(right: Tensor) -> Found:

@@ -23,6 +23,7 @@ class ConditioningGap(Evaluator):
     scores: ClassVar = {"conditioning_gap": Score(("mean",), "higher")}
     curve = "conditioning_gap"
     least_test = 2  # each with the other's caption
+    given_pictures = True
 
     @torch.no_grad()
     def measure(self, samples: Samples) -> Found:

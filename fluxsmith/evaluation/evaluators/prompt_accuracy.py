@@ -14,6 +14,7 @@ class PromptAccuracy(Evaluator):
     runs = "always"
     needs_classes = True
     least_test = 1
+    given_pictures = True
     scores: ClassVar = {"prompt_accuracy": Score(("accuracy",), "higher", percent)}
     curve = "prompt_accuracy"
 

@@ -36,7 +36,8 @@ class Sweep(Evaluator):
         """
         settings, data = samples.settings, Gaussian.of(samples.reference.train_features)
         chosen = [(*each, settings.guidance) for each in solvers_and_steps()]
-        chosen += [(settings.solver, settings.steps, scale) for scale in GUIDANCE]
+        if samples.sampler.settings.guidance_method != "none":
+            chosen += [(settings.solver, settings.steps, scale) for scale in GUIDANCE]
         distinct = track([*dict.fromkeys(chosen)], "sweeping settings", transient=True)
         rows = [_measure(samples, data, *setting) for setting in distinct]
         return {
@@ -118,7 +119,7 @@ def _measure(samples: Samples, data: Gaussian, solver: str, steps: int, guidance
     drawn = Samples(samples.sampler, samples.reference, settings)
     right = int((drawn.seen == drawn.labels).sum())
     seconds = time.perf_counter() - began
-    once = guidance == 1 or samples.sampler.settings.guidance_method == "embedded"
+    once = guidance == 1 or samples.sampler.settings.guidance_method != "cfg"
     return {
         **setting,
         "evaluations": SOLVERS[solver].evaluations(steps) * (1 if once else 2),

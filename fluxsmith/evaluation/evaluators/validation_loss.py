@@ -34,6 +34,7 @@ class ValidationLoss(Evaluator):
     title = "Loss by timestep"
     runs = "always"
     least_test = 2
+    given_pictures = True
     scores: ClassVar = {"validation_loss": Score(("grids", "(i+1/2)/8", "mean"), "lower")}
     curve = "validation_loss"
 
@@ -86,7 +87,11 @@ def losses_at(
     pipeline = samples.pipeline
     x0, (_, own) = _latents(samples, rows), samples.reference.test_batch(rows)
     eps = image_noise(pipeline.latent_shape, samples.settings.seed, rows).to(x0)
-    velocity = partial(pipeline.velocity, cond=pipeline.encode_text(captions or own))
+    velocity = partial(
+        pipeline.velocity,
+        cond=pipeline.encode_text(captions or own),
+        image_cond=samples.image_condition(rows),
+    )
     at = [torch.full((len(rows),), t, device=x0.device) for t in times]
     return torch.stack([flow_matching_loss(velocity, x0, eps, t).cpu() for t in at])
 

@@ -93,7 +93,7 @@ def openmp() -> list[str]:
         return []
     paths = {Path("/" + line.partition("/")[2]) for line in lines if "/" in line}
     found = sorted(str(path) for path in paths if OPENMP.match(path.name))
-    own = str(Path(torch.__file__).parent)
+    own = str(Path(torch.__file__).resolve().parent)
     return sorted(found, key=lambda path: not path.startswith(own))
 
 

@@ -19,6 +19,7 @@ from fluxsmith.kernels.cpu.operators import (
     define,
     is_float32,
     plain_backward,
+    shapes_alone,
     wants_plain_backward,
 )
 from fluxsmith.model.attention import joint_attention, rms_norm
@@ -119,13 +120,9 @@ def _thirds(streams: Sequence[Tensor]) -> tuple[Sequence[Tensor], ...]:
 def _forward(
     qkv: list[Tensor], q_scales: list[Tensor], k_scales: list[Tensor], *shared: Any
 ) -> list[Tensor]:
-    outs = _outputs(qkv)
+    outs = [x.new_empty(*x.shape[:2], x.shape[2] // 3) for x in qkv]
     _run((qkv, q_scales, k_scales), [], (outs,), *shared)
     return outs
-
-
-def _outputs(qkv: list[Tensor], *_: Any) -> list[Tensor]:
-    return [x.new_empty(*x.shape[:2], x.shape[2] // 3) for x in qkv]
 
 
 def _backward(
@@ -135,13 +132,9 @@ def _backward(
     k_scales: list[Tensor],
     *shared: Any,
 ) -> list[Tensor]:
-    found = _gradients(gradients, qkv, q_scales, k_scales)
+    found = [x.new_empty(x.shape) for x in (*qkv, *q_scales, *k_scales)]
     _run((qkv, q_scales, k_scales), gradients, _thirds(found), *shared)
     return found
-
-
-def _gradients(gradients: list[Tensor], *streams: Any) -> list[Tensor]:
-    return [x.new_empty(x.shape) for part in streams[:3] for x in part]
 
 
 def _run(
@@ -158,6 +151,8 @@ def _run(
     cos, sin, mask = cos.contiguous(), sin.contiguous(), None if mask is None else mask.contiguous()
     given = [[x.contiguous() for x in part] for part in given]
     douts = [_evenly_spaced(x) for x in gradients]
+    if shapes_alone(given[0][0]):
+        return
     qkv, size = given[0], len(given[1][0])
     fields: list[int | Tensor | None] = []  # of each `Stream` of the C++
     for i, x in enumerate(qkv):
@@ -188,5 +183,5 @@ def _evenly_spaced(x: Tensor) -> tuple[Tensor, int]:
 
 
 _GIVEN = "Tensor[] qkv, Tensor[] q_scales, Tensor[] k_scales, Tensor cos, Tensor sin, Tensor? mask"
-define(f"attention({_GIVEN}) -> Tensor[]", _forward, _outputs)
-define(f"attention_backward(Tensor[] gradients, {_GIVEN}) -> Tensor[]", _backward, _gradients)
+define(f"attention({_GIVEN}) -> Tensor[]", _forward)
+define(f"attention_backward(Tensor[] gradients, {_GIVEN}) -> Tensor[]", _backward)

@@ -16,7 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fluxsmith.kernels.cpu import build, features, onednn
-from fluxsmith.kernels.cpu.operators import define, plain_backward, wants_plain_backward
+from fluxsmith.kernels.cpu.operators import (
+    define,
+    plain_backward,
+    shapes_alone,
+    wants_plain_backward,
+)
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 
@@ -89,15 +94,10 @@ def _forward(
             return pieces
     before = pieces[-1]
     pieces[-1] = torch.empty_like(before) if keep else before
-    given = build.words(before, pieces[-1], before.numel(), torch.get_num_threads())
-    _library().forward(*map(ctypes.c_int64, given))
+    if not shapes_alone(before):
+        given = build.words(before, pieces[-1], before.numel(), torch.get_num_threads())
+        _library().forward(*map(ctypes.c_int64, given))
     return [*pieces, before] if keep else pieces
-
-
-def _forward_shapes(
-    x: Tensor, weight: Tensor, bias: Tensor | None, sizes: list[int], gelu: bool, keep: bool
-) -> list[Tensor]:
-    return [x.new_empty(*x.shape[:-1], n) for n in (*sizes, *sizes[-1:] * keep)]
 
 
 def _backward(
@@ -126,14 +126,6 @@ def _backward(
     return [dx.view(x.shape) if to_x else dx, dw, sums if to_bias else x.new_empty(0)]
 
 
-def _backward_shapes(
-    gradients: list[Tensor], before: Tensor | None, x: Tensor, weight: Tensor,
-    to_x: bool, to_weight: bool, to_bias: bool,
-) -> list[Tensor]:  # fmt: skip
-    wanted = (x.shape, to_x), (weight.shape, to_weight), (weight.shape[:1], to_bias)
-    return [x.new_empty(shape if want else 0) for shape, want in wanted]
-
-
 def backward_passes(
     gradients: Sequence[Tensor], before: Tensor | None, transpose: bool
 ) -> tuple[list[Tensor], Tensor | None, Tensor]:
@@ -153,11 +145,12 @@ def backward_passes(
         before = before.contiguous()
         through[-1] = before.new_empty(height, before.shape[-1])
         fields[-2:] = before, through[-1]
-    pieces, threads = build.words(*fields), torch.get_num_threads()
     transposed = given[0].new_empty(width, height) if transpose else None
     sums = given[0].new_empty(width)
-    address = ctypes.addressof(pieces)
-    _library().backward(build.words(height, threads, len(given), address, transposed, sums))
+    if not shapes_alone(sums):
+        pieces, threads = build.words(*fields), torch.get_num_threads()
+        address = ctypes.addressof(pieces)
+        _library().backward(build.words(height, threads, len(given), address, transposed, sums))
     return [g.contiguous() for g in through], transposed, sums
 
 
@@ -170,11 +163,9 @@ def _library() -> ctypes.CDLL:
 define(
     "gelu_linear(Tensor x, Tensor w, Tensor? b, int[] sizes, bool gelu, bool keep) -> Tensor[]",
     _forward,
-    _forward_shapes,
 )
 define(
     "gelu_linear_backward(Tensor[] gradients, Tensor? before, Tensor x, Tensor w,"
     " bool to_x, bool to_w, bool to_b) -> Tensor[]",
     _backward,
-    _backward_shapes,
 )

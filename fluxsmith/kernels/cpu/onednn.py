@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fluxsmith.kernels.cpu.features import CPU_INFO, described, vectors
-from fluxsmith.kernels.cpu.operators import define
+from fluxsmith.kernels.cpu.operators import define, shapes_alone
 
 # oneDNN pays for products of at least so many multiplications: calling it costs 0.2 ms.
 WORTH = 1 << 24
@@ -72,15 +72,13 @@ def _joined_linear(xs: list[Tensor], weight: Tensor, bias: Tensor | None) -> Ten
     return sum_of_products(xs, pieces_of(weight, widths, 1, xs[0]), bias)
 
 
-def _joined_shape(xs: list[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
-    return xs[0].new_empty(*xs[0].shape[:-1], len(weight))
-
-
 def sum_of_products(
     xs: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None = None
 ) -> Tensor:
     """sum_i xs_i weights_iᵀ + bias, the sum taken inside the products."""
     y = product(xs[0], weights[0], bias)
+    if shapes_alone(y):
+        return y
     for x, weight in zip(xs[1:], weights[1:], strict=True):
         y = torch.ops.mkldnn._linear_pointwise.binary(x, y, weight, None, "add")
     return y
@@ -88,6 +86,8 @@ def sum_of_products(
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """x weightᵀ + bias. The weight may be packed; oneDNN is slow where its rows have gaps."""
+    if shapes_alone(x):
+        return x.new_empty(*x.shape[:-1], len(weight))
     name, form = ("gelu", "tanh") if gelu else ("none", "")
     y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, name, [], form)
     return y
@@ -126,4 +126,4 @@ def pieces_of(weight: Tensor, sizes: Sequence[int], dim: int, x: Tensor) -> Sequ
 
 ONEDNN_IS_QUICKER = onednn_is_quicker()
 
-define("joined_linear(Tensor[] xs, Tensor w, Tensor? b) -> Tensor", _joined_linear, _joined_shape)
+define("joined_linear(Tensor[] xs, Tensor w, Tensor? b) -> Tensor", _joined_linear)

@@ -12,17 +12,25 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 _LIBRARY = torch.library.Library("fluxsmith", "FRAGMENT")
+KERNELS: dict[str, Callable[..., Any]] = {}  # by name, as torch.ops.fluxsmith has them
 
 
-def define(schema: str, kernel: Callable[..., Any], shapes: Callable[..., Any]) -> None:
+def define(schema: str, kernel: Callable[..., Any]) -> None:
     """Makes torch.ops.fluxsmith.NAME for CPUs, which torch.compile calls and does not look into.
 
-    `schema` begins with the name; `shapes` returns empty tensors shaped as the results.
+    `schema` begins with the name. The kernel makes the same tensors where they are `shapes_alone`,
+    and leaves out the C++ then.
     """
     name = schema.partition("(")[0]
+    KERNELS[name] = kernel
     _LIBRARY.define(schema, tags=(torch.Tag.needs_fixed_stride_order,))
-    _LIBRARY.impl(name, kernel, "CPU")
-    _LIBRARY.impl(name, shapes, "Meta")
+    for device in ("CPU", "Meta"):
+        _LIBRARY.impl(name, kernel, device)
+
+
+def shapes_alone(x: Tensor) -> bool:
+    """Whether x has a shape and no numbers: on torch's meta device, or while torch traces."""
+    return x.untyped_storage().device.type == "meta"
 
 
 def is_float32(x: Tensor) -> bool:

@@ -1,0 +1,124 @@
+"""`fluxsmith plan` beside the truth: the memory and the seconds of a training step, planned and
+measured, for every config that trains on this machine and ten made-up ones.
+
+    python benchmarks/plan_accuracy.py --out results/plan.json [--only NAME ...]
+
+Each side is a process of its own. Measured memory is VmHWM after some steps less VmRSS before the
+trainer was built, when a toy network had been trained in the same process and its memory handed
+back: so libraries, thread pools and their buffers are in neither side. Measured seconds are the
+median of those steps, without compiling. What is in FILE is not measured again. Linux only; the
+machine must do nothing else.
+"""
+
+import argparse
+import json
+import multiprocessing
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "image"
+SHIPPED = (
+    "digits/tiny", "digits/colored", "emoji/small", "mnist/small", "cifar10/flux", "mnist/flux",
+)  # fmt: skip
+STEPS = 6  # measured; two more come before
+
+TOY = """
+data: {source: digits, image_size: 16, resize: stretch}
+text: {width: 64, hidden_size: 64}
+model: {patch_size: 4, hidden_size: 64, num_heads: 1, depth: 1, depth_single_blocks: 1}
+train: {steps: 6, batch_size: 8, compile: false}
+"""
+
+# Overrides of configs/image/digits/tiny.yaml.
+MADE_UP = {
+    "wide": "model.hidden_size=512 model.num_heads=8",
+    "deep": "model.depth=8 model.depth_single_blocks=16",
+    "dual only": "model.depth=4 model.depth_single_blocks=0",
+    "single only": "model.depth=0 model.depth_single_blocks=6",
+    "many tokens": "data.image_size=64 train.batch_size=8",
+    "large batch": "train.batch_size=256",
+    "accumulated": "train.batch_size=128 train.accumulate=4",
+    "kernels off": "train.kernels=off",
+    "bfloat16": "train.precision=bfloat16 train.batch_size=16",
+    "much text": "text.hidden_size=512 text.depth=4 text.width=768",
+}
+
+
+def cases() -> dict[str, tuple[Path, list[str]]]:
+    tiny = CONFIGS / "digits" / "tiny.yaml"
+    return {name: (CONFIGS / f"{name}.yaml", []) for name in SHIPPED} | {
+        name: (tiny, changed.split()) for name, changed in MADE_UP.items()
+    }
+
+
+def measured(file: Path, overrides: list[str]) -> tuple[float, float]:
+    """The bytes of a training process above what a toy's took, and the seconds of a step."""
+    from fluxsmith.config import read_config
+    from fluxsmith.device import peak_memory, pick_device, resident_memory
+    from fluxsmith.kernels.memory import keep_freed_memory, release_freed_memory
+    from fluxsmith.kernels.timing import seconds
+    from fluxsmith.training.run import build_trainer
+
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        toy = Path(folder, "toy.yaml")
+        toy.write_text(TOY)
+        config = read_config(toy, [])
+        device = pick_device(config.device)
+        trainer = build_trainer(config, device)
+        for _ in range(2):
+            trainer.train_step()
+    del trainer
+    release_freed_memory()
+    base = resident_memory() or 0
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    config = read_config(file, overrides)
+    trainer = build_trainer(config, device)
+    taken = [seconds(trainer.train_step, device) for _ in range(2 + STEPS)]
+    return (peak_memory(device) or 0) - base, median(taken[2:])
+
+
+def planned(file: Path, overrides: list[str]) -> tuple[float, float]:
+    """The same, by `fluxsmith plan`."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder, "plan.json")
+        command = [sys.executable, "-m", "fluxsmith", "plan", str(file), *overrides]
+        subprocess.run([*command, "--json", str(found)], check=True, stdout=subprocess.DEVNULL)
+        figures = json.loads(found.read_text())
+    return sum(figures["memory"].values()), figures["seconds"]
+
+
+def alone(call: Any, *arguments: Any) -> Any:
+    """In a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(call, arguments)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", default=list(cases()))
+    options = parser.parse_args()
+    found: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    print(f"{'':20}{'memory, MiB':>28}{'':9}{'seconds a step':>20}")
+    print(f"{'':20}{'planned':>14}{'measured':>14}{'':9}{'planned':>10}{'measured':>10}")
+    for name in options.only:
+        if name not in found:
+            case = cases()[name]
+            found[name] = {"planned": planned(*case), "measured": alone(measured, *case)}
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(found, indent=2) + "\n")
+        (memory, time), (bytes_, seconds_) = found[name]["planned"], found[name]["measured"]
+        print(
+            f"{name:20}{memory / 2**20:14,.1f}{bytes_ / 2**20:14,.1f}{memory / bytes_ - 1:+9.1%}"
+            f"{time:10.4f}{seconds_:10.4f}{time / seconds_ - 1:+9.1%}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

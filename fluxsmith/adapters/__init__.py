@@ -1,0 +1,1 @@
+"""LoRA: small trained changes beside frozen weights, as layers and as plain tensors."""

@@ -1,0 +1,38 @@
+"""`fluxsmith distill`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fluxsmith.cli.options import Overrides
+from fluxsmith.errors import UserError
+
+
+def distill(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The teacher: a checkpoint or a run's folder.")
+    ],
+    overrides: Overrides = None,
+    guidance: Annotated[
+        bool, typer.Option("--guidance", help="The guidance scale becomes an input.")
+    ] = False,
+    steps: Annotated[
+        int | None, typer.Option(help="Draw in so many steps, unguided: 1, 2, 4 or 8.")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="auto|PATH", help="Continue from the newest or a given checkpoint."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the run in the output folder first.")
+    ] = False,
+) -> None:
+    """Train a quicker student of a trained model."""
+    from fluxsmith.cli.train import run_training
+    from fluxsmith.distillation.students import student_config
+
+    if guidance == (steps is not None):
+        raise UserError("give --guidance or --steps N: what the student is to save")
+    config = student_config(run, steps, overrides or [])
+    raise typer.Exit(run_training(config, resume, overwrite))

@@ -1,0 +1,71 @@
+"""What all distillation has in common: a teacher, its trajectories, and where a student begins."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
+
+from fluxsmith.config import RunConfig
+from fluxsmith.data.loader import Loader
+from fluxsmith.distillation.teacher import Teacher
+from fluxsmith.distillation.trajectories import Recipe, TrajectoryLoader, TrajectoryStore
+from fluxsmith.errors import UserError
+from fluxsmith.pipeline import Load, Pipeline
+from fluxsmith.training.objective import Objective
+
+TIME_DIGITS = 6  # of times, so that those of nested grids are equal
+
+
+class Distillation(Objective):
+    """An objective with a teacher. `scale` is the one that a student without a guidance input has
+    in its weights."""
+
+    def __init__(
+        self, config: RunConfig, pipeline: Pipeline, recipe: Recipe, scale: float = 1.0
+    ) -> None:
+        self.config = config
+        self.pipeline = pipeline
+        self.scale = scale
+        self.teacher = Teacher(config.objective.teacher, pipeline.device)
+        self.teacher.check_student(config)
+        if recipe.highest_scale != 1:
+            self.teacher.require_null_prompt()
+        settings = config.objective
+        self.store = TrajectoryStore(
+            self.teacher, recipe, settings.trajectories, config.seed, settings.cache
+        )
+        self.store.make()
+        self._pictures = lru_cache(maxsize=1)(self._draw)
+
+    def loader(self) -> Loader:
+        return TrajectoryLoader(self.store, self.config.train.batch_size, self.config.seed)
+
+    def begin(self, load: Load) -> None:
+        weights = self.teacher.weights_for(self.config, self.scale)
+        self.pipeline.load_weights(weights, str(self.teacher.path), load=load)
+
+    def metadata(self) -> dict[str, Any]:
+        return {"teacher": self.teacher.digest}
+
+    def expect(self, metadata: Mapping[str, Any], origin: str) -> None:
+        if metadata.get("teacher") != self.teacher.digest:
+            raise UserError(
+                f"objective.teacher: {origin} learned from another than {self.teacher.path}; bring "
+                f"that one back, or start again with --overwrite"
+            )
+
+    def beside(self, prompts: Sequence[str], seed: int) -> Tensor:
+        """What the teacher draws of the same noise, at the scale that the student is shown at."""
+        sample = self.config.sample
+        embedded = sample.guidance_method == "embedded"
+        return self._pictures(tuple(prompts), seed, sample.guidance if embedded else self.scale)
+
+    def _draw(self, prompts: tuple[str, ...], seed: int, guidance: float) -> Tensor:
+        return self.teacher.pictures(prompts, seed, guidance=guidance)
+
+
+def student_times(config: RunConfig, pipeline: Pipeline, steps: int) -> tuple[float, ...]:
+    """The times at which a student of this config is drawn in so many steps."""
+    grid = config.sample.choice(steps, pipeline.image_tokens(pipeline.latent_shape))
+    return tuple(round(t, TIME_DIGITS) for t in grid.tolist())

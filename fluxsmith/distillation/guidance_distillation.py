@@ -1,0 +1,142 @@
+"""Guidance distillation: the scale becomes an input, so that a step costs one evaluation, as in
+FLUX.1 dev."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Interval
+from torch import Tensor
+
+from fluxsmith.config import RunConfig
+from fluxsmith.data.loader import Batch
+from fluxsmith.distillation.distillation import Distillation, student_times
+from fluxsmith.distillation.trajectories import Recipe
+from fluxsmith.errors import UserError
+from fluxsmith.flow.path import interpolate
+from fluxsmith.flow.timesteps import sample
+from fluxsmith.pipeline import Pipeline
+from fluxsmith.text.encoder import NULL_PROMPT, TextInput
+from fluxsmith.training.objective import Losses
+
+STATES = 10  # kept of a trajectory
+UNGUIDED = 0.25  # share of the states with a scale of 1
+NO_PROMPT = 0.1  # share of the trajectories
+
+
+@dataclass(frozen=True)
+class GuidedStates:
+    """States on the way from noise to data, and the scales at which they are learned."""
+
+    x_t: Tensor  # (b, c, h, w)
+    t: Tensor  # (b,)
+    scale: Tensor  # (b,)
+    captions: list[str]
+
+    def split(self, parts: int) -> "list[GuidedStates]":
+        size = len(self.captions) // parts
+        return [
+            GuidedStates(
+                self.x_t[i : i + size],
+                self.t[i : i + size],
+                self.scale[i : i + size],
+                self.captions[i : i + size],
+            )
+            for i in range(0, len(self.captions), size)
+        ]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The same as the losses are computed from it: tensors on the device."""
+
+    x_t: Tensor  # (b, c, h, w)
+    t: Tensor  # (b,)
+    scale: Tensor  # (b,)
+    target: Tensor  # (b, c, h, w), the teacher's guided velocity
+    text: TextInput
+
+
+class GuidanceDistillation(Distillation):
+    """The squared error to the guided velocity of a frozen teacher (Meng et al. 2023, eq. 6 and
+    algorithm 1), at noised data and at states of the teacher's own guided trajectories, which are
+    what sampling meets."""
+
+    @dataclass(frozen=True)
+    class Settings:
+        teacher: Annotated[str, "The run or checkpoint that is learned from."]
+        lowest_guidance: Annotated[float, Ge(1), "Smallest scale that is learned."] = 1.0
+        highest_guidance: Annotated[float, Ge(1), "Largest scale that is learned."] = 5.0
+        noised_data: Annotated[
+            float,
+            Interval(ge=0, le=1),
+            "Share of the states that are noised data; 0 needs no data.",
+        ] = 0.5
+        trajectories: Annotated[int, Ge(1), "Trajectories of the teacher that are made."] = 512
+        cache: Annotated[str | None, "Where they are kept; beside the teacher by default."] = None
+
+        def __post_init__(self) -> None:
+            if self.highest_guidance < self.lowest_guidance:
+                raise ValueError(
+                    f"highest_guidance={self.highest_guidance}: is below "
+                    f"objective.lowest_guidance={self.lowest_guidance}; swap them"
+                )
+
+    @classmethod
+    def build(cls, config: RunConfig, pipeline: Pipeline) -> "GuidanceDistillation":
+        if not config.model.guidance_embed:
+            raise UserError(
+                "model.guidance_embed=false: a student of guidance takes the scale as an input; "
+                "set model.guidance_embed=true"
+            )
+        low, high = config.objective.lowest_guidance, config.objective.highest_guidance
+        times = student_times(config, pipeline, STATES)
+        return cls(config, pipeline, Recipe(times, 1, low, high, UNGUIDED, NO_PROMPT, True))
+
+    @classmethod
+    def needs_data(cls, config: RunConfig) -> bool:
+        return config.objective.noised_data > 0
+
+    def draw(self, batch: Batch, generator: torch.Generator) -> GuidedStates:
+        """The first part of a batch is noised data, the rest states of trajectories."""
+        b, k = len(batch), len(self.store.grid) - 1
+        noised = round(self.config.objective.noised_data * b)
+
+        def uniform(n: int) -> Tensor:
+            return torch.rand(n, generator=generator, device=generator.device)
+
+        which = (uniform(b - noised) * self.store.count).long().tolist()
+        paths = self.store.rows(which)
+        at = (uniform(b - noised) * (k + 1)).long()
+        rows = torch.arange(b - noised, device=at.device)
+        x_t, t, scale = paths.images[rows, at], paths.t[rows, at], paths.scale
+        if not noised:
+            return GuidedStates(x_t, t, scale, paths.captions)
+        t_data = sample(self.config.flow.choice, noised, generator, self.config.flow.stratified)
+        shape = (noised, *self.pipeline.shape_of(batch))
+        eps = torch.randn(shape, generator=generator, device=generator.device)
+        low, high = self.store.recipe.lowest_scale, self.store.recipe.highest_scale
+        own = low + (high - low) * uniform(noised)
+        captions = batch.captions[:noised]
+        nothing = torch.tensor([c == NULL_PROMPT for c in captions], device=own.device)
+        own = torch.where(nothing | (uniform(noised) < UNGUIDED), 1.0, own)
+        data = Batch(batch.images[:noised], captions, batch.encoded)
+        x_data = interpolate(self.pipeline.encode(data), eps, t_data)
+        return GuidedStates(
+            torch.cat((x_data, x_t)),
+            torch.cat((t_data, t)),
+            torch.cat((own, scale)),
+            captions + paths.captions,
+        )
+
+    def prepare(self, example: GuidedStates, alike: bool = False) -> Inputs:
+        x_t, t, scale, captions = example.x_t, example.t, example.scale, example.captions
+        target = self.teacher.velocity(x_t, t, captions, scale)
+        text = self.pipeline.text.read(captions, room=len(captions) if alike else 0)
+        return Inputs(x_t, t, scale, target, text)
+
+    def losses(self, inputs: Inputs) -> Losses:
+        precision = self.config.train.precision
+        cond = self.pipeline.embed_text(inputs.text, precision)
+        v = self.pipeline.velocity(inputs.x_t, inputs.t, cond, inputs.scale, precision)
+        return Losses((v - inputs.target).square().flatten(1).mean(1), inputs.t)

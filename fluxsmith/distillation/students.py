@@ -1,0 +1,92 @@
+"""The config of a student, from the checkpoint of its teacher."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from fluxsmith.config import RunConfig
+from fluxsmith.config.reading import build_config, with_overrides
+from fluxsmith.distillation.few_steps import TrajectoryDistillation
+from fluxsmith.distillation.guidance_distillation import GuidanceDistillation
+from fluxsmith.distillation.trajectories import whole_shards
+from fluxsmith.errors import UserError
+from fluxsmith.storage import checkpoint as checkpoints
+
+DEV = "-dev"
+STEPS = 1, 2, 4, 8
+FROM = 4  # students of fewer steps begin as one of up to so many
+
+# What training a student needs in place of its teacher's settings.
+TRAIN: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "warmup_steps": 20,
+    "schedule": "linear_tail",
+    "tail": 0.5,
+    "ema_decay": 0.99,
+    "compile": False,
+    "diagnose": False,  # it looks for the faults of learning from data
+}
+DEV_SHARE, FEW_SHARE = 0.04, 0.06  # of the teacher's steps
+LEAST = 80  # steps
+# Of the images that the teacher saw, trajectories that are made, up to those of the objective.
+DEV_TRAJECTORIES, FEW_TRAJECTORIES = 1 / 600, 1 / 50
+PARTS = 4  # checkpoints and sample grids
+
+
+def student_config(run: Path, steps: int | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config of a student of the newest checkpoint in `run`: of few steps, or of its guidance
+    where `steps` is None. It goes beside the teacher's folder, with -dev or -4step to its name."""
+    if steps is not None and steps not in STEPS:
+        raise UserError(f"--steps {steps}: must be one of {', '.join(map(str, STEPS))}")
+    path = checkpoints.newest(run)
+    contents = checkpoints.load(path)
+    teacher = contents["config"]
+    ending = DEV if steps is None else f"-{steps}step"
+    folder = path.parent if path.parent.name else path.absolute().parent
+    data = deepcopy(teacher)
+    data["name"] = teacher["name"].removesuffix(DEV) + ending
+    data["output_dir"] = str(folder.with_name(folder.name.removesuffix(DEV) + ending))
+    dev = steps is None
+    share, more = (DEV_SHARE, DEV_TRAJECTORIES) if dev else (FEW_SHARE, FEW_TRAJECTORIES)
+    length = max(LEAST, round(share * teacher["train"]["steps"]))
+    most = (GuidanceDistillation if dev else TrajectoryDistillation).Settings.trajectories
+    paths = min(most, whole_shards(more * contents["images_seen"]))
+    data["objective"] = {"teacher": str(run), "trajectories": paths}
+    every = max(1, length // PARTS)
+    del data["train"]["init_from"]
+    data["train"] |= TRAIN | {"steps": length, "sample_every": every, "checkpoint_every": every}
+    data["evaluate"]["every"] = 0
+    if dev:
+        if teacher["model"]["guidance_embed"]:
+            raise UserError(f"{path} has its guidance as an input already; give --steps 4")
+        data["objective"] |= {"kind": "guidance_distillation"}
+        data["model"]["guidance_embed"] = True
+        data["sample"] |= {"guidance_method": "embedded", "guidance_interval": [0.0, 1.0]}
+    else:
+        data["objective"] |= {
+            "kind": "trajectory_distillation",
+            "steps": steps,
+            "guidance": teacher["sample"]["guidance"],
+        }
+        data["model"]["guidance_embed"] = False
+        few = {"steps": steps, "solver": "euler", "guidance": 1.0, "guidance_method": "none"}
+        data["sample"] |= few | {"guidance_interval": [0.0, 1.0]}
+    data = with_overrides(data, overrides)
+    adapted = (data["train"].get("adapter") or {}).get("kind", "none") != "none"
+    start = str(run) if adapted else _begun_from(folder, data["objective"])
+    data["train"].setdefault("init_from", start)
+    return build_config(data, origin=f"a student of {path}")
+
+
+def _begun_from(teacher: Path, objective: dict[str, Any]) -> str | None:
+    """The run beside its teacher's of a student that learns the same in more steps, from which one
+    of 1 or 2 steps begins; None where there is none."""
+    base, steps = teacher.name.removesuffix(DEV), objective.get("steps")
+    for more in (n for n in STEPS if steps in STEPS and steps < n <= FROM):
+        folder = teacher.with_name(f"{base}-{more}step")
+        if found := checkpoints.find(folder):
+            theirs = checkpoints.load(found[-1][1])["config"]["objective"]
+            if all(theirs.get(key) == objective[key] for key in ("kind", "teacher", "guidance")):
+                return str(folder)
+    return None

@@ -1,0 +1,101 @@
+"""The model that a student learns from: frozen, and guided before anything is learned of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fluxsmith.config import RunConfig
+from fluxsmith.config.comparing import check_same
+from fluxsmith.errors import UserError
+from fluxsmith.flow.guidance import guided
+from fluxsmith.kernels.accelerate import accelerate
+from fluxsmith.model.blocks import MLPEmbedder, timestep_embedding
+from fluxsmith.model.flux import TIMESTEP_WIDTH
+from fluxsmith.pipeline import Pipeline
+from fluxsmith.randomness import address_seed
+from fluxsmith.sampling.generate import Sampler
+from fluxsmith.storage import checkpoint as checkpoints
+from fluxsmith.text.encoder import NULL_PROMPT
+
+# What a student shares with its teacher, so that a state means the same to both.
+SHARED = ("data.image_size", "data.channels", "text", "autoencoder")
+
+
+class Teacher:
+    """Averaged weights of a checkpoint, or of the newest in a run's folder."""
+
+    def __init__(self, path: str | Path, device: torch.device | str = "cpu") -> None:
+        self.path = checkpoints.newest(Path(path))
+        self.pipeline = Pipeline.from_checkpoint(self.path, str(device))
+        self.pipeline.requires_grad_(False)
+        if self.config.sample.guidance_method == "none":
+            raise UserError(
+                f"{self.path} is a student of few steps, which can't teach; name its teacher"
+            )
+        accelerate(self.pipeline.network, self.config.train.kernels)
+        self.digest = self.pipeline.digest()
+
+    @property
+    def config(self) -> RunConfig:
+        return self.pipeline.config
+
+    def check_student(self, config: RunConfig) -> None:
+        """Raises a UserError for a student that can't learn from it."""
+        check_same(self.config, config, SHARED, str(self.path))
+
+    def require_null_prompt(self) -> None:
+        """Raises a UserError where it was trained without one, so that it can't be guided."""
+        if not self.config.model.guidance_embed and self.config.data.caption_dropout == 0:
+            raise UserError(
+                f"{self.path} was trained with data.caption_dropout=0, so there is no null prompt "
+                f"to guide it by; train it with data.caption_dropout=0.1, or learn its scale 1"
+            )
+
+    @torch.no_grad()
+    def velocity(self, x: Tensor, t: Tensor, prompts: Sequence[str], scale: Tensor) -> Tensor:
+        """The velocity guided by `scale` (b,) for each of x (b, c, h, w), at times t (b,) or ().
+
+        v = v_u + scale (v_c - v_u), Ho & Salimans 2022, eq. 6; of a teacher with a guidance input
+        what it gives for that scale. Only rows whose scale is not 1 are evaluated twice.
+        """
+        cond = self.pipeline.encode_text(prompts)
+        if self.config.model.guidance_embed:
+            return self.pipeline.velocity(x, t, cond, scale)
+        v = self.pipeline.velocity(x, t, cond)
+        rows = (scale != 1).nonzero().flatten()
+        if len(rows):
+            null = self.pipeline.encode_text([NULL_PROMPT]).expand(len(rows))
+            v_u = self.pipeline.velocity(x[rows], t[rows] if t.ndim else t, null)
+            v[rows] = guided(v[rows], v_u, scale[rows])
+        return v
+
+    def pictures(self, prompts: Sequence[str], seed: int, **settings: Any) -> Tensor:
+        """What it draws itself, by its own settings but for those given: (n, c, h, w)."""
+        return Sampler(self.pipeline).generate(prompts, seed=seed, **settings)
+
+    def weights_for(self, config: RunConfig, scale: float) -> dict[str, Tensor]:
+        """Weights of a student of this config that draws what its teacher draws.
+
+        A guidance input that only the student has starts at zero. One that only the teacher has is
+        a constant at a fixed scale, which goes into the bias of the embedded text vector.
+        """
+        weights, theirs = self.pipeline.state_dict(), self.pipeline.network.guidance_in
+        if config.model.guidance_embed and theirs is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(address_seed(config.seed, "guidance input"))
+                new = MLPEmbedder(TIMESTEP_WIDTH, config.model.hidden_size)
+                nn.init.normal_(new.in_layer.weight, std=0.02)
+            for zero in (new.in_layer.bias, new.out_layer.weight, new.out_layer.bias):
+                nn.init.zeros_(zero)
+            weights |= new.to(self.pipeline.device).state_dict(prefix="network.guidance_in.")
+        if not config.model.guidance_embed and theirs is not None:
+            at = torch.tensor([scale], device=self.pipeline.device)
+            with torch.no_grad():
+                (constant,) = theirs(timestep_embedding(at, TIMESTEP_WIDTH))
+            weights = {name: w for name, w in weights.items() if ".guidance_in." not in name}
+            bias = "network.vector_in.out_layer.bias"
+            weights[bias] = weights[bias] + constant
+        return weights

@@ -1,0 +1,140 @@
+"""What `fluxsmith lora` does beside reading and writing: models with LoRAs merged into them, the
+LoRA that two models differ by, and what there is to know of one."""
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from textwrap import shorten
+
+import torch
+from torch import Tensor
+
+from fluxsmith.adapters.layers import merged
+from fluxsmith.adapters.low_rank import LowRank, nearest
+from fluxsmith.errors import UserError
+from fluxsmith.interop.infer_params import refuse_others
+from fluxsmith.interop.lora_files import (
+    Lora,
+    base_of,
+    check_lora_fits,
+    read_specs,
+    write_lora,
+)
+from fluxsmith.interop.read_weights import NOTES, Notes, Weights, read_weights, text_file
+from fluxsmith.pipeline import weights_digest
+from fluxsmith.storage.files import make_folder
+from fluxsmith.storage.tensor_files import write_tensors
+from fluxsmith.storage.weight_files import SAFETENSORS
+
+
+def merge(source: Path, loras: Sequence[str], out: Path, dtype: torch.dtype | None) -> list[Path]:
+    """Writes a model with LoRAs merged into it as one file with BFL's keys, in `dtype` or its own.
+    A LoRA run as the source brings its base and itself. Returns what was written."""
+    if out.suffix not in SAFETENSORS:
+        raise UserError(f"{out}: a merged model is one file; let its name end with .safetensors")
+    base = base_of(source)
+    if base:
+        source, loras = Path(base["path"]), [str(source), *loras]
+    if not loras:
+        raise UserError(f"{source}: there is no LoRA to merge; give --lora FILE")
+    weights = read_weights(source)
+    if base and weights_digest(weights.tensors()) != base["digest"]:
+        raise UserError(f"{source}: is no longer what {loras[0]} was trained beside; put it back")
+    network = dict(weights.network)
+    refuse_others(network, weights.origin)
+    changes: dict[str, list[LowRank]] = {}
+    for lora in read_specs(loras):
+        check_lora_fits(lora, network)
+        for change in lora.changes:
+            changes.setdefault(f"{change.layer}.weight", []).append(change)
+    for name, own in changes.items():
+        network[name] = merged(network[name], own, dtype)
+    make_folder(out.parent, "OUT")
+    write_tensors(out, network, {"format": "pt", **_notes(weights)}, dtype)
+    if not weights.text:
+        return [out]
+    write_tensors(text_file(out), weights.text, {"format": "pt"}, dtype)
+    return [out, text_file(out)]
+
+
+def _notes(weights: Weights) -> dict[str, str]:
+    """From which `fluxsmith import` gives the whole model, where it was one of ours."""
+    if weights.config is None:
+        return {}
+    notes = Notes(config=dict(weights.config), step=weights.step, metadata=dict(weights.metadata))
+    return {NOTES: notes.model_dump_json()}
+
+
+def extract(
+    before: Path, after: Path, out: Path, rank: int, form: str, dtype: torch.dtype | None
+) -> float:
+    """Writes the LoRA that turns one model into another as well as this rank can; returns how much
+    of all that differs it holds, as a share of the squared norm."""
+    old, new = (read_weights(path).network for path in (before, after))
+    for network, path in ((old, before), (new, after)):
+        refuse_others(network, str(path))
+    odd = [name for name in {**old, **new} if _shape(old, name) != _shape(new, name)]
+    if odd:
+        raise UserError(
+            f"{after} is not {before} trained further: {odd[0]} is {_shape(new, odd[0])}, and was "
+            f"{_shape(old, odd[0])}"
+        )
+    changes, total, held = [], 0.0, 0.0
+    for name, weight in new.items():
+        difference = weight.float() - old[name].float()
+        total += float(difference.square().sum())
+        if weight.ndim == 2 and difference.any():
+            changes.append(nearest(name.removesuffix(".weight"), difference, rank))
+            held += changes[-1].norm() ** 2
+    if not changes:
+        raise UserError(f"{before} and {after} have the same weights; there is nothing to extract")
+    make_folder(out.parent, "OUT")
+    write_lora(out, changes, form, dtype=dtype)
+    return held / total
+
+
+def describe(lora: Lora) -> Iterator[tuple[str, str]]:
+    """What there is to know of a LoRA, as rows of a table."""
+    changes = lora.changes
+    yield "format", lora.form
+    yield "layers", f"{len({c.layer for c in changes})}, {len(changes)} pairs of matrices"
+    yield "rank", _counted(change.rank for change in changes)
+    yield "alpha / rank", _counted(f"{change.scale:g}" for change in changes)
+    yield "dtype", _counted(str(change.up.dtype).removeprefix("torch.") for change in changes)
+    yield "parameters", f"{sum(c.down.numel() + c.up.numel() for c in changes):,}"
+    if words := ", ".join(_trigger_words(lora.metadata)):
+        yield "trigger words", words
+    for key, value in lora.metadata.items():
+        if key != "format":  # "pt", of every file
+            yield key, shorten(value, 100)
+    squares: dict[str, float] = {}
+    for change in changes:
+        block = ".".join(change.layer.split(".")[:2])
+        squares[block] = squares.get(block, 0.0) + change.norm() ** 2
+    for block, square in squares.items():
+        yield f"norm of {block}", f"{square**0.5:.4g}"
+
+
+def _counted(values: Iterable[object]) -> str:
+    """The only value, or each with how often it occurs."""
+    counted = Counter(values)
+    if len(counted) == 1:
+        return str(next(iter(counted)))
+    return ", ".join(f"{value} ({n} times)" for value, n in counted.most_common())
+
+
+def _trigger_words(metadata: Mapping[str, str]) -> list[str]:
+    """By modelspec's word for them, or else the tags that kohya counted most often."""
+    if words := metadata.get("modelspec.trigger_phrase"):
+        return [words]
+    counted: Counter[str] = Counter()
+    with contextlib.suppress(ValueError, AttributeError, TypeError):  # whoever wrote it
+        for tags in json.loads(metadata.get("ss_tag_frequency", "{}")).values():
+            counted.update(tags)
+    return [tag.strip() for tag, _ in counted.most_common(5)]
+
+
+def _shape(network: Mapping[str, Tensor], name: str) -> str:
+    return str(tuple(network[name].shape)) if name in network else "not there"

@@ -1,0 +1,49 @@
+"""Where weights come from, as their files say: the base model, the licence, and what other tools
+noted in the metadata."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fluxsmith.config.places import portable_name
+
+# What a model card's first lines say that goes on with the weights.
+CARD = ("license", "license_name", "license_link", "base_model")
+MODELSPEC = "modelspec."  # begins the keys of a standard that other tools read and write
+
+
+def read_provenance(source: str, path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """`name`: the hub id or the last name of what was asked for; what a folder's README.md says
+    under the keys CARD; and `modelspec`: the file's keys of that standard."""
+    found: dict[str, Any] = {}
+    if (path / "README.md").is_file():
+        text = (path / "README.md").read_text(encoding="utf-8", errors="replace")
+        found = {key: _plain(value) for key, value in _front(text).items() if key in CARD}
+    if spec := {k: v for k, v in metadata.items() if k.startswith(MODELSPEC)}:
+        found["modelspec"] = spec
+    if (name := portable_name(source)) == source and "/" in name:
+        found.setdefault("base_model", name)
+    return {"name": name, **found}
+
+
+def after_training(source: Mapping[str, Any]) -> dict[str, Any]:
+    """What stays true of weights that training goes on from."""
+    return {key: value for key, value in source.items() if key in ("name", *CARD)}
+
+
+def _front(text: str) -> dict[str, Any]:
+    """The YAML between the two lines of dashes that a model card begins with."""
+    lines = text.lstrip().splitlines()
+    if not lines or lines[0] != "---" or "---" not in lines[1:]:
+        return {}
+    try:
+        found = yaml.safe_load("\n".join(lines[1 : lines.index("---", 1)]))
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _plain(value: Any) -> str | list[str]:
+    return [str(one) for one in value] if isinstance(value, list) else str(value)

@@ -1,0 +1,1 @@
+"""Several processes as one run: what they tell each other, how they add up, what each holds."""

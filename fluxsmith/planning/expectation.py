@@ -1,0 +1,38 @@
+"""What a run that is about to begin will take: the short form of a plan."""
+
+from fluxsmith.device import memory_of, resident_memory
+from fluxsmith.model.flops import training_flops
+from fluxsmith.planning.calibration import calibrate
+from fluxsmith.planning.forecast import Planner
+from fluxsmith.planning.machine import Machine
+from fluxsmith.planning.outline import ALONE, Outline
+from fluxsmith.training.run import Expected
+from fluxsmith.training.trainer import Trainer
+
+WORTH = 5e13  # FLOPs: a shorter run is over before it matters what it takes
+
+
+def expected(trainer: Trainer) -> Expected | None:
+    """The memory that this process will have at the most, and, where it trains alone, the seconds
+    of a step; None for a short run, or where a teacher takes a part."""
+    if trainer.config.objective.kind != ALONE:
+        return None
+    config, device = trainer.config, trainer.pipeline.device
+    pipeline, images = trainer.pipeline, config.train.steps * config.train.batch_size
+    shape = pipeline.latent_shape
+    if training_flops(pipeline.network.params, 1, pipeline.image_tokens(shape)) * images < WORTH:
+        return None
+    resident = resident_memory() or 0
+    outline = Outline.of(config, trainer.loader)
+    machine = Machine(
+        "this", trainer.ranks.size, memory_of(device), gpu=device.type == "cuda", here=True
+    )
+    alone = trainer.ranks.size == 1
+    calibration = calibrate(outline, config, device) if alone else None
+    planned = Planner(outline, machine)
+    found = planned.memory(planned.config, calibration.lost if calibration else 0.0)
+    memory = sum(found.values()) + planned.saving(found)
+    if not machine.gpu:  # this process has weights, average and data already
+        there = ("weights", "average", "data set")
+        memory += resident - sum(found.get(part, 0) for part in there)
+    return Expected(memory, calibration.seconds if calibration else None)

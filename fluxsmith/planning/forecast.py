@@ -1,0 +1,210 @@
+"""A run's figures before it starts: memory by part, time, the largest batch, and what to change
+where it does not fit."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fluxsmith.config import RunConfig
+from fluxsmith.device import pick_device
+from fluxsmith.model.flux import Flux
+from fluxsmith.parallel.ranks import Ranks
+from fluxsmith.planning.calibration import Calibration, calibrate
+from fluxsmith.planning.machine import Machine
+from fluxsmith.planning.outline import Outline
+from fluxsmith.planning.sharing import BFLOAT16, FLOAT32, Sharing, Sizes
+from fluxsmith.planning.trace import Allocations, traced
+from fluxsmith.training.division import pieces_of
+
+# Forward passes more than one that a step takes, with parallel.checkpoint_activations.
+AGAIN = {"none": 0.0, "selective": 0.0, "blocks": 1.0}
+
+
+class Described(Ranks):
+    """Ranks that are only spoken of."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will take."""
+
+    parameters: int  # all that is learned
+    text_tokens: float  # of a picture, on average
+    image_tokens: int
+    memory: dict[str, int]  # bytes on each device, by part
+    limit: int  # bytes that each has
+    saving: int  # bytes more, while a checkpoint is written in the background
+    flops: float  # of a step, on all devices together
+    traffic: dict[str, float]  # bytes that each sends in a step: within a copy, and between copies
+    seconds: float | None  # of a step; None where nobody said how quick a device is
+    how: str  # they were found
+    mfu: float | None  # the share of the devices' rate that goes into the model
+    largest_batch: int  # that fits, with all else as it is; 0: none
+    advice: str  # what to change first where it does not fit
+
+    @property
+    def in_all(self) -> int:
+        return sum(self.memory.values())
+
+
+class Planner:
+    """Makes the forecast of an outline's config for a machine."""
+
+    def __init__(self, outline: Outline, machine: Machine) -> None:
+        self.outline, self.machine = outline, machine
+        self.config = outline.config
+        if machine.gpu and self.config.train.precision == "auto":
+            self.config = changed(self.config, train={"precision": "bfloat16"})
+        if machine.gpu:
+            self.config = changed(self.config, train={"kernels": "off"})
+        with torch.device("meta"):
+            network = Flux(outline.params(self.config))
+            self.sizes = Sizes.of(outline.learned(self.config, network), network, network.blocks)
+        self._alone: dict[Any, Allocations] = {}  # traces, by what they depend on
+
+    def forecast(self) -> Forecast:
+        """Measures what it can on this machine, if that is the one."""
+        config, machine, calibration = self.config, self.machine, None
+        if machine.here and machine.rate is None:
+            local = self._on_a_rank(config)
+            calibration = calibrate(self.outline, local, pick_device(config.device))
+        lost = calibration.lost if calibration else 0.0
+        memory = self.memory(config, lost)
+        traffic, flops = self.traffic(), self.outline.flops(config)
+        seconds, how = self._seconds(flops, traffic, calibration)
+        spent = seconds and machine.rate and seconds * machine.rate * machine.devices
+        txt, img = self.outline.tokens(config)
+        fits = sum(memory.values()) <= machine.memory
+        return Forecast(
+            self.sizes.cut + self.sizes.whole, txt, img, memory, machine.memory,
+            self.saving(memory), flops, traffic, seconds, how,
+            flops / spent if spent else None, self._largest_batch(config, lost),
+            "" if fits else self._advice(config, lost),
+        )  # fmt: skip
+
+    def traffic(self) -> dict[str, float]:
+        """The bytes that each rank sends in a step, to those with which it shares a copy of the
+        model, and between copies."""
+        sharing = self._sharing(self.config)
+        return {"within": sharing.within(self.sizes), "between": sharing.between(self.sizes)}
+
+    def saving(self, memory: dict[str, int]) -> int:
+        """Bytes more, while a checkpoint is written from a copy in the host's memory."""
+        train = self.config.train
+        copied = train.background_save and 0 < train.checkpoint_every < train.steps
+        parts = ("weights", "optimiser", "average")
+        return sum(memory[part] for part in parts) if copied and not self.machine.gpu else 0
+
+    def memory(self, config: RunConfig, lost: float = 0.0) -> dict[str, int]:
+        """The bytes on each device, by part, and the share `lost` of them beside."""
+        local = self._on_a_rank(config)
+        key = local.train.batch_size, local.train.accumulate, config.parallel.checkpoint_activations
+        if key not in self._alone:
+            self._alone[key] = traced(self.outline, local)
+        found = self._sharing(config).on_a_rank(self._alone[key], self.sizes)
+        found["data set"] = 0 if self.machine.gpu else self.outline.data
+        found["lost between tensors"] = round(lost * sum(found.values()))
+        return {part: size for part, size in found.items() if size}
+
+    def _on_a_rank(self, config: RunConfig) -> RunConfig:
+        """The work of one rank, as if it were alone."""
+        pieces = pieces_of(config, Described(self.machine.devices))
+        own = pieces // self.machine.devices
+        micro = -(-config.train.accumulate // pieces)
+        batch = config.train.batch_size // self.machine.devices
+        return changed(
+            config,
+            train={"batch_size": batch, "accumulate": own * micro},
+            parallel={"shard": 1, "pieces": own},
+        )
+
+    def _sharing(self, config: RunConfig) -> Sharing:
+        half = config.train.precision == "bfloat16" and not config.train.deterministic
+        passes = self._on_a_rank(config).train.accumulate
+        size = BFLOAT16 if half else FLOAT32
+        return Sharing(self.machine.devices, config.parallel.shard, size, passes)
+
+    def _seconds(
+        self, flops: float, traffic: dict[str, float], calibration: Calibration | None
+    ) -> tuple[float | None, str]:
+        """Of a step. A cut model is gathered while it computes; a sum over whole copies follows the
+        backward pass."""
+        machine = self.machine
+        again = 1 + AGAIN[self.config.parallel.checkpoint_activations] / 3
+        if calibration is not None:
+            computing, how = calibration.seconds, calibration.measured
+        elif machine.rate is None:
+            return None, "--rate was not given"
+        else:
+            computing = flops * again / machine.devices / (machine.rate * machine.reached)
+            how = f"{machine.reached:.0%} of the rate in products"
+        within = traffic["within"] / machine.bandwidth if machine.bandwidth else 0.0
+        network = machine.network or machine.bandwidth
+        between = traffic["between"] / network if network else 0.0
+        if machine.devices > 1:
+            how += f"; computing {computing:.3g} s, sending {within:.3g} + {between:.3g} s"
+        if any(traffic.values()) and network is None:
+            how += ", for want of --bandwidth"
+        return max(computing, within) + between, how
+
+    def _largest_batch(self, config: RunConfig, lost: float) -> int:
+        """Memory grows evenly with the images of a micro-batch."""
+        size = config.train.batch_size
+        one, two = (
+            sum(self.memory(changed(config, train={"batch_size": n}), lost).values())
+            for n in (size, 2 * size)
+        )
+        unit = self._on_a_rank(config).train.accumulate * self.machine.devices
+        more = (self.machine.memory - one) / (max(1, two - one) / size)
+        return max(0, int(size + more) // unit * unit)
+
+    def _advice(self, config: RunConfig, lost: float) -> str:
+        """What changes the result least and is enough; else what is left to do."""
+        least = None
+        for change in self._changes(config):
+            now = config
+            for section, keys in change.items():
+                now = changed(now, **{section: keys})
+            needed = sum(self.memory(now, lost).values())
+            words = " ".join(f"{s}.{k}={v}" for s, keys in change.items() for k, v in keys.items())
+            if needed <= self.machine.memory:
+                return f"{words}: {needed / 2**30:,.1f} GiB"
+            least = min(least or (needed, words), (needed, words))
+        if least is None:
+            return "a smaller model, or devices with more memory"
+        return (
+            f"a smaller model, or more devices, or more memory in each: even {least[1]} takes "
+            f"{least[0] / 2**30:,.1f} GiB"
+        )
+
+    def _changes(self, config: RunConfig) -> Iterator[dict[str, dict[str, Any]]]:
+        """First those that leave the result as it is and cost least."""
+        devices, batch = self.machine.devices, config.train.batch_size
+        smaller = [
+            {"accumulate": n}
+            for n in range(config.train.accumulate + 1, batch // devices + 1)
+            if batch % (n * devices) == 0
+        ]
+        again = {"checkpoint_activations": "blocks"}
+        for train in smaller:
+            yield {"train": train}
+        if config.parallel.checkpoint_activations == "none":
+            yield {"parallel": again}
+            for train in smaller[-1:]:
+                yield {"parallel": again, "train": train}
+        if config.parallel.shard < devices:
+            yield {"parallel": {"shard": devices}}
+            yield {"parallel": {"shard": devices, **again}}
+            for train in smaller[-1:]:
+                yield {"parallel": {"shard": devices, **again}, "train": train}
+
+
+def changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
+    """The config with other values in some sections."""
+    now = {name: getattr(config, name).model_copy(update=keys) for name, keys in sections.items()}
+    return config.model_copy(update=now)

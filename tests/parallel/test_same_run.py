@@ -1,0 +1,140 @@
+"""A run is the same run on any number of ranks, to the bit: weights, average, optimiser, records,
+sample grids and the checkpoint files that hold them."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+from made_pictures import as_shards, items
+from parallel.launching import Ranks, write_config
+from reliability.comparing import left_behind
+
+from fluxsmith.storage import checkpoint as checkpoints
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(folder, size, *command, **sections):
+    """What a run on so many ranks leaves behind."""
+    write_config(folder, **sections)
+    ranks = Ranks(folder, size, "train", "toy.yaml", *command)
+    assert ranks.wait(300) == [0] * size, ranks.logs
+    return left_behind(folder / "run")
+
+
+def same_states(one, other):
+    """Whether two runs left the same but for the settings in their checkpoints."""
+    files = {name for name in one if name.endswith(".pt")}
+    assert one.keys() == other.keys()
+    return [name for name in one if name not in files and one[name] != other[name]] == []
+
+
+def assert_same_checkpoints(one, other):
+    """Of two folders, however they were written."""
+    for (step, path), (again, beside) in zip(
+        checkpoints.find(one), checkpoints.find(other), strict=True
+    ):
+        assert step == again
+        state, found = checkpoints.load(path), checkpoints.load(beside)
+        for key in ("model", "ema", "optimizer", "window", "data"):
+            assert_equal(state[key], found[key], f"{key} of step {step}")
+
+
+def assert_equal(one, other, name):
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), name
+        for key in one:
+            assert_equal(one[key], other[key], f"{name}.{key}")
+    elif isinstance(one, list | tuple):
+        for i, pair in enumerate(zip(one, other, strict=True)):
+            assert_equal(*pair, f"{name}.{i}")
+    elif hasattr(one, "equal"):
+        assert one.equal(other), name
+    else:
+        assert one == other, name
+
+
+def test_two_ranks_leave_the_bytes_of_one_replicated_or_sharded(tmp_path):
+    one = run(tmp_path / "one", 1)
+    assert {"diffusion-6.pt", "sample-6.png", "metrics"} <= one.keys()
+    assert run(tmp_path / "two", 2) == one
+    sharded = run(tmp_path / "sharded", 2, parallel={"shard": 2})
+    assert same_states(one, sharded)
+    assert_same_checkpoints(tmp_path / "one" / "run", tmp_path / "sharded" / "run")
+
+
+def test_a_run_goes_on_on_another_number_of_ranks(tmp_path):
+    """From a file to shares and back to a file."""
+    one = run(tmp_path / "one", 1)
+    folder = tmp_path / "other"
+    run(folder, 1, "train.steps=2")
+    shares = ("parallel.shard=2", "train.checkpoint_format=sharded")
+    run(folder, 2, "train.steps=4", "--resume", "auto", *shares)
+    assert (folder / "run" / "diffusion-4" / "manifest.json").is_file()
+    other = run(folder, 1, "--resume", "auto")
+    states = {name: one[name] for name in one if name.endswith(".pt")}
+    assert same_states(one, other | states)  # but for the checkpoints, which have other forms
+    assert_same_checkpoints(tmp_path / "one" / "run", folder / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("accumulation", {"train": {"accumulate": 8}}),
+        ("lengths", {"data": {"source": "colored-digits", "image_size": 8}}),
+        ("stream", {}),
+        ("activations", {"parallel": {"checkpoint_activations": "selective"}}),
+    ],
+)
+def test_one_two_and_four_ranks_leave_the_same(tmp_path, kind, settings):
+    if kind == "stream":  # of shards that end where batches don't, one picture of them spoilt
+        made = items(58, size=8)
+        made[7] = (made[7][0][:40], made[7][1])
+        shards = as_shards(tmp_path / "data", made, 5)
+        stream = {"source": "webdataset", "image_size": 8, "workers": 2, "shuffle_buffer": 7}
+        settings = {"data": stream | {"path": shards, "max_bad": 0.5}}
+    one = run(tmp_path / "1", 1, **settings)
+    spread = settings.get("parallel", {})
+    for size, shard in ((2, 1), (4, 1), (2, 2), (4, 2), (4, 4)):
+        folder = tmp_path / f"{size}-{shard}"
+        changed = settings | {"parallel": spread | {"shard": shard}}
+        assert same_states(one, run(folder, size, **changed)), folder
+        assert_same_checkpoints(tmp_path / "1" / "run", folder / "run")
+
+
+@pytest.mark.slow
+def test_many_steps_and_resumes_of_a_shipped_config(tmp_path):
+    """200 steps of digits/tiny (RANK_STEPS=40 for less) on 1, 2 and 4 ranks, and through resumes
+    from 1 to 2 to 4 to 1, cut at random steps."""
+    steps = int(os.environ.get("RANK_STEPS", "200"))
+    settings = ("device=cpu", "train.deterministic=true", "parallel.pieces=4",
+                "train.sample_every=100", f"train.checkpoint_every={steps // 2}",
+                "train.keep_checkpoints=0", "evaluate.every=100")  # fmt: skip
+    config = ROOT / "configs" / "image" / "digits" / "tiny.yaml"
+
+    def trained(name, size, *more, last=steps):
+        where = (f"output_dir={tmp_path / name}", f"train.steps={last}")
+        # the course of the learning rate is that of the whole run
+        rate = ("train.schedule=constant",)
+        ranks = Ranks(tmp_path, size, "train", config, *settings, *where, *rate, *more)
+        assert ranks.wait(3000) == [0] * size, ranks.logs
+        return left_behind(tmp_path / name)
+
+    one = trained("one", 1)
+    for size, shard in ((2, 1), (4, 1), (2, 2), (4, 2)):
+        name = f"{size}-{shard}"
+        assert same_states(one, trained(name, size, f"parallel.shard={shard}"))
+        assert_same_checkpoints(tmp_path / "one", tmp_path / name)
+    draw = random.Random("resumes")
+    cuts = sorted(draw.sample(range(1, steps), 3))
+    for size, shard, last in zip((1, 2, 4, 1), (1, 2, 2, 1), (*cuts, steps), strict=True):
+        more = (f"parallel.shard={shard}", "--resume", "auto", "train.checkpoint_every=0")
+        trained("through", size, *more, last=last)
+    assert_equal(
+        *(checkpoints.load(checkpoints.newest(tmp_path / name))["model"]
+          for name in ("one", "through")), "model",
+    )  # fmt: skip

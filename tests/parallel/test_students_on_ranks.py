@@ -1,0 +1,37 @@
+"""A student is the same on any number of ranks: the first makes the trajectories, all learn."""
+
+import os
+import shutil
+
+import pytest
+from parallel.launching import Ranks, write_config
+from reliability.comparing import left_behind
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
+    pytest.mark.slow,
+]
+
+
+@pytest.mark.parametrize("kind", ["trajectory_distillation", "guidance_distillation"])
+def test_two_ranks_leave_the_student_of_one(tmp_path, kind):
+    write_config(tmp_path / "teacher", train={"steps": 2, "sample_every": 0})
+    made = Ranks(tmp_path / "teacher", 1, "train", "toy.yaml")
+    assert made.wait() == [0], made.logs
+    few = kind == "trajectory_distillation"
+    objective = {"kind": kind, "teacher": str(tmp_path / "teacher" / "run"), "trajectories": 64}
+    sample = {"guidance_method": "none", "guidance": 1} if few else {"guidance_method": "embedded"}
+    found = []
+    for size in 1, 2:
+        shutil.rmtree(tmp_path / "teacher" / "run" / "trajectories", ignore_errors=True)
+        folder = tmp_path / str(size)
+        more = {"steps": 2} if few else {}
+        model = {} if few else {"guidance_embed": True}
+        write_config(
+            folder, objective=objective | more, sample=sample, model=model, evaluate={"every": 0}
+        )
+        ranks = Ranks(folder, size, "train", "toy.yaml")
+        assert ranks.wait(300) == [0] * size, ranks.logs
+        found.append(left_behind(folder / "run"))
+    one, two = found
+    assert one == two and "diffusion-6.pt" in one

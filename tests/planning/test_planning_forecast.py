@@ -1,0 +1,140 @@
+"""Forecasts: what fits, what to change, what ranks share; and a described machine's options."""
+
+import json
+
+import pytest
+import torch
+
+from fluxsmith.cli.entry import main
+from fluxsmith.errors import UserError
+from fluxsmith.planning.calibration import extrapolated, measured_sizes
+from fluxsmith.planning.forecast import Planner
+from fluxsmith.planning.machine import Machine, quantity
+from fluxsmith.planning.outline import Outline
+from fluxsmith.planning.sharing import Sharing, Sizes
+from fluxsmith.planning.trace import Allocations, traced
+
+SIZES = Sizes(blocks=[100, 100, 40], root=60, whole=20)
+
+
+def planner(config, memory, **machine):
+    described = {"name": "described", "devices": 1, "gpu": False, "here": False} | machine
+    return Planner(Outline.of(config), Machine(memory=memory, **described))
+
+
+def test_what_does_not_fit_is_told_what_to_change_first(toy):
+    config = toy("train.batch_size=64")
+    needed = sum(planner(config, 2**40).memory(config).values())
+    assert planner(config, needed).forecast().advice == ""
+    found = planner(config, needed - 1).forecast()
+    assert found.advice.startswith("train.accumulate=2: ")
+    tight = planner(toy("train.batch_size=1"), 2**20).forecast()
+    assert tight.advice.startswith("a smaller model") and tight.largest_batch == 0
+
+
+def test_the_largest_batch_fits_and_one_more_does_not(toy):
+    config, memory = toy("train.batch_size=32"), 2**26
+    made = planner(config, memory)
+    largest = made.forecast().largest_batch
+    assert largest > 32
+
+    def needed(size):
+        return sum(made.memory(toy(f"train.batch_size={size}")).values())
+
+    assert needed(largest) <= memory * 1.01
+    assert needed(largest + largest // 50) > memory
+
+
+def test_shares_of_all_ranks_are_the_whole(toy):
+    config = toy("train.batch_size=64")
+    outline = Outline.of(config)
+    held = traced(outline, config)
+    alone, sizes = held.at_most(), planner(config, 1).sizes
+    assert Sharing(4, 1, 4, 1).on_a_rank(held, sizes) == alone
+    shared = Sharing(ranks=4, shard=4, bytes=4, passes=1).on_a_rank(held, sizes)
+    for part in ("weights", "optimiser", "average"):
+        beside = alone[part] * sizes.whole / (sizes.cut + sizes.whole)  # whole on every rank
+        assert 4 * (shared[part] - beside) == pytest.approx(alone[part] - beside, abs=8)
+
+
+def test_what_is_cut_may_be_most_at_another_moment():
+    """Many gradients, then an activation that is larger than what is cut of them."""
+    held = Allocations()
+    gradient, activation = torch.zeros(100), torch.zeros(60)
+    with held:
+        held.mark("gradients", [gradient])
+        held.events.append((0, -400))
+        held.mark_others("batch")
+        held._number(activation)
+    assert held.at_most()["gradients"] == 400
+    assert held.at_most({"gradients": 0.25})["activations"] == 240
+
+
+def test_what_a_ring_sends():
+    """By hand: 300 numbers of four bytes, cut in two, two copies of the model; 20 beside it."""
+    sharing = Sharing(ranks=4, shard=2, bytes=4, passes=1)
+    assert sharing.within(SIZES) == 2 * 1200 / 2 + 1200 / 2  # two gathers, one scattered sum
+    assert sharing.between(SIZES) == 2 * 600 / 2 + 2 * 80 * 3 / 4
+    assert Sharing(1, 1, 4, 1).within(SIZES) == Sharing(1, 1, 4, 1).between(SIZES) == 0
+
+
+def test_further_blocks_take_what_further_blocks_took():
+    sizes = measured_sizes((6, 12))
+    seconds = {(dual, single): 1 + 0.5 * dual + 0.25 * single for dual, single in sizes}
+    assert extrapolated(seconds, (6, 12)) == pytest.approx(1 + 3 + 3)
+    assert measured_sizes((1, 3)) == [(1, 3)]
+    assert measured_sizes((0, 40)) == [(0, 1), (0, 4)]
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "value"),
+    [
+        ("80GiB", "B", 80 * 2**30), ("1.5 GB", "B", 1.5e9), ("450GB/s", "B/s", 450e9),
+        ("400Gb/s", "B/s", 50e9), ("989TFLOPS", "FLOPS", 989e12),
+    ],
+)  # fmt: skip
+def test_quantities(text, unit, value):
+    assert quantity("--x", text, unit) == value
+
+
+@pytest.mark.parametrize("text", ["80", "80XiB", "0GiB", "-1GiB", "80GB/s", "GiB", "80 GiB more"])
+def test_what_is_no_quantity_is_named(text):
+    with pytest.raises(UserError, match=r"--memory .*such as 80GiB"):
+        quantity("--memory", text, "B")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("--devices", "0"), "--devices 0"),
+        (("--devices", "3", "--memory", "1GiB"), "3 ranks: must be a power of two"),
+        (("--devices", "16", "--memory", "1GiB"), "train.batch_size=8"),
+        (("--devices", "2", "--memory", "1GiB", "parallel.shard=4"), "parallel.shard=4"),
+        (("--memory", "80 apples"), "--memory 80 apples"),
+        (("--rate", "80GiB"), "--rate 80GiB"),
+        (("--reached", "1.5"), "--reached 1.5"),
+    ],
+)
+def test_a_mistake_is_a_line(toy_file, capsys, given, told):
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", str(toy_file), *given])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+
+
+def test_a_described_machine_is_planned_for_without_data_and_files(toy_file, tmp_path, capsys):
+    file = tmp_path / "plan.json"
+    with pytest.raises(SystemExit) as stop:
+        main(
+            ["plan", str(toy_file), "--devices", "2", "--memory", "1GiB", "--rate", "1TFLOPS",
+             "--bandwidth", "1GB/s", "data.source=folder", f"data.path={tmp_path / 'none'}",
+             "--json", str(file)]
+        )  # fmt: skip
+    assert not stop.value.code
+    assert "captions are taken to have 64 tokens" in capsys.readouterr().out
+    found = json.loads(file.read_text())
+    within, between = found["traffic"]["within"], found["traffic"]["between"]
+    assert within == 0
+    assert found["seconds"] == pytest.approx(found["flops"] / 2 / 0.5e12 + between / 1e9)
+    assert found["mfu"] == pytest.approx(found["flops"] / (found["seconds"] * 2e12))
