@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fluxsmith.cli.options import Overrides
+from fluxsmith.cli.options import Overrides, Overwrite, Resume
 from fluxsmith.errors import UserError
 
 
@@ -20,13 +20,8 @@ def distill(
     steps: Annotated[
         int | None, typer.Option(help="Draw in so many steps, unguided: 1, 2, 4 or 8.")
     ] = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(metavar="auto|PATH", help="Continue from the newest or a given checkpoint."),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete the run in the output folder first.")
-    ] = False,
+    resume: Resume = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Train a quicker student of a trained model."""
     from fluxsmith.cli.train import run_training

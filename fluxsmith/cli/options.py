@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from fluxsmith.parallel.ranks import Ranks
     from fluxsmith.pipeline import Pipeline
 
+Resume = Annotated[
+    str | None,
+    typer.Option(metavar="auto|PATH", help="Continue from the newest or a given checkpoint."),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Delete the run in the output folder first.")
+]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML config.")]
 Overrides = Annotated[
     list[str] | None,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fluxsmith.cli.options import RANKS, ConfigFile, Overrides
+from fluxsmith.cli.options import RANKS, ConfigFile, Overrides, Overwrite, Resume
 
 if TYPE_CHECKING:
     from fluxsmith.config import RunConfig
@@ -14,13 +14,8 @@ if TYPE_CHECKING:
 def train(
     config: ConfigFile,
     overrides: Overrides = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(metavar="auto|PATH", help="Continue from the newest or a given checkpoint."),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete the run in the output folder first.")
-    ] = False,
+    resume: Resume = None,
+    overwrite: Overwrite = False,
     fork: Annotated[
         Path | None,
         typer.Option(metavar="PATH", help="Start a new run from a checkpoint's averaged weights."),

@@ -42,6 +42,8 @@ def student_config(run: Path, steps: int | None, overrides: Sequence[str] = ()) 
     path = checkpoints.newest(run)
     contents = checkpoints.load(path)
     teacher = contents["config"]
+    if (kind := teacher["model"].get("conditioning", "text")) != "text":
+        raise UserError(f"{path} is a {kind} model; only models of text alone can be distilled")
     ending = DEV if steps is None else f"-{steps}step"
     folder = path.parent if path.parent.name else path.absolute().parent
     data = deepcopy(teacher)

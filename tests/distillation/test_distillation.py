@@ -395,6 +395,14 @@ def mistakes(make_teacher, tmp_path):
     ]
 
 
+def test_a_teacher_that_needs_a_picture_is_refused(teacher):
+    contents = checkpoints.load(teacher / "diffusion-1.pt")
+    contents["config"]["model"]["conditioning"] = "kontext"
+    checkpoints.save(teacher / "diffusion-2.pt", contents)
+    with pytest.raises(UserError, match="kontext model; only models of text alone"):
+        student_config(teacher, 4)
+
+
 def test_mistakes_get_a_line(make_teacher, tmp_path, capsys):
     for typed, line in mistakes(make_teacher, tmp_path):
         capsys.readouterr()
