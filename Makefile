@@ -5,19 +5,21 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CORE := $(VENV)/core.installed
 DEV := $(VENV)/dev.installed
+DOCS := $(VENV)/docs.installed
 PROMPTS := 0 1 2 3 4 5 6 7 8 9 zero one two three four five six seven eight nine
 TINY := output/image/digits/tiny
 
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test test-slow check lint format clean help
+.PHONY: demo test test-slow check docs format clean help
 
 help:
 	@echo "make demo       train a tiny model on handwritten digits and draw with it (minutes)"
 	@echo "make test       the tests that take seconds (minutes in all)"
 	@echo "make test-slow  the others: long runs, many kills, much nonsense, full sizes"
 	@echo "make check      lint, format and types"
+	@echo "make docs       the site of README, docs and the book, in build/site"
 	@echo "make format     rewrite the code in the house format"
 	@echo "make clean      remove the environment; trained models in output/ stay"
 
@@ -37,6 +39,9 @@ check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(DOCS)
+	$(BIN)/python docs/build_site.py
+
 format: $(DEV)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -51,4 +56,8 @@ $(CORE): pyproject.toml constraints.txt
 
 $(DEV): $(CORE)
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+$(DOCS): $(CORE)
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
 	@touch $@

@@ -38,7 +38,8 @@ from fluxsmith.training.trainer import Trainer
 CONFIGS = Path(__file__).parents[1] / "configs" / "image"
 NARROW = ("model.hidden_size=96", "model.num_heads=2", "model.axes_dim=[8, 20, 20]")
 SMALL_MNIST = (
-    "model.hidden_size=128", "model.num_heads=2", "model.depth=1", "model.depth_single_blocks=2",
+    "flow.prediction=velocity", "flow.mean=0", "train.learning_rate=1e-3", "model.depth=1",
+    "model.depth_single_blocks=2",
 )  # fmt: skip
 BASES = {"digits": ("digits/tiny.yaml",), "mnist": ("mnist/small.yaml", *SMALL_MNIST)}
 

@@ -24,8 +24,10 @@ from pathlib import Path
 import torch
 from fluxsmith.cli.torchrun import joined
 from fluxsmith.config import read_config
+from fluxsmith.kernels.memory import keep_freed_memory
 from fluxsmith.training.run import build_trainer
 out, steps, config, *overrides = sys.argv[1:]
+keep_freed_memory()  # as training does
 with joined() as ranks:
     trainer = build_trainer(read_config(config, overrides), torch.device("cpu"), ranks=ranks)
     for _ in range(3):
@@ -44,6 +46,9 @@ SIDES = {  # ranks (0: without torchrun), threads of each
     "one process, two threads": (0, 2),
     "two ranks of one thread": (2, 1),
 }
+PAIRS = list(
+    zip(list(SIDES)[1::2], list(SIDES)[::2], strict=True)
+)  # the second is what counts as 1
 
 
 def measured(ranks: int, threads: int, given: list[str]) -> tuple[float, float]:
@@ -75,6 +80,11 @@ def main() -> None:
     for side, found in taken.items():
         wall, cpu = (statistics.median(times) * 1e3 for times in zip(*found, strict=True))
         print(f"| {side} | {wall:.1f} | {cpu:.1f} |")
+    print()
+    for side, beside in PAIRS:
+        ratios = [a / b for (a, _), (b, _) in zip(taken[side], taken[beside], strict=True)]
+        ends = f"{min(ratios):.3f} to {max(ratios):.3f}"
+        print(f"{side}: {statistics.median(ratios):.3f} times {beside} (rounds: {ends})")
 
 
 if __name__ == "__main__":

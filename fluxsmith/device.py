@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -42,9 +42,14 @@ def named_dtype(name: str | None) -> torch.dtype | None:
 def computing_dtype(network: torch.nn.Module) -> torch.dtype:
     """The dtype to compute in with weights as they are stored: that of most of them, but bfloat16
     for fp8, which torch can't compute with directly."""
+    return dtype_of_most(network.parameters())
+
+
+def dtype_of_most(weights: Iterable[torch.Tensor]) -> torch.dtype:
+    """The same of tensors."""
     counts: Counter[torch.dtype] = Counter()
-    for parameter in network.parameters():
-        counts[parameter.dtype] += parameter.numel()
+    for weight in weights:
+        counts[weight.dtype] += weight.numel()
     ((most, _),) = counts.most_common(1)
     return most if most.itemsize > 1 else torch.bfloat16
 
@@ -85,19 +90,34 @@ def cache_folder() -> Path:
 
 
 def memory_of(device: torch.device) -> int:
-    """The bytes of memory that the device has in all; 0 if unknown."""
+    """The bytes of memory that the device has in all, or that may be used of it; 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if not hasattr(os, "sysconf"):  # Windows
         return 0
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_limits()])
 
 
 def free_memory(device: torch.device) -> int | None:
     """Bytes that can still be allocated on the device; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return _from_proc("meminfo", "MemAvailable") if device.type == "cpu" else None
+    free = _from_proc("meminfo", "MemAvailable") if device.type == "cpu" else None
+    used = resident_memory() or 0
+    return None if free is None else max(0, min([free, *(limit - used for limit in _limits())]))
+
+
+def _limits() -> Iterator[int]:
+    """The most bytes that this process may have, by its own limits and its control group's."""
+    with contextlib.suppress(ImportError):  # Windows
+        import resource
+
+        for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+            if (limit := resource.getrlimit(kind)[0]) != resource.RLIM_INFINITY:
+                yield limit
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):  # of the second and first version
+        with contextlib.suppress(OSError, ValueError):  # "max"
+            yield int(Path("/sys/fs/cgroup", file).read_text(encoding="ascii"))
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -7,6 +7,7 @@ in, and a resumed run needs no hidden state to go on exactly.
 
 import hashlib
 import json
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ def generator(*address: int | str, device: torch.device | str = "cpu") -> torch.
 
 
 def image_noise(
-    shape: tuple[int, ...], seed: int, indices: range, step: int | None = None
+    shape: tuple[int, ...], seed: int, indices: Sequence[int], step: int | None = None
 ) -> Tensor:
     """Standard normal noise (n, *shape), one generator an image, addressed by (seed, index): what a
     picture starts from, or what step `step` of a stochastic solver adds to it.

@@ -22,8 +22,8 @@ LAYERS: dict[int, str] = {
     4: "interop",
     5: "training evaluation",
     6: "distillation planning",
-    7: "studies",
-    8: "cli web",
+    7: "studies web",
+    8: "cli",
     9: "__main__",
 }
 LAYER = {unit: layer for layer, units in LAYERS.items() for unit in units.split()}

@@ -59,16 +59,20 @@ class Settings:
         """The least that a parameter of the base takes."""
         return {"float32": 4, "float8": 1}.get(self.base_dtype, 2)
 
+    def dtype_of(self, stored: torch.dtype) -> torch.dtype:
+        """What the frozen network computes in."""
+        return {**DTYPES, "float8": torch.bfloat16}.get(self.base_dtype, stored)
+
     def attach(self, network: Flux, seed: int) -> None:
         """Freezes the network, in the dtype asked for, and gives the layers chosen a change that
         is trained and begins at 0: A as a new linear layer, uniform up to 1 / sqrt(in), B zero (Hu
         et al. 2022, "LoRA", sec. 4.1), both in float32. A UserError where there is no layer."""
         network.requires_grad_(False)
+        dtype = self.dtype_of(computing_dtype(network))
+        if any(p.dtype != dtype for p in network.parameters()):
+            network.to(dtype)
         if self.base_dtype == "float8":
-            keep_in_float8(network.to(torch.bfloat16).blocks)
-        else:
-            stored = computing_dtype(network)
-            network.to(DTYPES.get(self.base_dtype, stored))
+            keep_in_float8(network.blocks)
         draw = generator(seed, "adapter")
         for name, rows in chosen(network, self):
             layer = network.get_submodule(name)

@@ -12,6 +12,7 @@ from fluxsmith.cli.lora_commands import convert, extract, merge
 from fluxsmith.cli.lora_commands import show as show_lora
 from fluxsmith.cli.plan import plan
 from fluxsmith.cli.sample import sample
+from fluxsmith.cli.serve import serve
 from fluxsmith.cli.study import study
 from fluxsmith.cli.train import train
 
@@ -28,6 +29,7 @@ for command in (
     distill,
     encode,
     sample,
+    serve,
     import_,
     export,
     evaluate,

@@ -57,7 +57,7 @@ def _ranks() -> Iterator[None]:
         return
     from fluxsmith.cli.torchrun import joined
 
-    if command != "train":
+    if command not in ("train", "distill", "sample", "evaluate"):
         if os.environ.get("RANK", "0") != "0":
             sys.exit(2)
         raise UserError(f"{command or '--help'}: runs in one process; start it without torchrun")

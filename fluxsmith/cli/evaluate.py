@@ -20,6 +20,7 @@ from fluxsmith.cli.options import (
     Weights,
     Where,
     can_compile,
+    ranks_on,
     this_command,
 )
 from fluxsmith.errors import UserError
@@ -70,7 +71,7 @@ def evaluate(
     from fluxsmith.sampling.generate import Sampler
     from fluxsmith.storage.checkpoint import newest
 
-    path = newest(checkpoint)
+    path, ranks = newest(checkpoint), ranks_on(device)
     pipeline = TextToImage.from_checkpoint(path, device, weights, overrides=where or ())
     settings = Settings.like(
         pipeline.config.sample,
@@ -95,6 +96,7 @@ def evaluate(
         command=this_command(),
         json_file=json_file,
         report=report,
+        ranks=ranks,
     )
 
 
@@ -123,4 +125,5 @@ def compare(
         device=device,
         command=this_command(),
         report=report,
+        ranks=ranks_on(device),
     )

@@ -12,7 +12,8 @@ def export(
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A *.safetensors file, or a folder.")],
     form: Annotated[
-        str, typer.Option("--format", metavar="bfl|diffusers", help="One file, or a folder.")
+        str,
+        typer.Option("--format", metavar="bfl|diffusers|fluxsmith", help="One file, or a folder."),
     ],
     weights: Weights = "ema",
     dtype: Annotated[
@@ -30,7 +31,8 @@ def export(
         str | None, typer.Option(metavar="USER/MODEL", help="Upload it there.")
     ] = None,
 ) -> None:
-    """Write a model for others: BFL's keys in one file, or a folder for diffusers."""
+    """Write a model for others: BFL's keys in one file, a folder for diffusers, or a small folder
+    for fluxsmith itself."""
     from fluxsmith.interop.exporting import export as run
     from fluxsmith.interop.hub import check_upload, upload
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from fluxsmith.storage.shipped import is_shipped
+
 if TYPE_CHECKING:
     from fluxsmith.parallel.ranks import Ranks
     from fluxsmith.pipeline import Pipeline
@@ -71,7 +73,18 @@ def drawing_command(checkpoint: Path, found: Path) -> str:
         at = typed.index("--out")
         del typed[at : at + 2]
     kept = [word for word in typed if not word.startswith("--out=")]
-    return shlex.join(["fluxsmith", *(str(found) if w == str(checkpoint) else w for w in kept)])
+    named = checkpoint if is_shipped(found) else found  # whose folder is elsewhere on each machine
+    return shlex.join(["fluxsmith", *(str(named) if w == str(checkpoint) else w for w in kept)])
+
+
+def ranks_on(device: str) -> "Ranks":
+    """This process's ranks, each of which takes its own of the devices of this name."""
+    from fluxsmith.device import pick_device
+    from fluxsmith.parallel.ranks import ALONE
+
+    ranks = RANKS.get(ALONE)
+    ranks.device(pick_device(device))
+    return ranks
 
 
 def can_compile(pipeline: "Pipeline") -> bool:

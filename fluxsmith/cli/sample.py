@@ -18,6 +18,7 @@ from fluxsmith.cli.options import (
     Where,
     can_compile,
     drawing_command,
+    ranks_on,
 )
 from fluxsmith.errors import UserError
 
@@ -112,6 +113,7 @@ def sample(
     moved = [f"{key}={json.dumps(place)}" for key, place in places.items() if place]
 
     drawings: list[Drawing] = []
+    ranks = ranks_on(device)
 
     def plan(pipeline: Pipeline, path: Path) -> Sequence[str]:
         """Every mistake in what was asked for comes up here, before anything large is loaded."""
@@ -164,7 +166,9 @@ def sample(
     )
     command = drawing_command(checkpoint, path)
     folder = out or default_folder(pipeline, path)
-    written = write_drawing(sampler, drawings[-1], folder, command, filmstrip=filmstrip, gif=gif)
+    written = write_drawing(
+        sampler, drawings[-1], folder, command, filmstrip=filmstrip, gif=gif, ranks=ranks
+    )
     for what, path in written.items():
         typer.echo(f"{what:<11} {path}")
     if (peak := peak_memory(pipeline.device)) is not None:

@@ -34,12 +34,13 @@ def run_training(
     """Trains, with the ranks, memory and evaluations of the command line; returns the exit code."""
     from fluxsmith.device import pick_device
     from fluxsmith.evaluation.measurement import during_training
-    from fluxsmith.kernels.memory import keep_freed_memory
+    from fluxsmith.kernels.memory import give_back_freed_memory, keep_freed_memory
+    from fluxsmith.parallel.ranks import ALONE
     from fluxsmith.planning.expectation import expected
     from fluxsmith.training.run import train
-    from fluxsmith.training.trainer import ALONE
 
     if pick_device(config.device).type == "cpu":
-        keep_freed_memory()
-    evaluate = during_training(config)
-    return train(config, resume, overwrite, fork, evaluate, RANKS.get(ALONE), expected)
+        (keep_freed_memory if config.parallel.shard == 1 else give_back_freed_memory)()
+    ranks = RANKS.get(ALONE)
+    evaluate = during_training(config, ranks)
+    return train(config, resume, overwrite, fork, evaluate, ranks, expected)

@@ -53,6 +53,8 @@ class TrainConfig(Section):
     """Newest checkpoints kept; 0: all."""
     keep_every: Interval = 0
     """Checkpoints at multiples of this step are kept for good; 0: none."""
+    snapshots: Interval = 0
+    """Averages kept on the way for `fluxsmith serve`, so many, closer at the start; 0: none."""
     background_save: bool = True
     """Write checkpoints while training goes on; takes memory for one more copy of its state."""
     on_save_error: Literal["continue", "stop"] = "continue"

@@ -3,7 +3,7 @@
 import itertools
 import logging
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -11,10 +11,10 @@ import torch
 
 from fluxsmith.data.buckets import arrange, crop_share, cut_in_words, shapes_of
 from fluxsmith.data.images import Shape
+from fluxsmith.data.loader import AHEAD, nothing_instead
 from fluxsmith.data.pictures import Decoded, in_order, picture_size
 from fluxsmith.data.records import PictureError
-from fluxsmith.data.shard_loader import AHEAD, Content, Drawn, Position, ShardLoader
-from fluxsmith.errors import UserError
+from fluxsmith.data.shard_loader import Coming, Drawn, Position, ShardLoader
 from fluxsmith.randomness import generator
 
 log = logging.getLogger("fluxsmith.data")
@@ -31,48 +31,25 @@ class Window:
     end: Position
 
 
-@dataclass(frozen=True)
-class Begun:
-    """A batch that is being decoded."""
-
-    images: list[tuple[Drawn, Future[Decoded]]]
-    bad: list[Decoded]  # that were passed over before it
-    after: Position
-
-
 class BucketStream(ShardLoader):
-    """The same images as without buckets, each once an epoch. A position is that of a window, of
-    about `shuffle_buffer` images, and how many of its batches were used."""
+    """The same images as without buckets, each once an epoch; for one of which the header alone is
+    good, the next of its batch stands in. A position is that of a window, of about `shuffle_buffer`
+    images, and how many of its batches were used."""
 
     @cached_property
     def _arranger(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(1, thread_name_prefix="fluxsmith-buckets")
 
-    def _go_to(self, position: Position, step: int) -> None:
-        super()._go_to(position, step)
-        read = partial(next, self._batches(position))  # by one thread, so one after the other
-        self._arranged = in_order(self._arranger, itertools.repeat(read), ahead=AHEAD)
+    def _read(self, position: Position) -> Iterator[Coming]:
+        read = partial(next, self._arranged(position))  # by one thread, so one after the other
+        return in_order(self._arranger, itertools.repeat(read), ahead=AHEAD)
 
-    def _read(self) -> tuple[Content, Position]:
-        begun = next(self._arranged)
-        for passed_over in begun.bad:
-            self._tally.count(passed_over.bad)
-        pixels, captions = [], []
-        for drawn, picture in begun.images:
-            decoded = picture.result()
-            self._tally.count(decoded.bad)
-            if decoded.pixels is not None:
-                pixels.append(decoded.pixels)
-                captions.append(drawn.caption)
-        if not pixels:
-            raise UserError(f"data.path={self.settings.path}: no image of a batch can be used")
-        # Others of the batch stand in for those whose header alone was good.
-        whole = [i % len(pixels) for i in range(self.batch_size)]
-        content = torch.stack([pixels[i] for i in whole]), [captions[i] for i in whole]
-        return content, begun.after
+    def _instead(self, row: int) -> Iterator[Drawn]:
+        images = self._coming(0).images
+        return (images[(row + i) % len(images)] for i in range(len(images)))
 
-    def _batches(self, position: Position) -> Iterator[Begun]:
-        """The endless batches from a position on, being decoded."""
+    def _arranged(self, position: Position) -> Iterator[Coming]:
+        """The endless batches from a position on."""
         shapes, used = shapes_of(self.settings), position.used
         for window in self._windows(replace(position, used=0)):
             batches = arrange(window.sizes, shapes, self.batch_size)
@@ -84,10 +61,9 @@ class BucketStream(ShardLoader):
             bad = window.bad
             for place in range(used, len(order)):
                 bucket, images = batches[order[place]]
-                chosen, shape = [window.images[i] for i in images], shapes[bucket]
-                begun = [(one, self._pool.submit(self._decode, one, shape)) for one in chosen]
                 last = place + 1 == len(order)
-                yield Begun(begun, bad, window.end if last else replace(start, used=place + 1))
+                after = window.end if last else replace(start, used=place + 1)
+                yield Coming([window.images[i] for i in images], after, shapes[bucket], bad)
                 bad = []
             used = 0
 
@@ -108,7 +84,7 @@ class BucketStream(ShardLoader):
                     bad = ((drawn.record.name, str(error)),)
                     window.bad.append(Decoded(drawn.record, None, bad))
                     if position.epoch > window.start.epoch + 1 and not window.images:
-                        raise self.none_of_an_epoch(*bad[0]) from None
+                        raise nothing_instead(window.bad[-1]) from None
                     continue
                 window.images.append(drawn)
                 window.sizes.append(size)

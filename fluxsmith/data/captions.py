@@ -1,7 +1,10 @@
 """From what stands for a caption in a file, a table or a shard to the captions of a picture: the
 one place where texts, lists, labels and templates are read."""
 
+import ast
+import contextlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -214,8 +217,21 @@ def _flat(values: Any) -> Iterator[Any]:
     if isinstance(values, (list, tuple)):
         for value in values:
             yield from _flat(value)
+    elif isinstance(values, str):
+        yield from _listed(values)
     elif values is not None and values is not MISSING and values == values:
         yield values
+
+
+def _listed(text: str) -> list[str]:
+    """The texts of a list that is written as one text, as csv files hold it; else the text."""
+    if text[:1] + text[-1:] == "[]" and not re.search(r"""['"]\s+['"]""", text):
+        for read in (json.loads, ast.literal_eval):
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                found = read(text)
+                if isinstance(found, list) and all(isinstance(one, str) for one in found):
+                    return found
+    return [text]
 
 
 def _clean(text: str) -> str:

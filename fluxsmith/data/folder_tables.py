@@ -48,7 +48,7 @@ def from_tables(
             f"captions are read from {name}: {', '.join(keys)} of the image in {image_key}"
             f"{unused(table.columns, keys)}"
         )
-        renamed = list[str]()
+        renamed, moved = list[str](), dict[str, str]()
         for row in table.rows:
             given = _name_below(root, row.values.get(image_key))
             held = [labelled(key, value_at(row.values, key)) for key in keys]
@@ -59,7 +59,10 @@ def from_tables(
                     fault += "; data.source=hf reads it" * isinstance(given, (bytes, dict))
                 yield Record(row.where, b"", (), fault=row.fault or fault)
                 continue
-            images = index.find(folder, given)
+            images, fault = index.find(folder, given), row.fault
+            if not images and len(images := index.find_moved(given)) == 1:
+                before = moved.setdefault(images[0], given)
+                fault = f"{before} is the same image here" if before != given else fault
             image = images[0] if len(images) == 1 else str(folder / given)
             ending = PurePosixPath(given).suffix.lower()
             if ending in endings() and ending != PurePosixPath(image).suffix.lower():
@@ -68,7 +71,7 @@ def from_tables(
             word = split_in_name(PurePosixPath(name).stem) or _split_of(row)
             if word and not own_test([sides.tables.get(image, "")]):  # testing goes before training
                 sides.tables[image] = str(word)
-            fault = row.fault or ("" if MISSING not in held else f"it has no {', '.join(keys)}")
+            fault = fault or ("" if MISSING not in held else f"it has no {', '.join(keys)}")
             if len(images) > 1:
                 fault = f"it may be {' or '.join(images[:3])}; write its folder too"
             if reference_key is not None and not fault:
@@ -85,6 +88,9 @@ def from_tables(
             there.account.note(
                 f"{name} gives {len(renamed):,} images other endings: {some(renamed)}"
             )
+        if moved:
+            found_for = some([f"{image} for {given}" for image, given in moved.items()])
+            there.account.note(f"{name} has paths of elsewhere, found by their ends: {found_for}")
     for image, told in values.items():
         reference = root / references[image] if image in references else None
         captions, label, fault = captioner.describe(*told)

@@ -2,6 +2,7 @@
 
 import os
 import posixpath
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +45,7 @@ def list_folder(root: Path) -> Listing:
             found.images.append(name)
         elif stem.startswith(ABOUT):
             found.account.pass_over("about the data", name)
-        elif ending in TEXTS or stem == "metadata":
+        elif ending in TEXTS or stem in TABLE_NAMES:
             found.texts.append(name)
         else:
             found.unread += [name] if ending in UNREAD else []
@@ -167,6 +168,15 @@ class ImageIndex:
         if given_path.suffix.lower() not in endings():
             return []
         return self.find(folder, str(given_path.with_suffix("")))  # it may have another ending now
+
+    def find_moved(self, given: str) -> list[str]:
+        """The image of a whole path of where it once lay, such as one of Windows: the longest end
+        of it that leads to one here."""
+        path = PurePosixPath(given.strip().replace("\\", "/"))
+        if not (path.is_absolute() or re.match(r"[A-Za-z]:/", str(path))):
+            return []
+        ends = ("/".join(path.parts[i:]) for i in range(1, len(path.parts)))
+        return next(filter(None, (self.find(PurePosixPath(), end) for end in ends)), [])
 
 
 def _near(name: str) -> str:

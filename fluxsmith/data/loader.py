@@ -8,11 +8,10 @@ it was.
 
 import logging
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -106,6 +105,39 @@ class Loader(Protocol):
     def describe(self) -> str:
         """How many images, in words."""
         ...
+
+
+class Ahead:
+    """Decodes rows of batches: those that are asked for, and the same of those that follow."""
+
+    def __init__(
+        self, workers: int, jobs: Callable[[int, Sequence[int]], Iterable[Callable[[], Any]]]
+    ) -> None:
+        """`jobs` are those of some rows of a step's batch."""
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="fluxsmith-data")
+        self._jobs = jobs
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops what was begun."""
+        self._begun: dict[tuple[int, int], Future[Any]] = {}
+        self._rows: Sequence[int] = ()
+
+    def rows(self, step: int, rows: Sequence[int]) -> list[Any]:
+        """The results of these rows."""
+        usual = min(rows, self._rows or rows, key=len)  # a whole batch is looked at now and then
+        self._rows = rows
+        begun: dict[tuple[int, int], Future[Any]] = {}
+        for at in range(step, step + AHEAD + 1):
+            wanted = rows if at == step else usual
+            new = [row for row in wanted if (at, row) not in self._begun]
+            self._begun |= {
+                (at, row): self._pool.submit(job)
+                for row, job in zip(new, self._jobs(at, new) if new else (), strict=True)
+            }
+            begun |= {(at, row): self._begun[at, row] for row in wanted}
+        self._begun = begun
+        return [begun[step, row].result() for row in rows]
 
 
 class BucketOrder:
@@ -307,28 +339,17 @@ class RecordLoader(EpochLoader):
         self.decode = decode
         self._images = list(buckets.values())
         self._tally = Tally(settings.max_bad, len(records))
-        self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="fluxsmith-data")
-        self._begun: deque[tuple[int, Rows, list[Future[tuple[Place, Decoded]]]]] = deque()
+        self._ahead = Ahead(settings.workers, self._jobs)
 
     def read(self, step: int, rows: Rows) -> tuple[Tensor, list[str]]:
         if rows is not None:
             self._tally.level = logging.ERROR  # no other rank meets these pictures
-        if self._begun and self._begun[0][:2] != (step, rows):
-            self._begun.clear()
-        while len(self._begun) <= AHEAD:
-            ahead = step + len(self._begun)
-            places = self.places(ahead, rows)
-            futures = [self._pool.submit(self._decode, place) for place in places]
-            self._begun.append((ahead, rows, futures))
         pixels, captions = [], []
-        for future in self._begun.popleft()[2]:
-            place, decoded = future.result()
+        chosen = range(self.batch_size) if rows is None else rows
+        for place, decoded in self._ahead.rows(step, chosen):
             self._tally.count(decoded.bad)
             if decoded.pixels is None:
-                raise UserError(
-                    f"no image that can be used among {TRIES}, the last of them "
-                    f"{decoded.record.name}: {decoded.bad[-1][1]}; mend or remove the bad ones"
-                )
+                raise nothing_instead(decoded)
             pixels.append(decoded.pixels)
             captions.append(self.caption(place, decoded.record.captions))
         return to_device(torch.stack(pixels), self.device), captions
@@ -338,6 +359,9 @@ class RecordLoader(EpochLoader):
 
     def describe(self) -> str:
         return f"{super().describe()}, read as they are needed"
+
+    def _jobs(self, step: int, rows: Sequence[int]) -> list[Callable[[], tuple[Place, Decoded]]]:
+        return [partial(self._decode, place) for place in self.places(step, rows)]
 
     def _decode(self, place: Place) -> tuple[Place, Decoded]:
         """The image of a place, or the first one that can be used of those that stand in for it."""
@@ -359,3 +383,12 @@ class RecordLoader(EpochLoader):
         if self.settings.resize != "random-crop":
             return 0.5
         return float(torch.rand((), generator=generator(self.seed, "crop", epoch, image)))
+
+
+def nothing_instead(last: Decoded) -> UserError:
+    """What a loader ends with where all that stand in for a picture are bad, too."""
+    name, why = last.bad[-1]
+    return UserError(
+        f"no image that can be used; the last of those that were tried is {name}: {why}; mend or "
+        f"remove the bad ones"
+    )

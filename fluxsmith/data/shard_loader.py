@@ -6,27 +6,25 @@ reads only from the shard that the block begins in.
 """
 
 import itertools
+import logging
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fluxsmith.data.fingerprints import same_data
 from fluxsmith.data.images import Shape
 from fluxsmith.data.imageset import distinct
-from fluxsmith.data.loader import Batch, Rows, batch_of
+from fluxsmith.data.loader import TRIES, Ahead, Batch, Rows, batch_of, nothing_instead
 from fluxsmith.data.pictures import Decode, Decoded, decode_record, in_order
 from fluxsmith.data.records import ReadingSettings, Record, Shards, Tally
 from fluxsmith.device import to_device
 from fluxsmith.errors import UserError
 from fluxsmith.randomness import generator
-
-AHEAD = 3  # batches that are decoded before they are asked for
 
 
 @dataclass(frozen=True)
@@ -57,11 +55,20 @@ class Drawn:
     after: Position
 
 
-Content = tuple[Tensor, list[str]]  # of a batch: images (b, c, h, w) uint8, or latents; captions
+@dataclass(frozen=True)
+class Coming:
+    """A batch of the stream, read and not decoded, and the position after it."""
+
+    images: Sequence[Drawn]
+    after: Position
+    shape: Shape | None = None  # in which it is seen; None: the square
+    bad: Sequence[Decoded] = ()  # what was passed over before it
 
 
 class ShardLoader:
-    """Batches from shards, in order."""
+    """Batches from shards, in order. A picture that can't be used is replaced by another of the
+    stream, which comes in its own place as well; so what comes where is known without decoding, and
+    of several ranks, each decodes its own rows alone. All of them read all records."""
 
     def __init__(
         self,
@@ -79,56 +86,49 @@ class ShardLoader:
         self.settings = settings
         self.device = torch.device(device)
         self._tally = Tally(settings.max_bad)
-        self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="fluxsmith-data")
+        self._ahead = Ahead(settings.workers, self._jobs)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="fluxsmith-shards")
         self.digest = ""
-        self._position = Position()
-        self._last: Batch | None = None
-        self._go_to(self._position, 0)
+        self._step, self._position = 0, Position()
+        self._go_to(self._position, self._step)
 
     def batch(self, step: int, rows: Rows = None) -> Batch:
-        """The next batch, or the last one once more. Of several ranks, each decodes all of it: a
-        picture that can't be used changes where the others come."""
-        if step == self._step - 1 and self._last is not None:
-            return self._last.at(rows)
+        """The next batch, or the last one once more; or some of its rows."""
+        if step == self._step + 1:
+            self._position = self._coming(0).after
+            self._begun.popleft()
+            self._step = step
         if step != self._step:
             raise ValueError(f"a stream is at step {self._step} and can't jump to {step}: resume")
-        (images, captions), position = self._read()
-        self._position = position  # only of whole batches: one that failed is read again
-        self._step += 1
-        on_device = to_device(images, self.device)
-        self._last = batch_of(on_device, captions, self.settings.channels)
-        return self._last.at(rows)
+        if rows is not None:
+            self._tally.level = logging.ERROR  # no other rank meets these pictures
+        for passed_over in self._coming(0).bad:
+            self._tally.count(passed_over.bad)
+        chosen = range(self.batch_size) if rows is None else rows
+        found = [*map(self._usable, chosen, self._ahead.rows(step, chosen))]
+        pixels = torch.stack([x for _, x in found])
+        captions = [drawn.caption for drawn, _ in found]
+        return batch_of(to_device(pixels, self.device), captions, self.settings.channels)
 
-    def _read(self) -> tuple[Content, Position]:
-        """The next batch, and the position after it."""
-        pixels: list[Tensor] = []
-        captions: list[str] = []
-        position = self._position
-        good = position.epoch  # of the last image that could be used
-        while len(captions) < self.batch_size:
-            drawn, picture = self._next()
-            decoded = picture.result()
+    def _usable(self, row: int, decoded: Decoded) -> tuple[Drawn, torch.Tensor]:
+        """The picture of a row, or the first one that can be used of those that stand in for it."""
+        for attempt, drawn in enumerate(self._instead(row)):
+            if attempt:
+                decoded = self._decode(drawn, self._coming(0).shape)
             self._tally.count(decoded.bad)
-            position = drawn.after
             if decoded.pixels is not None:
-                pixels.append(decoded.pixels)
-                captions.append(drawn.caption)
-                good = position.epoch
-            elif position.epoch > good + 1:  # data.max_bad may allow this many of a small stream
-                raise self.none_of_an_epoch(*decoded.bad[-1])
-        return (torch.stack(pixels), captions), position
+                return drawn, decoded.pixels
+        raise nothing_instead(decoded)
 
-    def none_of_an_epoch(self, name: str, reason: str) -> UserError:
-        """What a stream is told by that would go on without an end."""
-        return UserError(
-            f"data.path={self.settings.path}: no image of a whole epoch can be used; the last is "
-            f"{name}: {reason}; mend or replace them"
-        )
+    def _instead(self, row: int) -> Iterator[Drawn]:
+        """The picture of a row of the next batch, and those in its place in the batches after it,
+        which may stand in for it."""
+        return (self._coming(i).images[row] for i in range(TRIES))
 
     def position(self, step: int) -> dict[str, Any]:
-        assert step == self._step, "a stream knows only where it stands"
-        return asdict(self._position) | self._told()
+        assert step in (self._step, self._step + 1), "a stream knows only where it stands"
+        here = self._position if step == self._step else self._coming(0).after
+        return asdict(here) | self._told()
 
     def resume(self, position: dict[str, Any], step: int, origin: str) -> None:
         same_data(position, self._told(), origin)
@@ -155,16 +155,26 @@ class ShardLoader:
         """From here on, `batch` gives `step` and those after it."""
         self._step = step
         self._position = position
-        self._last = None
-        self._begun: deque[tuple[Drawn, Future[Decoded]]] = deque()
-        self._stream: Iterator[Drawn] = self._draw(position)
+        self._begun: deque[Coming] = deque()
+        self._batches = self._read(position)
+        self._ahead.forget()
 
-    def _next(self) -> tuple[Drawn, Future[Decoded]]:
-        """The next picture of the stream; the ones after it are being decoded."""
-        while len(self._begun) < AHEAD * self.batch_size:
-            drawn = next(self._stream)
-            self._begun.append((drawn, self._pool.submit(self._decode, drawn)))
-        return self._begun.popleft()
+    def _coming(self, ahead: int) -> Coming:
+        """The batch so many after that of `self._step`."""
+        while len(self._begun) <= ahead:
+            self._begun.append(next(self._batches))
+        return self._begun[ahead]
+
+    def _jobs(self, step: int, rows: Sequence[int]) -> Iterable[Callable[[], Decoded]]:
+        batch = self._coming(step - self._step)
+        return [partial(self._decode, batch.images[row], batch.shape) for row in rows]
+
+    def _read(self, position: Position) -> Iterator[Coming]:
+        """The endless batches from a position on."""
+        stream = self._draw(position)
+        while True:
+            images = [*itertools.islice(stream, self.batch_size)]
+            yield Coming(images, images[-1].after)
 
     def _draw(self, position: Position) -> Iterator[Drawn]:
         """The endless stream from a position on."""

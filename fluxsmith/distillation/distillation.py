@@ -11,6 +11,7 @@ from fluxsmith.data.loader import Loader
 from fluxsmith.distillation.teacher import Teacher
 from fluxsmith.distillation.trajectories import Recipe, TrajectoryLoader, TrajectoryStore
 from fluxsmith.errors import UserError
+from fluxsmith.parallel.ranks import Ranks
 from fluxsmith.pipeline import Load, Pipeline
 from fluxsmith.training.objective import Objective
 
@@ -29,14 +30,17 @@ class Distillation(Objective):
         self.scale = scale
         self.teacher = Teacher(config.objective.teacher, pipeline.device)
         self.teacher.check_student(config)
+        self.teacher.share(pipeline)
         if recipe.highest_scale != 1:
             self.teacher.require_null_prompt()
         settings = config.objective
         self.store = TrajectoryStore(
             self.teacher, recipe, settings.trajectories, config.seed, settings.cache
         )
-        self.store.make()
         self._pictures = lru_cache(maxsize=1)(self._draw)
+
+    def make(self, ranks: Ranks) -> None:
+        self.store.make(ranks)
 
     def loader(self) -> Loader:
         return TrajectoryLoader(self.store, self.config.train.batch_size, self.config.seed)

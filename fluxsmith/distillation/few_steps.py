@@ -60,7 +60,7 @@ class TrajectoryDistillation(Distillation):
         steps: Annotated[Literal[1, 2, 4, 8], "Steps that the student draws with."] = 4
         guidance: Annotated[float, Ge(0), "The teacher's scale."] = 2.0
         trajectories: Annotated[int, Ge(1), "Trajectories of the teacher that are made."] = 6144
-        solver_steps: Annotated[int, Ge(1), "Midpoint steps between two kept states."] = 1
+        solver_steps: Annotated[int, Ge(1), "Steps of adams2 between two kept states."] = 3
         cache: Annotated[str | None, "Where they are kept; beside the teacher by default."] = None
 
     @classmethod

@@ -19,7 +19,7 @@ from fluxsmith.pipeline import Pipeline
 from fluxsmith.text.encoder import NULL_PROMPT, TextInput
 from fluxsmith.training.objective import Losses
 
-STATES = 10  # kept of a trajectory
+STATES, BETWEEN = 10, 2  # kept of a trajectory, and the solver's steps between them
 UNGUIDED = 0.25  # share of the states with a scale of 1
 NO_PROMPT = 0.1  # share of the trajectories
 
@@ -91,7 +91,7 @@ class GuidanceDistillation(Distillation):
             )
         low, high = config.objective.lowest_guidance, config.objective.highest_guidance
         times = student_times(config, pipeline, STATES)
-        return cls(config, pipeline, Recipe(times, 1, low, high, UNGUIDED, NO_PROMPT, True))
+        return cls(config, pipeline, Recipe(times, BETWEEN, low, high, UNGUIDED, NO_PROMPT, True))
 
     @classmethod
     def needs_data(cls, config: RunConfig) -> bool:

@@ -12,6 +12,7 @@ from fluxsmith.distillation.guidance_distillation import GuidanceDistillation
 from fluxsmith.distillation.trajectories import whole_shards
 from fluxsmith.errors import UserError
 from fluxsmith.storage import checkpoint as checkpoints
+from fluxsmith.storage.shipped import is_shipped
 
 DEV = "-dev"
 STEPS = 1, 2, 4, 8
@@ -46,6 +47,8 @@ def student_config(run: Path, steps: int | None, overrides: Sequence[str] = ()) 
         raise UserError(f"{path} is a {kind} model; only models of text alone can be distilled")
     ending = DEV if steps is None else f"-{steps}step"
     folder = path.parent if path.parent.name else path.absolute().parent
+    if is_shipped(path):
+        folder = Path(teacher["output_dir"])
     data = deepcopy(teacher)
     data["name"] = teacher["name"].removesuffix(DEV) + ending
     data["output_dir"] = str(folder.with_name(folder.name.removesuffix(DEV) + ending))

@@ -42,6 +42,17 @@ class Teacher:
     def config(self) -> RunConfig:
         return self.pipeline.config
 
+    def share(self, student: Pipeline) -> None:
+        """Weights that a student keeps frozen, as a LoRA does those beneath it, and that are its
+        teacher's are held once for both."""
+        own = dict(self.pipeline.named_parameters())
+        for name, theirs in student.named_parameters():
+            ours = own.get(name)
+            if ours is None or theirs.requires_grad or ours.dtype != theirs.dtype:
+                continue
+            if torch.equal(ours, theirs):
+                theirs.data = ours.data
+
     def check_student(self, config: RunConfig) -> None:
         """Raises a UserError for a student that can't learn from it."""
         check_same(self.config, config, SHARED, str(self.path))
@@ -58,14 +69,16 @@ class Teacher:
     def velocity(self, x: Tensor, t: Tensor, prompts: Sequence[str], scale: Tensor) -> Tensor:
         """The velocity guided by `scale` (b,) for each of x (b, c, h, w), at times t (b,) or ().
 
-        v = v_u + scale (v_c - v_u), Ho & Salimans 2022, eq. 6; of a teacher with a guidance input
-        what it gives for that scale. Only rows whose scale is not 1 are evaluated twice.
+        v = v_u + scale (v_c - v_u), Ho & Salimans 2022, eq. 6, in the teacher's guidance interval,
+        and v_c outside; of a teacher with a guidance input what it gives for that scale. Only rows
+        that are guided are evaluated twice.
         """
         cond = self.pipeline.encode_text(prompts)
         if self.config.model.guidance_embed:
             return self.pipeline.velocity(x, t, cond, scale)
         v = self.pipeline.velocity(x, t, cond)
-        rows = (scale != 1).nonzero().flatten()
+        low, high = self.config.sample.guidance_interval
+        rows = ((scale != 1) & (low <= t) & (t <= high)).nonzero().flatten()
         if len(rows):
             null = self.pipeline.encode_text([NULL_PROMPT]).expand(len(rows))
             v_u = self.pipeline.velocity(x[rows], t[rows] if t.ndim else t, null)

@@ -25,7 +25,8 @@ from fluxsmith.data.loader import Batch, BucketOrder, Rows
 from fluxsmith.device import to_device
 from fluxsmith.distillation.teacher import Teacher
 from fluxsmith.errors import UserError
-from fluxsmith.flow.solvers import midpoint
+from fluxsmith.flow.solvers import adams2
+from fluxsmith.parallel.ranks import ALONE, Ranks
 from fluxsmith.randomness import address_seed, generator, image_noise
 from fluxsmith.storage.files import first_line, make_folder
 from fluxsmith.storage.tensor_files import write_tensors
@@ -39,7 +40,7 @@ DTYPE = torch.float16  # of the states on disk: they are of the size of 1
 @dataclass(frozen=True)
 class Recipe:
     """How trajectories are made: the times of the states that are kept, from 1 for the noise, and
-    the steps of the midpoint rule between two of them."""
+    the solver's steps between two of them."""
 
     times: tuple[float, ...]
     between: int
@@ -95,19 +96,20 @@ class TrajectoryStore:
         self.folder = root / key
         self._shard = lru_cache(maxsize=None)(self._open)
 
-    def make(self) -> None:
-        """Makes what is not on disk yet; a UserError where it can't be written."""
+    def make(self, ranks: Ranks = ALONE) -> None:
+        """Makes what is not on disk yet, shared out over ranks; a UserError where it can't be
+        written."""
         missing = [i for i in range(self.count // SHARD) if not self._path(i).is_file()]
+        missing = ranks.tell(missing)[0]
         if not missing:
             return
         make_folder(self.folder, "objective.cache to another")
         began = time.monotonic()
         with ProgressConsole() as console:
-            for done, shard in enumerate(missing):
-                left = (time.monotonic() - began) / done * (len(missing) - done) if done else None
+            for done, _ in enumerate(ranks.shared(missing, self._make), start=1):
+                left = (time.monotonic() - began) / done * (len(missing) - done)
                 made = self.count - (len(missing) - done) * SHARD
                 console.report(f"trajectories {made:,}/{self.count:,} of the teacher", left)
-                self._make(shard)
             console.report(f"trajectories {self.count:,} in {self.folder}", None, last=True)
 
     def rows(self, indices: Sequence[int]) -> Trajectories:
@@ -155,10 +157,14 @@ class TrajectoryStore:
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             return teacher.velocity(x, t, prompts, scale.to(device))
 
-        states = [x]
-        for start, end in pairwise(ts.tolist()):
-            finer = torch.linspace(start, end, self.recipe.between + 1)
-            states.append(midpoint(velocity, states[-1], finer))
+        states, between = list[Tensor](), self.recipe.between
+
+        def keep(step: int, t: Tensor, x: Tensor) -> None:
+            if step % between == 0:
+                states.append(x)
+
+        finer = [torch.linspace(a, b, between + 1)[:-1] for a, b in pairwise(ts.tolist())]
+        adams2(velocity, x, torch.cat((*finer, ts[-1:])), keep)
         found = {"states": torch.stack(states, 1).to(DTYPE).cpu(), "t": ts, "scale": scale}
         write_tensors(self._path(shard), found, {"prompts": json.dumps(prompts)})
 

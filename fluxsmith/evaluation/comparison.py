@@ -18,6 +18,7 @@ from fluxsmith.evaluation.report.page import Evaluation, write_report
 from fluxsmith.evaluation.samples import Reference, Samples, Settings
 from fluxsmith.evaluation.statistics import difference, holm, paired_difference
 from fluxsmith.interop.open_pipeline import TextToImage
+from fluxsmith.parallel.ranks import ALONE, Ranks
 from fluxsmith.sampling.generate import Sampler
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.storage.files import make_folder
@@ -34,6 +35,7 @@ def compare(
     device: str,
     command: str,
     report: Path | None = None,
+    ranks: Ranks = ALONE,
     **settings: Any,
 ) -> list[dict[str, Any]]:
     """Prints a table of differences with 95% intervals and verdicts, writes the page, and returns
@@ -50,7 +52,9 @@ def compare(
     if len(set(names)) < len(names):
         names = [str(file) for file in files]
 
-    reference = Reference(pipelines[0].config)
+    if ranks.size > 1:
+        ranks.expect_same({str(f): p.digest() for f, p in zip(files, pipelines, strict=True)})
+    reference = Reference(pipelines[0].config, ranks)
     data = Gaussian.of(reference.train_features)
     evaluations, scores = [], {}
     for name, file, pipeline in zip(names, files, pipelines, strict=True):
@@ -63,7 +67,7 @@ def compare(
         scores[name] = (right, frechet_draws(samples.features, data, own.seed))
     found = comparisons(scores)
     Console(markup=False).print(_table(found))
-    if report is not None:
+    if report is not None and ranks.first:
         write_report(report, *evaluations, comparisons=found)
     return found
 

@@ -21,6 +21,7 @@ from fluxsmith.evaluation.evaluator import Evaluator
 from fluxsmith.evaluation.evaluators import EVALUATORS, for_training
 from fluxsmith.evaluation.report.page import Evaluation, write_json, write_report
 from fluxsmith.evaluation.samples import Reference, Samples, Settings
+from fluxsmith.parallel.ranks import ALONE, Ranks
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.sampling.generate import Sampler
 from fluxsmith.storage.files import make_folder
@@ -41,15 +42,19 @@ def evaluate(
     command: str,
     json_file: Path | None = None,
     report: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
-    """Runs the evaluators named, prints a table, and writes what was asked for."""
+    """Runs the evaluators named, prints a table, and writes what was asked for. Of `ranks` all draw
+    and measure, and the first prints and writes."""
     if json_file is not None:
         if json_file.is_dir():
             raise UserError(f"--json {json_file}: this is a folder; name a file in it")
         make_folder(json_file.parent, "--json")
     if report is not None:
         make_folder(report, "--report")
-    samples = Samples(sampler, Reference(sampler.pipeline.config), settings)
+    if ranks.size > 1:
+        ranks.expect_same({"the model": sampler.pipeline.digest(), "the command": command})
+    samples = Samples(sampler, Reference(sampler.pipeline.config, ranks), settings)
     left_out = [name for name in metrics if EVALUATORS[name].needs_classes]
     if samples.reference.train.classes is None and 0 < len(left_out) < len(metrics):
         metrics = [name for name in metrics if name not in left_out]
@@ -57,6 +62,10 @@ def evaluate(
             f"left out, for want of classes: {', '.join(left_out)}", soft_wrap=True
         )
     results = measure(samples, metrics, checkpoint=checkpoint, weights=weights, command=command)
+    if report is not None:
+        _ = samples.pictures  # by all, before one of them shows them
+    if not ranks.first:
+        return results
     Console(markup=False).print(table(results))
     for name, found in results["results"].items():
         EVALUATORS[name].keep(found, checkpoint, weights)
@@ -110,8 +119,11 @@ def measure(
     }
 
 
-def during_training(config: RunConfig) -> Callable[[Pipeline], dict[str, float]] | None:
-    """A function from the pipeline to its scores, or None where the config asks for none.
+def during_training(
+    config: RunConfig, ranks: Ranks = ALONE
+) -> Callable[[Pipeline], dict[str, float]] | None:
+    """A function from the pipeline to its scores, or None where the config asks for none. `ranks`
+    share the work, where each has all of the model.
 
     Everything it draws is addressed, so it leaves the training as it was, to the bit. The data and
     the classifier are loaded now, so that what is wrong with them shows before the first step.
@@ -119,7 +131,7 @@ def during_training(config: RunConfig) -> Callable[[Pipeline], dict[str, float]]
     evaluators = for_training(config.evaluate.metrics)
     if not config.evaluate.every or not evaluators or config.evaluate.every > config.train.steps:
         return None
-    reference = Reference(config)
+    reference = Reference(config, ranks if config.parallel.shard == 1 else ALONE)
     for name, each in list(evaluators.items()):
         if lacking := _lacking(each, reference, config):
             log.warning("evaluate.metrics: %s is left out: %s", name, lacking)

@@ -6,10 +6,10 @@ samples need no 50,000 pictures in memory.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,27 +22,33 @@ from fluxsmith.data import load
 from fluxsmith.data.images import to_uint8
 from fluxsmith.data.imageset import ImageSet, evenly
 from fluxsmith.evaluation.classifier import Classifier, trained_classifier
+from fluxsmith.parallel.ranks import ALONE, Ranks
 from fluxsmith.pipeline import caption_fault
 from fluxsmith.sampling.edit import Edit, held_out_edit
 from fluxsmith.sampling.generate import OnStep, Sampler
+
+Done = TypeVar("Done")
 
 BATCH = 100
 
 
 class Reference:
     """The training and test images of a config's data set, as its model sees them, and the
-    classifier trained on them; each loaded when it is first needed."""
+    classifier trained on them; each loaded when it is first needed, by all `ranks`, which measure
+    a model together."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self._data, self._fault = config.data, caption_fault(config)
+    def __init__(self, config: RunConfig, ranks: Ranks = ALONE) -> None:
+        self._data, self._fault, self.ranks = config.data, caption_fault(config), ranks
 
     @cached_property
     def train(self) -> ImageSet:
-        return load(self._data, "train", self._fault)
+        with self.ranks.first_alone():
+            return load(self._data, "train", self._fault)
 
     @cached_property
     def test(self) -> ImageSet:
-        return load(self._data, "test", self._fault)
+        with self.ranks.first_alone():
+            return load(self._data, "test", self._fault)
 
     def lacks(self, needed: int) -> str:
         """Why what needs so many test images can't be measured; "" where it can."""
@@ -69,7 +75,9 @@ class Reference:
 
     @cached_property
     def classifier(self) -> Classifier:
-        return trained_classifier(self.train, self.test)
+        data = self.train, self.test
+        with self.ranks.first_alone():
+            return trained_classifier(*data)
 
     @cached_property
     def train_features(self) -> Tensor:
@@ -183,10 +191,25 @@ class Samples:
         shape = (len(self), config.channels, config.image_size, config.image_size)
         with tempfile.TemporaryFile() as file:  # the mapping keeps it alive after closing
             pictures = torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="w+", shape=shape))
-        for rows in track(in_batches(len(self), BATCH), "drawing samples", transient=True):
-            drawn = self.draw(self.prompts[rows.start : rows.stop], rows.start)
-            pictures[rows.start : rows.stop] = to_uint8(drawn)
+        batches = self.drawn(self.prompts, 0)
+        starts = range(0, len(self), BATCH)
+        for start, drawn in zip(
+            track(starts, "drawing samples", transient=True), batches, strict=True
+        ):
+            pictures[start : start + BATCH] = drawn
         return pictures
+
+    def drawn(self, prompts: Sequence[str], first_index: int) -> Iterator[Tensor]:
+        """The same as `draw`, as uint8, in batches that the ranks share."""
+
+        def batch(rows: range) -> Tensor:
+            return to_uint8(self.draw(prompts[rows.start : rows.stop], first_index + rows.start))
+
+        return self.reference.ranks.shared(in_batches(len(prompts), BATCH), batch)
+
+    def measured(self, count: int, size: int, work: Callable[[range], Done]) -> list[Done]:
+        """What `work` finds of so many rows, in batches of a size, which the ranks share."""
+        return [*self.reference.ranks.shared(in_batches(count, size), work)]
 
     @cached_property
     def _classified(self) -> tuple[Tensor, Tensor]:

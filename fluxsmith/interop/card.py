@@ -30,11 +30,14 @@ def write_card(
     *,
     scores: Path | None,
     samples: bool,
-    whole: bool,
+    whole: bool = True,
     dtype: Dtype = None,
+    template: str = "card.md.j2",
+    **more: Any,
 ) -> None:
     """README.md and the picture in it; `scores` is what `fluxsmith evaluate --json` wrote, `dtype`
-    that of the exported weights if it is not the pipeline's."""
+    that of the exported weights if it is not the pipeline's. `more` is what another template
+    says."""
     if samples:
         n = min(MOST_SAMPLES, pipeline.config.sample.num_samples, len(pipeline.captions))
         prompts = evenly(pipeline.captions, n)
@@ -43,8 +46,8 @@ def write_card(
     config = RunConfig.model_validate(portable(pipeline.config.model_dump()))
     environment = Environment(undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"json": json.dumps, "figures": _figures}
-    template = Path(__file__).with_name("card.md.j2").read_text(encoding="utf-8")
-    card = environment.from_string(template).render(
+    text = Path(__file__).with_name(template).read_text(encoding="utf-8")
+    card = environment.from_string(text).render(
         config=config,
         settings=show(config, comments=False),
         source=pipeline.source,
@@ -58,6 +61,7 @@ def write_card(
         prompt=[*pipeline.captions, "a photo of a red fox"][0],
         max_tokens=pipeline.text.max_tokens,
         scores=None if scores is None else read_json(scores),
+        **more,
     )
     write_text(folder / "README.md", card + "\n")
 
@@ -80,4 +84,6 @@ def _figures(results: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]
             found += _figures(value, f"{prefix}{name}.")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             found.append((prefix + name, f"{value:.6g}"))
+        elif name.endswith("interval") and len(value) == 2 and None not in value:
+            found.append((f"{prefix}{name}", "{:.6g} to {:.6g}".format(*value)))
     return found

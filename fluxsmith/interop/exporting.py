@@ -2,7 +2,8 @@
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from fluxsmith.interop.card import check_scores, write_card
 from fluxsmith.interop.diffusers_folder import check_diffusers, write_parts
 from fluxsmith.interop.open_pipeline import TextToImage, merge_adapter
 from fluxsmith.interop.read_weights import NOTES, Notes, text_file
+from fluxsmith.interop.shipping import HALVES, export_small
 from fluxsmith.kernels.offload import place
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.storage import checkpoint as checkpoints
@@ -21,7 +23,7 @@ from fluxsmith.storage.files import make_folder, write_text
 from fluxsmith.storage.tensor_files import Dtype, write_tensors
 from fluxsmith.text.frozen import FrozenText
 
-FORMATS = ("bfl", "diffusers")
+FORMATS = ("bfl", "diffusers", "fluxsmith")
 # Where a folder for diffusers holds what the config names, as seen from the folder.
 INSIDE = {"autoencoder.weights": "vae", "text.clip": ".", "text.t5": "."}
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
@@ -42,16 +44,23 @@ def export(
     `dtype`, the matrices of the network also in fp8; returns what was written."""
     if form not in FORMATS:
         raise UserError(f"--format {form}: must be one of {', '.join(FORMATS)}")
+    if form == "fluxsmith" and dtype not in (None, *HALVES):
+        raise UserError(f"--dtype {dtype}: --format fluxsmith stores in {' or '.join(HALVES)}")
     stored = _stored(dtype)
     largest = None if max_shard_size is None else _bytes(max_shard_size)
     if form == "bfl" and scores is not None:
         raise UserError(f"--scores {scores}: goes into the model card of --format diffusers")
-    if form == "bfl" and largest is not None:
+    if form != "diffusers" and largest is not None:
         raise UserError(
-            f"--max-shard-size {max_shard_size}: a BFL export is one file; use --format diffusers"
+            f"--max-shard-size {max_shard_size}: this export is one file; use --format diffusers"
         )
     path = checkpoints.newest(checkpoint)
     pipeline = TextToImage.from_checkpoint(path, "cpu", weights, mapped=True)
+    if form == "fluxsmith":
+        merge_adapter(pipeline, None)
+        with whole_folder(out) as partial:
+            export_small(pipeline, path.parent, partial, dtype, scores)
+        return sorted(out.iterdir())
     if scores is not None:
         check_scores(pipeline, scores)
     merge_adapter(pipeline, torch.bfloat16 if callable(stored) else stored)
@@ -82,12 +91,8 @@ def export_diffusers(
 ) -> list[Path]:
     """A folder for diffusers with a model card, whole or not at all."""
     check_diffusers(pipeline.network.params, "use --format bfl")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is there already; name a new folder, or delete it first")
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    make_folder(partial / NOTES, "OUT")
-    try:
+    with whole_folder(out) as partial:
+        make_folder(partial / NOTES, "OUT")
         about = notes(pipeline, INSIDE)
         if isinstance(pipeline.text, FrozenText):
             pipeline.text.release()  # loaded for their digest
@@ -97,10 +102,22 @@ def export_diffusers(
         if samples:
             place(pipeline.network, pipeline.device)  # nothing computes in fp8
         write_card(pipeline, partial, scores=scores, samples=samples, whole=whole, dtype=dtype)
+    return sorted(out.iterdir())
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` at the end, and is gone where anything went wrong."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is there already; name a new folder, or delete it first")
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    make_folder(partial, "OUT")
+    try:
+        yield partial
         partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return sorted(out.iterdir())
 
 
 def notes(pipeline: Pipeline, inside: Mapping[str, str] | None = None) -> Notes:

@@ -27,11 +27,6 @@ def infer_config(weights: Weights) -> dict[str, Any]:
     known = weights.settings
     params = infer_params(weights.network, weights.origin, known.get("axes_dim"))
     features = params.out_channels or params.in_channels
-    if features != params.in_channels <= 2 * features:
-        raise UserError(
-            f"{weights.origin}: takes {params.in_channels} features of an image token and gives "
-            f"{features}, as FLUX.1 Canny and Depth do, which can't be drawn with here"
-        )
     latent = "autoencoder" in known or (
         params.context_in_dim == 4096 and weights.kind != "xdiffusion"
     )

@@ -30,11 +30,18 @@ def infer_params(
     """The sizes of weights under BFL's names; `axes_dim` if they are not FLUX.1's."""
     refuse_others(network, origin)
     try:
-        return _infer(network, axes_dim)
+        found = _infer(network, axes_dim)
     except KeyError as error:
         raise UserError(f"{origin} is not a whole Flux: it lacks {error}") from None
     except (ValueError, IndexError, TypeError, RuntimeError) as error:
         raise UserError(f"{origin} is not a Flux that can be read: {error}") from None
+    given, taken = found.out_channels or found.in_channels, found.in_channels
+    if given < taken <= 2 * given:
+        raise UserError(
+            f"{origin}: takes {taken} features of an image token and gives {given}, as FLUX.1 "
+            f"Canny and Depth do, which can't be drawn with here"
+        )
+    return found
 
 
 def _infer(network: dict[str, Tensor], axes_dim: Sequence[int] | None) -> FluxParams:
@@ -95,7 +102,7 @@ def _cause(network: dict[str, Tensor], params: FluxParams) -> str:
     try:
         found = infer_params(network, "the file", params.axes_dim)
     except UserError as error:
-        return f"With this config's model.axes_dim, {error}"
+        return str(error)
     if found.guidance_embed != params.guidance_embed:
         return (
             f"Use a config with guidance_embed={str(found.guidance_embed).lower()}: variants like "

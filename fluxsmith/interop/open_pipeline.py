@@ -27,6 +27,7 @@ from fluxsmith.sampling.generate import OnStep, Sampler
 from fluxsmith.sampling.request import CONFIGS
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.storage.hub_folder import HUB_ID
+from fluxsmith.storage.shipped import shipped_folder
 from fluxsmith.storage.weight_files import SAFETENSORS
 from fluxsmith.text.encoder import NULL_PROMPT
 from fluxsmith.text.frozen import FrozenText
@@ -56,7 +57,7 @@ class TextToImage(Pipeline):
             return
         if moved is None or moved == contents["config"]["train"]["init_from"]:
             moved = contents["metadata"]["base"]["path"]
-        if not (Path(moved).exists() or HUB_ID.fullmatch(moved)):
+        if not (Path(moved).exists() or shipped_folder(moved) or HUB_ID.fullmatch(moved)):
             raise UserError(
                 f"{origin}: changes the weights of {moved}, which is not there; say where they are "
                 f"with --set train.init_from=PATH"
@@ -145,13 +146,12 @@ def load_initial(pipeline: Pipeline, path: str, load: Load | None = None) -> Non
     """Copies network and learned text encoder from `path` (of a checkpoint its average) into a new
     model, for training to start from; by `load`, where the pipeline is not to do it itself."""
     weights = read_weights(path)
-    wanted, network = pipeline.network.params.in_channels, weights.network
-    first = network.get("img_in.weight")
-    if pipeline.config.model.conditioning == "fill" and first is not None:
+    params, first = pipeline.network.params, weights.network.get("img_in.weight")
+    if first is not None and first.shape[1] == params.out_channels:
         # A model of text alone is blind, at first, to the picture around the hole.
-        blind = first.new_zeros(len(first), max(0, wanted - first.shape[1]))
-        network = {**network, "img_in.weight": torch.cat((first, blind), dim=1)}
-    weights = replace(weights, network=network)
+        blind = first.new_zeros(len(first), params.in_channels - first.shape[1])
+        wide = {"img_in.weight": torch.cat((first, blind), dim=1)}
+        weights = replace(weights, network=weights.network | wide)
     _check_model(pipeline, weights)
     pipeline.load_weights(_tensors(pipeline, weights), weights.origin, load=load)
     pipeline.source = after_training(weights.metadata.get("source", {}))

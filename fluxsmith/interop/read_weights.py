@@ -18,6 +18,7 @@ from fluxsmith.storage.files import explaining, read_json
 from fluxsmith.storage.hub_folder import local_path
 from fluxsmith.storage.model_parts import FOLDER, WANTED, models_in, part_of
 from fluxsmith.storage.numbers import dequantised, refuse_quantised, refuse_quantised_config
+from fluxsmith.storage.shipped import shipped_folder
 from fluxsmith.storage.tensor_files import (
     is_pickled,
     read_metadata,
@@ -87,7 +88,7 @@ def read_weights(source: str | Path, *, shapes: bool = False) -> Weights:
     With `shapes` the network's tensors are on the meta device: enough to check them, without the
     memory that joining diffusers' layers takes.
     """
-    path = local_path(source, WANTED["network"])
+    path = shipped_folder(source) or local_path(source, WANTED["network"])
     if path.is_dir() and checkpoints.find(path):
         path = checkpoints.newest(path)
     contents = None

@@ -1,7 +1,8 @@
-"""Keeping the memory that training frees and asks for again in every step.
+"""Keeping the memory that training frees and asks for again in every step; or giving it back.
 
 glibc hands large blocks back to the system as soon as they are freed, and gets new ones, page by
 page and cleared, for the next step: some 10,000 page faults in each step of the lesson's network.
+But what it keeps has holes, where weights that are cut over ranks come and go in other sizes.
 """
 
 import ctypes
@@ -12,7 +13,10 @@ from typing import Any
 
 # malloc.h
 _M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 _M_MMAP_MAX = -4
+
+LARGE = 2**20  # bytes of a block that is given back
 
 # What a user may have set instead.
 SETTINGS = (
@@ -26,11 +30,20 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
 
     Not where there is no glibc, nor where the environment has settings of malloc's.
     """
+    # No mapping of its own for a large block, and nothing back from the heap's end.
+    return _set(environment, {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1})
+
+
+def give_back_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
+    """The same, but every large block goes back: by itself, glibc keeps those of up to 32 MiB."""
+    return _set(environment, {_M_MMAP_THRESHOLD: LARGE})
+
+
+def _set(environment: Mapping[str, str], options: Mapping[int, int]) -> bool:
     mallopt = _of_glibc("mallopt")
     if mallopt is None or any(name in environment for name in SETTINGS):
         return False
-    # No mapping of its own for a large block, and nothing back from the heap's end.
-    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
+    return all(bool(mallopt(*option)) for option in options.items())
 
 
 def release_freed_memory() -> None:

@@ -1,6 +1,6 @@
 """The gradient of a batch from those of its pieces, which several ranks may have computed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -24,10 +24,9 @@ class Gradients:
         self.ranks, self.held, self.exact = ranks, held, exact
         self.parameters = parameters
         self.parts = parts  # micro-batches of a piece
-        self.in_rounds = held.sums_each_piece
         each = pieces // ranks.size
         own = range(ranks.rank * each, (ranks.rank + 1) * each)
-        self.own = range(ranks.rank, pieces, ranks.size) if self.in_rounds else own
+        self.own = range(ranks.rank, pieces, ranks.size) if self.held.sums_each_piece else own
         self._tree, self._done = Tree(), 0
         self._announce()
 
@@ -36,7 +35,7 @@ class Gradients:
         self._done += 1
         if self._done % self.parts == 0:
             self.held.collect()
-            if self.in_rounds:
+            if self.held.sums_each_piece:
                 self._sum_over_ranks()
             self._tree.add([p.grad for p in self.parameters])
             for p in self.parameters:
@@ -47,25 +46,21 @@ class Gradients:
         """The gradients become those of the batch."""
         for p, gradient in zip(self.parameters, self._tree.total(), strict=True):
             p.grad = gradient
-        if not self.in_rounds:
+        if not self.held.sums_each_piece:
             self._sum_over_ranks()
         self._done = 0
         self._announce()
 
-    def squares(self, of: Callable[[Sequence[Tensor | None]], Tensor]) -> Tensor:
-        """`of` the gradients, which gives the squared norm of each (parameters,)."""
-        return self.held.squares(self.parameters, of)
-
     def gather(self, rows: Tensor) -> Tensor:
         """(k, b) of this rank's images -> (k, b) of the whole batch, in its order."""
         found = self.ranks.gather(rows)  # (ranks, k, b)
-        if self.in_rounds:  # (ranks, k, rounds, b) -> (k, rounds, ranks, b)
+        if self.held.sums_each_piece:  # (ranks, k, rounds, b) -> (k, rounds, ranks, b)
             return found.unflatten(2, (len(self.own), -1)).permute(1, 2, 0, 3).flatten(1)
         return found.transpose(0, 1).flatten(1)
 
     def _announce(self) -> None:
         """Whether the next backward pass is one after which a cut model's gradients are added."""
-        last = self.parts if self.in_rounds else self.parts * len(self.own)
+        last = self.parts if self.held.sums_each_piece else self.parts * len(self.own)
         self.held.sync((self._done + 1) % last == 0)
 
     def _sum_over_ranks(self) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from textwrap import shorten
@@ -49,8 +49,32 @@ class Ranks:
         """What each rank tells: plain data, in the order of ranks."""
         return [what]
 
+    def shared(self, items: Sequence[Any], work: Callable[[Any], Any]) -> Iterator[Any]:
+        """What `work` makes of each item, in order. Each is done by one rank, in turn, and told to
+        all: plain data, or tensors in the host's memory. A UserError of one is raised by all."""
+        for first in range(0, len(items), self.size):
+            own = items[first : first + self.size][self.rank :][:1]
+            done, problem = list[Any](), None
+            try:
+                done += map(work, own)
+            except UserError as error:
+                problem = error
+            told = self.tell((done, problem))
+            if said := next((error for _, error in told if error), None):
+                raise said
+            for found, _ in told:
+                yield from found
+
     def expect_same(self, facts: Mapping[str, Any]) -> None:
         """A UserError where the ranks differ in any of these facts, plain data by name."""
+        told = self.tell(dict(facts))
+        for name in dict.fromkeys(name for each in told for name in each):
+            values = [str(each.get(name)) for each in told]
+            if other := next((i for i, value in enumerate(values) if value != values[0]), 0):
+                first, second = (shorten(values[i], 200) for i in (0, other))
+                raise UserError(
+                    f"{name}: {first} on rank 0 and {second} on rank {other}; all need the same"
+                )
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
@@ -76,16 +100,10 @@ class LaunchedRanks(Ranks):
         if device.type == "cpu":
             return device
         local, there = int(os.environ.get("LOCAL_RANK", self.rank)), torch.cuda.device_count()
-        if device.type != "cuda" or not dist.is_nccl_available():
-            lacking = "NCCL" if device.type == "cuda" else "CUDA GPUs or device=cpu"
+        if device.type != "cuda" or not dist.is_nccl_available() or local >= there:
             raise UserError(
-                f"device={device.type}: several ranks need {lacking}, which is not here; start one "
-                f"process, or set device=cpu"
-            )
-        if local >= there:
-            raise UserError(
-                f"rank {self.rank} is the {local + 1}th of its machine, which has {there} GPUs; "
-                f"start torchrun with --nproc-per-node {there}"
+                f"device={device.type}: ranks need NCCL and a CUDA GPU each, and where rank "
+                f"{self.rank} is there are {there}; start {there or 1} there, or set device=cpu"
             )
         torch.cuda.set_device(local)
         return torch.device("cuda", local)
@@ -108,16 +126,6 @@ class LaunchedRanks(Ranks):
             dist.all_gather_object(told, what, group=self.group)
         return told
 
-    def expect_same(self, facts: Mapping[str, Any]) -> None:
-        told = self.tell(dict(facts))
-        for name in dict.fromkeys(name for each in told for name in each):
-            values = [shorten(str(each.get(name)), 60) for each in told]
-            if other := next((i for i, value in enumerate(values) if value != values[0]), 0):
-                raise UserError(
-                    f"{name}: {values[0]} on rank 0 and {values[other]} on rank {other}; all ranks "
-                    f"need the same"
-                )
-
     @contextmanager
     def first_alone(self) -> Iterator[None]:
         self._turns += 1
@@ -125,6 +133,11 @@ class LaunchedRanks(Ranks):
         if not self.first:
             while not self.watch.store.check([key]):  # however long it takes
                 time.sleep(POLL)
-        yield
-        if self.first:
-            self.watch.store.set(key, "done")
+        try:
+            yield
+        finally:
+            if self.first:
+                self.watch.store.set(key, "done")
+
+
+ALONE = Ranks()

@@ -58,18 +58,12 @@ class Shards(Whole):
     def _sum_as_asked(self, module: Any) -> None:
         """Gradients are added, for the losses are divided already: in the order of the tree or as
         the library likes; then over the ranks that have the same shares."""
+        if not hasattr(module, "set_custom_reduce_scatter"):
+            raise UserError("parallel.shard: needs torch 2.9 or newer; install it, or leave it out")
         if self.exact:
-            if not hasattr(module, "set_custom_reduce_scatter"):
-                raise UserError(
-                    f"train.deterministic=true: with parallel.shard it needs torch 2.9 or newer, "
-                    f"and this is {torch.__version__}; leave one of them out"
-                )
             module.set_custom_reduce_scatter(InOrder())
-        if hasattr(module, "set_gradient_divide_factor"):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
-        else:  # before torch 2.8
-            module.set_reduce_scatter_divide_factor(1.0)
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
         if self._copies.size() > 1:
             module.set_all_reduce_hook(
                 lambda sums: sum_over_ranks([sums], self._copies, self.exact)
@@ -116,6 +110,7 @@ class Shards(Whole):
             return super().on_host(x, copy)
         return _joined(super().on_host(_local(x), copy), self._host, x)
 
+    @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor]) -> None:
         own = self.model.state_dict() | dict(self.parts.named_parameters())
         if own.keys() != weights.keys():
@@ -124,8 +119,7 @@ class Shards(Whole):
             share = self.share(part, weights[name])
             if share.shape != part.shape:
                 raise RuntimeError(f"{name} is {tuple(weights[name].shape)} there")
-            with torch.no_grad():
-                part.copy_(share)
+            part.copy_(share)
 
     @contextmanager
     def holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
@@ -148,15 +142,14 @@ class Shards(Whole):
         self, parameters: Sequence[nn.Parameter], of: Callable[[Sequence[Tensor | None]], Tensor]
     ) -> Tensor:
         if self.exact:  # of whole gradients, one after the other
-            return torch.cat([of([self._whole_gradient(p)]) for p in parameters])
+            return torch.cat(
+                [of([p.grad if p.grad is None else self.gathered(p, p.grad)]) for p in parameters]
+            )
         own = of([p.grad for p in parameters])
         shared = torch.tensor([id(p) in self._cut for p in parameters], device=own.device)
         everywhere = torch.where(shared, own, 0)
         dist.all_reduce(everywhere, group=self._shares)
         return torch.where(shared, everywhere, own)
-
-    def _whole_gradient(self, p: nn.Parameter) -> Tensor | None:
-        return None if p.grad is None else self.gathered(p, p.grad)
 
 
 class InOrder:

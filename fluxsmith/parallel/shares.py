@@ -1,7 +1,7 @@
 """What a rank holds of a model: all of it, or (`sharding`) its share of every tensor."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -88,16 +88,14 @@ def is_cut(x: Tensor) -> bool:
     return hasattr(x, "full_tensor")
 
 
-def unsharded(module: nn.Module) -> Any:
-    """A context in which a block of a cut model, or what it has beside its blocks, has its weights
-    whole, for those who call its layers by themselves."""
-    return _unsharded(module) if hasattr(module, "unshard") else nullcontext()
-
-
 @contextmanager
-def _unsharded(module: Any) -> Iterator[None]:
-    module.unshard()
+def unsharded(module: Any) -> Iterator[None]:
+    """Inside, a block of a cut model, or what it has beside its blocks, has its weights whole, for
+    those who call its layers by themselves."""
+    if cut := hasattr(module, "unshard"):
+        module.unshard()
     try:
         yield
     finally:
-        module.reshard()
+        if cut:
+            module.reshard()

@@ -35,8 +35,7 @@ class Tree:
 
     def total(self) -> list[Tensor | None]:
         """The sum of a power of two of lists, after which there are none."""
-        ((_, found),) = self._sums
-        self._sums = []
+        ((_, found),), self._sums = self._sums, []
         return found
 
 
@@ -77,12 +76,11 @@ def sum_over_ranks(tensors: Sequence[Tensor], group: dist.ProcessGroup | None, e
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """In order, those of one kind together up to BUCKET numbers."""
     bucket: list[Tensor] = []
-    size = 0
     for x in tensors:
-        if bucket and (size + x.numel() > BUCKET or bucket[0].dtype != x.dtype):
+        size = sum(each.numel() for each in (*bucket, x))
+        if bucket and (size > BUCKET or bucket[0].dtype != x.dtype):
             yield bucket
-            bucket, size = [], 0
+            bucket = []
         bucket.append(x)
-        size += x.numel()
     if bucket:
         yield bucket

@@ -36,7 +36,7 @@ def calibrate(outline: Outline, config: RunConfig, device: torch.device) -> Cali
     sizes = measured_sizes(blocks)
     networks = {size: _with(config, size) for size in sizes}
     largest = networks[sizes[-1]]
-    if outline.flops(largest) > MOST.get(device.type, 0):
+    if outline.flops(largest) * config.train.batch_size > MOST.get(device.type, 0):
         return _by_products(outline, config, device)
     batches = [outline.batch(one) for one in outline.likely(config.train.batch_size)]
     least = outline.trainer(_with(config, (min(blocks[0], 1), min(blocks[1], 1))), device)
@@ -90,7 +90,8 @@ def _by_products(outline: Outline, config: RunConfig, device: torch.device) -> C
     products = matrix_products(device, dtype)
     taken = take_turns(products, device, ROUNDS)
     rate = product_flops(device) / min(median(one) for one in taken.values())
-    return Calibration(outline.flops(config) / rate, 0.0, "large matrix products alone")
+    seconds = outline.flops(config) * config.train.batch_size / rate
+    return Calibration(seconds, 0.0, "large matrix products alone")
 
 
 def _with(config: RunConfig, blocks: Blocks) -> RunConfig:

@@ -64,7 +64,13 @@ class Planner:
             self.config = changed(self.config, train={"kernels": "off"})
         with torch.device("meta"):
             network = Flux(outline.params(self.config))
-            self.sizes = Sizes.of(outline.learned(self.config, network), network, network.blocks)
+            whole = outline.learned(self.config, network)
+            self.sizes = Sizes.of(whole, network, network.blocks)
+        if adapter := self.config.train.adapter.choice:
+            whole.requires_grad_(False)
+            adapter.attach(network, self.config.seed)
+            own = sum(p.numel() for p in whole.parameters() if p.requires_grad)
+            self.sizes = Sizes((), 0, own)  # which are whole on every rank
         self._alone: dict[Any, Allocations] = {}  # traces, by what they depend on
 
     def forecast(self) -> Forecast:
@@ -75,7 +81,7 @@ class Planner:
             calibration = calibrate(self.outline, local, pick_device(config.device))
         lost = calibration.lost if calibration else 0.0
         memory = self.memory(config, lost)
-        traffic, flops = self.traffic(), self.outline.flops(config)
+        traffic, flops = self.traffic(), self.outline.flops(config) * config.train.batch_size
         seconds, how = self._seconds(flops, traffic, calibration)
         spent = seconds and machine.rate and seconds * machine.rate * machine.devices
         txt, img = self.outline.tokens(config)
@@ -197,7 +203,7 @@ class Planner:
             yield {"parallel": again}
             for train in smaller[-1:]:
                 yield {"parallel": again, "train": train}
-        if config.parallel.shard < devices:
+        if config.parallel.shard < devices and config.train.adapter.choice is None:
             yield {"parallel": {"shard": devices}}
             yield {"parallel": {"shard": devices, **again}}
             for train in smaller[-1:]:

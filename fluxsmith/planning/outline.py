@@ -6,7 +6,7 @@ out of a step: what they give has a known shape.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from fluxsmith.config import RunConfig
 from fluxsmith.config.objective_section import ObjectiveConfig
 from fluxsmith.data import build_loader
 from fluxsmith.data.loader import Batch, Loader, MemoryLoader
-from fluxsmith.device import DTYPES
+from fluxsmith.device import DTYPES, dtype_of_most
 from fluxsmith.errors import UserError
-from fluxsmith.model.flops import training_flops
+from fluxsmith.interop.read_weights import read_weights
+from fluxsmith.model.flops import forward_flops, training_flops
 from fluxsmith.model.flux import Flux, FluxParams
 from fluxsmith.pipeline import (
     Pipeline,
@@ -51,6 +52,8 @@ WIDTHS = {
 ALONE = ObjectiveConfig.DEFAULT  # the objective in which a network is all that computes
 CPU = torch.device("cpu")
 WORD = "word"  # a token of a learned encoder
+
+Flops = Callable[[FluxParams, int, int], int]  # by a network's sizes, its text and image tokens
 
 
 class KnownText:
@@ -123,6 +126,7 @@ class Outline:
     autoencoder: AutoencoderParams | None  # None: pixels
     captions: list[str]
     data: int  # bytes that its pictures take in memory
+    stored: torch.dtype = torch.float32  # of the weights that training begins with
     notes: list[str] = field(default_factory=list)  # what was not here
 
     @classmethod
@@ -133,7 +137,7 @@ class Outline:
                 f"objective.kind={config.objective.kind}: only {ALONE} can be planned for"
             )
         notes: list[str] = []
-        autoencoder = _autoencoder(config, notes)
+        autoencoder = autoencoder_of(config, notes)
         try:
             loader = loader or build_loader(
                 config.data, config.train.batch_size, config.seed, "cpu",
@@ -145,17 +149,25 @@ class Outline:
             captions = [" ".join([WORD] * most)]
             notes.append(f"captions are taken to have {most} tokens, the most they can: {error}")
         images = loader.images if isinstance(loader, MemoryLoader) else []
-        return cls(config, autoencoder, captions, sum(x.nbytes for x in images), notes)
+        stored = torch.float32 if config.train.adapter.choice is None else _stored(config, notes)
+        return cls(config, autoencoder, captions, sum(x.nbytes for x in images), stored, notes)
 
     def trainer(self, config: RunConfig, device: torch.device = CPU) -> Trainer:
         """A trainer, at step 0, of a config that may have other sizes than the outline's."""
         text, autoencoder = _text(config), self._autoencoder(config)
-        with torch.random.fork_rng(devices=[]):
-            network = Flux(flux_params(config, autoencoder, text))
+        adapter, usual = config.train.adapter.choice, torch.get_default_dtype()
+        try:
+            torch.set_default_dtype(
+                self.stored if adapter is None else adapter.dtype_of(self.stored)
+            )
+            with torch.random.fork_rng(devices=[]):
+                network = Flux(flux_params(config, autoencoder, text))
+        finally:
+            torch.set_default_dtype(usual)
         pipeline = Pipeline(config, network, text, autoencoder)
-        if config.train.adapter.kind != "none":  # as `with_adapter` does, but for the weights
+        if adapter is not None:  # as `with_adapter` does, but for the weights
             pipeline.requires_grad_(False)
-            config.train.adapter.choice.attach(network, config.seed)
+            adapter.attach(network, config.seed)
         if device != pipeline.device:  # tensors without numbers can't go anywhere
             pipeline.to(device)
         prepare(pipeline)
@@ -217,12 +229,19 @@ class Outline:
         side = config.data.image_size // factor // config.model.patch_size
         return sum(lengths) / len(lengths), side * side
 
-    def flops(self, config: RunConfig) -> float:
-        """Of a step."""
+    def flops(self, config: RunConfig, of: Flops | None = None) -> float:
+        """Of a picture in a training step, or in what else is counted."""
         txt, img = self.tokens(config)
-        params = self.params(config)
-        low, high = (training_flops(params, n, img) for n in (math.floor(txt), math.floor(txt) + 1))
-        return config.train.batch_size * (low + (high - low) * (txt % 1))
+        frozen = config.train.adapter.choice is not None
+        of = of or (through_frozen if frozen else training_flops)
+        low, high = (of(self.params(config), math.floor(txt) + more, img) for more in (0, 1))
+        return low + (high - low) * (txt % 1)
+
+
+def through_frozen(params: FluxParams, txt_tokens: int, img_tokens: int) -> int:
+    """Of a picture forward and backward through frozen layers, where backward makes the product for
+    the input alone."""
+    return 2 * forward_flops(params, txt_tokens, img_tokens)
 
 
 def _text(config: RunConfig) -> TextEncoder:
@@ -231,7 +250,17 @@ def _text(config: RunConfig) -> TextEncoder:
     return KnownText(found) if isinstance(found, FrozenText) else found
 
 
-def _autoencoder(config: RunConfig, notes: list[str]) -> AutoencoderParams | None:
+def _stored(config: RunConfig, notes: list[str]) -> torch.dtype:
+    """The dtype of most of the weights beneath an adapter."""
+    base = str(config.train.init_from)
+    if Path(base).exists():
+        return dtype_of_most(read_weights(base, shapes=True).network.values())
+    notes.append(f"the frozen weights are taken to be bfloat16: there is no {base} here")
+    return torch.bfloat16
+
+
+def autoencoder_of(config: RunConfig, notes: list[str]) -> AutoencoderParams | None:
+    """Its sizes, FLUX.1's where its file is not here, which is noted; None for pixels."""
     weights = getattr(config.autoencoder, "weights", None)
     if weights is None:
         return None

@@ -33,6 +33,7 @@ class Allocations(TorchDispatchMode):
         super().__init__()
         self.events: list[tuple[int, int]] = []  # (number of a storage, its bytes; -bytes if freed)
         self.parts: dict[int, str] = {}  # what storages are for, by their numbers
+        self.begun = 0  # the first of the events at which what is held counts
         self._numbers: dict[int, int] = {}  # of the storages that live, by their place in memory
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -84,7 +85,7 @@ class Allocations(TorchDispatchMode):
             return event[1] * shares.get(self.parts.get(event[0], ACTIVATIONS), 1.0)
 
         sums = list(accumulate(map(held, self.events)))
-        until = 1 + max(range(len(sums)), key=sums.__getitem__)
+        until = 1 + max(range(self.begun, len(sums)), key=sums.__getitem__)
         found = dict.fromkeys(PARTS, 0.0)
         for event in self.events[:until]:
             found[self.parts.get(event[0], ACTIVATIONS)] += held(event)
@@ -109,6 +110,7 @@ def traced(outline: Outline, config: RunConfig) -> Allocations:
 def _train(outline: Outline, config: RunConfig, captions: list[str], found: Allocations) -> None:
     trainer = outline.trainer(config)
     pipeline = trainer.pipeline
+    found.begun = len(found.events) - 1  # what it took to be made is over
     found.mark("weights", (*pipeline.parameters(), *pipeline.buffers()))
     found.mark("average", trainer.ema.weights.values())
     optimiser, trained = trainer.optimiser, trainer.update.trained

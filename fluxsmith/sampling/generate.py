@@ -24,6 +24,7 @@ from fluxsmith.kernels.accelerate import accelerated
 from fluxsmith.kernels.compiling import compiled
 from fluxsmith.kernels.cuda_graphs import CudaCapture
 from fluxsmith.kernels.offload import is_offloaded
+from fluxsmith.parallel.ranks import ALONE, Ranks
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.randomness import image_noise
 from fluxsmith.sampling.edit import Edit, strength_of
@@ -56,6 +57,7 @@ class Drawing:
     batch_size: int | None = None
     negative_prompt: str = NULL_PROMPT  # what classifier-free guidance leads away from
     true_guidance: float = 1.0  # its scale beside an embedded one; 1 is off
+    one_noise: bool = False  # every picture starts from that of the first
 
 
 class Sampler:
@@ -121,6 +123,7 @@ class Sampler:
         batch_size: int | None = None,
         negative_prompt: str = NULL_PROMPT,
         true_guidance: float = 1.0,
+        one_noise: bool = False,
     ) -> Drawing:
         """What `draw` takes: what is left out is the settings', `size` the config's (height,
         width). Raises a UserError that names the first setting that can't be used."""
@@ -136,13 +139,15 @@ class Sampler:
             batch_size,
             negative_prompt,
             true_guidance,
+            one_noise,
         )
         _check(drawing, self.pipeline, self.settings)
         return drawing
 
     @torch.no_grad()
-    def draw(self, drawing: Drawing, on_step: OnStep | None = None) -> Tensor:
-        """The pictures of a plan, as `generate` returns them."""
+    def draw(self, drawing: Drawing, on_step: OnStep | None = None, ranks: Ranks = ALONE) -> Tensor:
+        """The pictures of a plan, as `generate` returns them. Batches are shared out over `ranks`;
+        `on_step` sees those of this one, and the first batch is the first rank's."""
         pipeline, prompts = self.pipeline, drawing.prompts
         shape = pipeline.latent_shape_of(*drawing.size)
         tokens = pipeline.image_tokens(shape)
@@ -150,35 +155,37 @@ class Sampler:
         at_once = drawing.batch_size or min(64, max(1, TOKENS_AT_ONCE // tokens))
         at_once = min(at_once, len(prompts))
         fewer = "draw fewer at once (--num-samples, or batch_size in Python), or smaller ones"
-        pictures = []
-        with (
-            self.evaluating(),
-            self._accelerated(drawing, at_once),
-            explaining_memory(f"{at_once} pictures at once", fewer),
-        ):
-            for start in range(0, len(prompts), at_once):
-                part = prompts[start : start + at_once]
-                rows = range(start, start + len(part))
-                edit = drawing.edit and drawing.edit.at(rows).on(pipeline.device)
-                first = drawing.first_index + start
-                indices = range(first, first + len(part))
 
-                def noise(step: int | None, indices: range = indices) -> Tensor:
-                    return image_noise(shape, drawing.seed, indices, step).to(pipeline.device)
+        @explaining_memory(f"{at_once} pictures at once", fewer)
+        def batch(start: int) -> Tensor:
+            part = prompts[start : start + at_once]
+            rows = range(start, start + len(part))
+            edit = drawing.edit and drawing.edit.at(rows).on(pipeline.device)
+            first = drawing.first_index + start
+            indices = [*range(first, first + len(part))]
+            if drawing.one_noise:
+                indices = [drawing.first_index] * len(part)
 
-                velocity = self.guided_velocity(
-                    pipeline.encode_text(part, self.settings.precision),
-                    drawing.guidance,
-                    None if edit is None else pipeline.image_condition(edit.image, edit.hole),
-                    drawing.negative_prompt,
-                    drawing.true_guidance,
-                )
-                full = self.compile and len(part) == at_once
-                with compiled(pipeline.network) if full else nullcontext():
-                    x = self._solve(drawing, edit, velocity, noise(None), ts, noise, on_step)
-                drawn = pipeline.autoencoder.decode(x).clamp(-1, 1)
-                pictures.append((edit.pasted(drawn) if edit else drawn).cpu())
-        return torch.cat(pictures)
+            def noise(step: int | None) -> Tensor:
+                return image_noise(shape, drawing.seed, indices, step).to(pipeline.device)
+
+            velocity = self.guided_velocity(
+                pipeline.encode_text(part, self.settings.precision),
+                drawing.guidance,
+                None if edit is None else pipeline.image_condition(edit.image, edit.hole),
+                drawing.negative_prompt,
+                drawing.true_guidance,
+            )
+            full = self.compile and len(part) == at_once
+            with compiled(pipeline.network) if full else nullcontext():
+                x = self._solve(drawing, edit, velocity, noise(None), ts, noise, on_step)
+            drawn = pipeline.autoencoder.decode(x).clamp(-1, 1)
+            return (edit.pasted(drawn) if edit else drawn).cpu()
+
+        with self.evaluating(), self._accelerated(drawing, at_once):
+            starts = range(0, len(prompts), at_once)
+            alone = ranks.size == 1
+            return torch.cat([*(map(batch, starts) if alone else ranks.shared(starts, batch))])
 
     def guided_velocity(
         self,

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from fluxsmith.data.images import to_uint8
 from fluxsmith.errors import UserError
+from fluxsmith.parallel.ranks import ALONE, Ranks
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.randomness import generator
 from fluxsmith.sampling import render
 from fluxsmith.sampling.generate import Drawing, Sampler
 from fluxsmith.storage.files import make_folder, write_text
+from fluxsmith.storage.shipped import is_shipped
 from fluxsmith.version import __version__
 
 CONFIGS = (".yaml", ".yml")
@@ -23,9 +25,9 @@ CONFIGS = (".yaml", ".yml")
 
 def default_folder(pipeline: Pipeline, source: Path) -> Path:
     """output/image/mnist/flux/diffusion-10.pt -> output/image/mnist/sample/flux; the pictures of a
-    config go beside its run."""
+    config or of a model that ships go beside its run."""
     run = source.parent if source.parent.name else source.absolute().parent
-    if source.suffix in CONFIGS:
+    if source.suffix in CONFIGS or is_shipped(source):
         run = Path(pipeline.config.resolved_output_dir)
     return run.parent / "sample" / run.name
 
@@ -38,14 +40,11 @@ def write_drawing(
     *,
     filmstrip: bool = False,
     gif: bool = False,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Path]:
     """Draws what is planned and writes it into `folder`, named by step and seed; `command` is what
-    draws it again. Returns the files by what they are."""
-    make_folder(folder, "--out")
-    trajectory = _Trajectory()
-    images = sampler.draw(drawing, on_step=trajectory if filmstrip or gif else None)
-    pictures = to_uint8(images)  # (n, c, h, w)
-
+    draws it again. Returns the files by what they are. Of `ranks` all draw, and the first writes:
+    the others return nothing."""
     prompts, pipeline = drawing.prompts, sampler.pipeline
     stem = f"sample-{pipeline.step}-seed{drawing.seed}"
     metadata = {
@@ -57,6 +56,14 @@ def write_drawing(
         "solver": drawing.solver,
         "model": pipeline.digest(sampler.settings),
     } | _more(drawing)
+    ranks.expect_same(metadata | {"prompts": prompts})
+    if ranks.first:
+        make_folder(folder, "--out")
+    trajectory = _Trajectory()
+    images = sampler.draw(drawing, trajectory if filmstrip or gif else None, ranks)
+    if not ranks.first:
+        return {}
+    pictures = to_uint8(images)  # (n, c, h, w)
     sheet = render.grid(pictures, prompts)
     grid = folder / f"{stem}.png"
     render.save_png(grid, sheet, metadata | {"prompts": prompts})

@@ -21,6 +21,7 @@ from fluxsmith.errors import UserError
 from fluxsmith.storage import sharded
 from fluxsmith.storage.digest import Digesting, problem_with
 from fluxsmith.storage.files import explaining, first_line, flush_folder
+from fluxsmith.storage.shipped import shipped_folder, shipped_models
 from fluxsmith.storage.tensor_files import DamagedFileError, read_pickled
 
 NUMBER = 1  # of the layout that this version writes
@@ -29,6 +30,9 @@ KEYS = (
     "format", "step", "images_seen", "config", "model", "ema", "optimizer", "data", "window",
     "metadata",
 )  # fmt: skip
+# In the metadata: the half precision that float32 weights were rounded to, to make the file small.
+# They are computed with in float32, as they were trained.
+STORED = "stored_in"
 _NAME = re.compile(r"diffusion-(\d+)(\.pt)?")
 
 
@@ -64,6 +68,21 @@ def save(
             temporary.unlink(missing_ok=True)
 
 
+def without_training(checkpoint: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """What drawing needs of a checkpoint: the averaged weights, stored in a half precision."""
+    weights = {name: x.to(dtype) for name, x in checkpoint["ema"].items()}
+    stored = {STORED: str(dtype).removeprefix("torch.")}
+    return {
+        **{key: checkpoint[key] for key in ("format", "step", "images_seen", "config")},
+        "model": weights,  # the file holds them once
+        "ema": weights,
+        "optimizer": {},
+        "data": {},
+        "window": {},
+        "metadata": {**checkpoint["metadata"], **stored},
+    }
+
+
 def temporary_path(path: Path) -> Path:
     """The name that a checkpoint is written under before it is whole."""
     return path.with_name(f".{path.name}.tmp")
@@ -97,6 +116,9 @@ def load(path: str | Path, in_shares: bool = False) -> dict[str, Any]:
         )
     if wrong := _misfit(checkpoint):
         raise UserError(f"{path} is not a fluxsmith checkpoint: {wrong}; use another one")
+    if checkpoint["metadata"].get(STORED):
+        for key in ("model", "ema"):
+            checkpoint[key] = {name: x.float() for name, x in checkpoint[key].items()}
     return checkpoint
 
 
@@ -128,7 +150,9 @@ def find(folder: Path) -> list[tuple[int, Path]]:
 
 
 def newest(path: Path) -> Path:
-    """`path` itself, or the newest checkpoint in it where it is a run's folder."""
+    """`path` itself, or the newest checkpoint in it where it is a run's folder, or in that of the
+    model that ships under this name, where nothing of this name is here."""
+    path = shipped_folder(path) or path
     if not path.is_dir() or sharded.is_one(path):
         return path
     found = find(path)
@@ -167,7 +191,10 @@ def set_aside(path: Path) -> Path:
 
 def _suggest(path: Path) -> str:
     there = [str(p) for _, p in find(path.parent)] if path.parent.is_dir() else []
-    return f"; there is {', '.join(there)}" if there else "; check the path, or train one first"
+    if there:
+        return f"; there is {', '.join(there)}"
+    names = ", ".join(shipped_models())
+    return "; check the path, or train one first" + f"; these come by name: {names}" * bool(names)
 
 
 def _os_error(error: BaseException | None) -> OSError | None:

@@ -18,12 +18,16 @@ FP8 = (
     torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz,
 )  # fmt: skip
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16, *FP8)
+SCALED = ("float8_e4m3fn", "float8_e5m2")  # what is multiplied out, by ComfyUI's names
 FIX = "give the model in bfloat16, float16, float32 or fp8"
 
 # ComfyUI's names of what belongs to an fp8 weight, the older beside the newer one: its scale, the
 # scale of a layer's input, which only arithmetic in fp8 needs, and marks of the format.
 SCALE = re.compile(r"(^|\.)(scale_weight|weight_scale)$")
 IDLE = re.compile(r"(^|\.)(scale_input|input_scale|comfy_quant|scaled_fp8)$")
+
+MARKS = "_quantization_metadata"  # such marks in a file's metadata
+IDLE_KEYS = ("format", "full_precision_matrix_mult")
 
 # Names of tensors that quantised weights bring along, and whose they are. The last catches others.
 QUANTISED = {
@@ -53,8 +57,8 @@ def refuse_quantised(
     """Raises a UserError that names what is quantised in a way that can't be undone here, told by
     the tensors' names and dtypes and by the file's metadata."""
     refuse_quantised_config(metadata, origin)
-    for form in _forms(tensors, origin):
-        if not form.startswith("float8_"):
+    for form in _forms(tensors, metadata, origin):
+        if form not in SCALED:
             raise UserError(f"{origin}: holds weights in {form}; {FIX}")
     known = [name for name in tensors if not (SCALE.search(name) or IDLE.search(name))]
     for name in known:
@@ -89,10 +93,18 @@ def dequantised(tensors: dict[str, Tensor], origin: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _forms(tensors: Mapping[str, Tensor], origin: str) -> set[str]:
-    """The formats that ComfyUI's marks name, each a JSON text in bytes."""
+def _forms(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], origin: str) -> set[str]:
+    """The formats that ComfyUI's marks name, with what else is done to the weights: JSON texts in
+    the bytes of a tensor, or one for all layers in the metadata."""
     texts = [bytes(t.flatten().tolist()) for n, t in tensors.items() if n.endswith("comfy_quant")]
     try:
-        return {str(json.loads(text)["format"]) for text in texts}
-    except (ValueError, LookupError, TypeError):
-        raise UserError(f"{origin}: its comfy_quant can't be read; {FIX}") from None
+        marks = [json.loads(text) for text in texts]
+        marks += json.loads(metadata.get(MARKS, '{"layers": {}}'))["layers"].values()
+        return {
+            " and ".join(
+                [mark["format"], *(key for key in mark if mark[key] and key not in IDLE_KEYS)]
+            )
+            for mark in marks
+        }
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise UserError(f"{origin}: its marks of quantised layers can't be read; {FIX}") from None

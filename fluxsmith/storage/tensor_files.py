@@ -26,6 +26,7 @@ NAMES = {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
     torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+PART = 2**22  # so many numbers are converted at once
 
 
 class DamagedFileError(UserError):
@@ -108,8 +109,8 @@ def write_tensors(
     dtype: Dtype = None,
 ) -> None:
     """A safetensors file, whole or not at all, in `dtype` or the tensors' own; equal tensors and
-    metadata give equal bytes. One tensor after the other is converted and written, so that it takes
-    the memory of one. A UserError for numbers that the dtype can't hold."""
+    metadata give equal bytes. They are converted and written in small parts, so that it takes no
+    memory. A UserError for numbers that the dtype can't hold."""
     write_whole(path, lambda to: _write(to, tensors, metadata, _stored(dtype)))
 
 
@@ -166,8 +167,9 @@ def _write(
     with open(to, "wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            tensor = _converted(name, tensors[name].detach().cpu(), dtypes[name])
-            stream.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+            for part in tensors[name].detach().contiguous().flatten().split(PART):
+                converted = _converted(name, part.cpu(), dtypes[name])
+                stream.write(converted.view(torch.uint8).numpy().data)
 
 
 def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

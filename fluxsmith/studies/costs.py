@@ -6,19 +6,16 @@ from functools import cache, partial
 from statistics import median
 
 import torch
-from torch import nn
 
-from fluxsmith.autoencoder import Autoencoder
 from fluxsmith.config import RunConfig
 from fluxsmith.config.data_section import DataConfig
 from fluxsmith.data import build_loader
 from fluxsmith.device import pick_device
 from fluxsmith.errors import UserError
 from fluxsmith.kernels.timing import turns
-from fluxsmith.model.flops import forward_flops, training_flops
-from fluxsmith.model.flux import Flux, FluxParams
-from fluxsmith.pipeline import build_autoencoder, build_text_encoder, flux_params
-from fluxsmith.text.encoder import TextEncoder
+from fluxsmith.model.flops import forward_flops
+from fluxsmith.model.flux import Flux
+from fluxsmith.planning.outline import Outline, autoencoder_of
 from fluxsmith.training.caption_encoding import prepare_text
 from fluxsmith.training.console import ProgressConsole
 from fluxsmith.training.run import build_trainer, compile_for_training
@@ -28,29 +25,22 @@ BLOCK = 5  # steps measured at once
 
 
 def flops(config: RunConfig, drawn: int = 0) -> int:
-    """Of a whole training: the network's forward and backward passes, with as many text tokens as
-    the longest caption has. And of the evaluations of the velocity for `drawn` pictures."""
-    params, text, autoencoder = _built(config)
-    longest = max(text.token_counts(_captions(config.data.model_dump_json())), default=1)
-    tokens = longest, (config.data.image_size // autoencoder.factor // config.model.patch_size) ** 2
-    trained = training_flops(params, *tokens) * config.train.batch_size * config.train.steps
-    return trained + forward_flops(params, *tokens) * drawn
+    """Of a whole training: the network's forward and backward passes, as a plan counts them. And
+    of the evaluations of the velocity for `drawn` pictures."""
+    outline, trained = _outline(config), config.train.batch_size * config.train.steps
+    return round(outline.flops(config) * trained + outline.flops(config, forward_flops) * drawn)
 
 
 def parameters(config: RunConfig) -> int:
     """All that is learned: the network's and, where it is learned with it, the text encoder's."""
-    params, text, _ = _built(config)
+    outline = _outline(config)
     with torch.device("meta"):
-        modules = [Flux(params), *([text] if isinstance(text, nn.Module) else [])]
-    return sum(p.numel() for module in modules for p in module.parameters())
+        network = Flux(outline.params(config))
+        return sum(p.numel() for p in outline.learned(config, network).parameters())
 
 
-def _built(config: RunConfig) -> tuple[FluxParams, TextEncoder, Autoencoder]:
-    """Without weights, on torch's meta device."""
-    autoencoder = build_autoencoder(config, "cpu")
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        text = build_text_encoder(config, "meta")
-    return flux_params(config, autoencoder, text), text, autoencoder
+def _outline(config: RunConfig) -> Outline:
+    return Outline(config, autoencoder_of(config, []), _captions(config.data.model_dump_json()), 0)
 
 
 @cache

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fluxsmith.config import RunConfig
 from fluxsmith.data.loader import Batch, Loader
+from fluxsmith.parallel.ranks import Ranks
 from fluxsmith.pipeline import Load, Pipeline
 
 
@@ -65,6 +66,9 @@ class Objective(ABC):
     def build(cls, config: RunConfig, pipeline: Pipeline) -> "Objective":
         """The objective of a run, with what it needs beside the model: a teacher, a second
         network."""
+
+    def make(self, ranks: Ranks) -> None:  # noqa: B027 (most need nothing)
+        """Makes what it learns from, where that is not there yet; a call of all ranks at once."""
 
     def loader(self) -> Loader:
         """What it trains on where it needs no data."""

@@ -15,7 +15,7 @@ from fluxsmith.interop.open_pipeline import load_initial
 from fluxsmith.kernels.accelerate import why_plain
 from fluxsmith.kernels.compiling import compile_blocks, pays, prepare_compiling
 from fluxsmith.model.flops import training_flops
-from fluxsmith.parallel.ranks import Ranks
+from fluxsmith.parallel.ranks import ALONE, Ranks
 from fluxsmith.pipeline import Pipeline, caption_fault, parameters_at_least
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.storage.files import make_folder, write_text
@@ -33,7 +33,8 @@ from fluxsmith.training.objective import objective_of
 from fluxsmith.training.recorder import NoRecords, Recorder, pictures
 from fluxsmith.training.resume import Start, find_start, refuse_to_write_over
 from fluxsmith.training.saving import Saver
-from fluxsmith.training.trainer import ALONE, Evaluate, Trainer
+from fluxsmith.training.snapshots import FOLDER as SNAPSHOTS
+from fluxsmith.training.trainer import Evaluate, Trainer
 
 
 class Expected(NamedTuple):
@@ -176,7 +177,8 @@ def build_trainer(
     pipeline, held = build_held(config, ranks, device)
     with ranks.first_alone():
         objective = kind.build(config, pipeline)
-        loader = loader or objective.loader()
+    objective.make(ranks)
+    loader = loader or objective.loader()
     if fresh and not pipeline.base:
         objective.begin(held.load)
     if fresh and config.train.init_from is not None and not pipeline.base:
@@ -247,7 +249,8 @@ def _prepare(folder: Path, config: RunConfig, overwrite: bool, step: int, lock: 
             "loss.png",
             "signals.png",
         ]
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        for below in ("tensorboard", SNAPSHOTS):
+            shutil.rmtree(folder / below, ignore_errors=True)
     stale = [path for pattern in patterns for path in folder.glob(pattern)]
     for at, picture in pictures(folder):
         if at > step:

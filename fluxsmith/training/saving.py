@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from fluxsmith.config.train_section import TrainConfig
 from fluxsmith.device import free_memory, memory_wanted
 from fluxsmith.errors import UserError
-from fluxsmith.parallel.ranks import Ranks
+from fluxsmith.parallel.ranks import ALONE, Ranks
 from fluxsmith.parallel.shares import Whole, is_cut
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.storage import sharded
 from fluxsmith.training.lock import FolderLock, FolderTakenError
 
-ALONE, WHOLE = Ranks(), Whole(nn.Module())
+WHOLE = Whole(nn.Module())
 
 
 class NotFiniteError(UserError):

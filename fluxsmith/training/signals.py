@@ -38,6 +38,7 @@ SHORTEST = 100  # steps of a run that is looked at
 PASSES = 0.02
 MOST_IMAGES = 512  # held-out pictures whose loss is taken
 LEAST = 16  # pictures that say anything
+ALIGNED = 200  # batches, at most, whose captions are compared with their pictures
 TYPICAL = 64  # pictures whose variance is taken for the data's
 GRID = 4096  # times over which the loss of a linear prediction is averaged
 
@@ -86,14 +87,20 @@ class Signals:
     def need_batch(self, step: int) -> bool:
         """Whether `before_step` has to see all of a batch."""
         first = self.objective.of_velocity and not self._best
-        return bool(self.looks) and (first or step < self.config.train.steps // LOOKS)
+        return bool(self.looks) and (first or self._aligns(step))
+
+    def _aligns(self, step: int) -> bool:
+        """Whether the batch of a step is one of those whose captions are looked at: in the first
+        tenth of a run, and evenly spread over it."""
+        tenth = self.config.train.steps // LOOKS
+        return step < tenth and step % -(-tenth // ALIGNED) == 0
 
     def before_step(self, step: int, batch: Batch) -> None:
         """To be called before step `step`, counted from 0, with its batch."""
         self._encoded = batch.encoded
         if self.looks and not self._best:
             self._best = self._best_losses(batch)
-        if self.looks and step < self.config.train.steps // LOOKS:
+        if self.looks and self._aligns(step):
             self.alignment.add(batch.images, batch.captions)
         if step + 1 in self.looks:
             self._movement.begin()

@@ -66,7 +66,7 @@ class TrainStep:
         """The squared norm of each trained parameter's gradient (parameters,), 0 without one."""
         if self.gradients is None:
             return gradient_squares([p.grad for p in self.update.trained])
-        return self.gradients.squares(gradient_squares)
+        return self.gradients.held.squares(self.update.trained, gradient_squares)
 
     def _backward(self, microbatches: Iterable[Any]) -> Losses:
         parts = []

@@ -23,7 +23,7 @@ from fluxsmith.kernels.accelerate import backend
 from fluxsmith.kernels.compiling import uncompiled
 from fluxsmith.kernels.cuda_graphs import CudaCapture, Graphed
 from fluxsmith.parallel.gradients import Gradients
-from fluxsmith.parallel.ranks import Ranks
+from fluxsmith.parallel.ranks import ALONE, Ranks
 from fluxsmith.parallel.shares import Whole
 from fluxsmith.pipeline import Pipeline, check_autoencoder
 from fluxsmith.randomness import address_seed, generator
@@ -43,13 +43,13 @@ from fluxsmith.training.optimiser import build_optimiser, learning_rate, load_op
 from fluxsmith.training.recorder import Recorder
 from fluxsmith.training.saving import Saver, copied
 from fluxsmith.training.signals import Signals
+from fluxsmith.training.snapshots import Snapshots
 from fluxsmith.training.step import Guard, Step, StepScalars, TrainStep, Update, joined
 from fluxsmith.version import __version__
 
 Evaluate = Callable[[Pipeline], dict[str, float]]  # the model's scores, by name
 Change = Callable[[Tensor, Tensor], Tensor]  # of what belongs to a parameter, which comes first
 
-ALONE = Ranks()
 CAPTIONS_KEPT = 1000  # at most so many captions are kept in a checkpoint, to draw samples from
 
 
@@ -91,6 +91,7 @@ class Trainer:
         self.update = Update(parts, self.optimiser, self.ema, largest, host_sync=not masked)
         self.signals = Signals(config, pipeline, objective, self.held, self.ema)
         self.diagnosis = Diagnosis(config.train)
+        self.snapshots = Snapshots(self.folder, config.train, ranks)
         kinds = kinds_of(parts, self.update.trained)
         self.means = RunningMeans(pipeline.device, objective.terms, kinds, largest)
         exact, trained = config.train.deterministic, self.update.trained
@@ -130,19 +131,16 @@ class Trainer:
         train = self.config.train
         start = self.step
         clock, clock_step = time.perf_counter(), self.step
-        untrained: dict[str, Any] = {}  # where a batch was read for nothing, that it is the next
         while self.step < train.steps:
-            position = {"data": self.loader.position(self.step)}
             try:
                 rate = self._next_step(interrupt)
             except UserError as error:  # no data or no graph: the weights are the last step's
                 if self.step > start:
                     self._flush(recorder)
-                    saved = saver.save_last(self.state_dict() | position)
+                    saved = saver.save_last(self.state_dict())
                     raise UserError(f"{error}; what was trained is in {saved}") from None
                 raise
             if rate is None:
-                untrained = position
                 break
             console.advance(self.step)
             if self.guard.exhausted(self.step, self.update.host_sync):
@@ -178,6 +176,8 @@ class Trainer:
             if _due(self.step, train.sample_every):
                 with _going_on(console):
                     recorder.write_samples(self.step, *self.draw_samples())
+            with _going_on(console):
+                self.snapshots.keep(self.step, self.state_dict)
             if _due(self.step, train.checkpoint_every):
                 self._flush(recorder)
                 saver.save(self.state_dict())
@@ -185,7 +185,7 @@ class Trainer:
         if self.step == start:
             return None
         self._flush(recorder)
-        return saver.save_last(self.state_dict() | untrained)
+        return saver.save_last(self.state_dict())
 
     @property
     def seconds_a_step(self) -> float:
@@ -305,22 +305,19 @@ class Trainer:
         those that have shares of it compute all together."""
         sampler = Sampler(self.pipeline, kernels=self.config.train.kernels)
         size = -(-len(prompts) // self.pieces)
-        rows = [min(row, len(prompts) - 1) for row in range(size * self.pieces)]
-        shared = self.config.parallel.shard == 1
-        drawn = []
-        for first in (piece * size for piece in (self.own if shared else range(self.pieces))):
-            own = rows[first : first + size]
-            drawn.append(
-                sampler.generate(
-                    [prompts[row] for row in own],
-                    seed=self.config.seed,
-                    first_index=first,
-                    edit=edit and edit.at(own),
-                )
+        ranks = self.ranks if self.config.parallel.shard == 1 else ALONE
+
+        def piece(first: int) -> Tensor:
+            own = range(first, min(first + size, len(prompts)))
+            images = sampler.generate(
+                prompts[first : first + size],
+                seed=self.config.seed,
+                first_index=first,
+                edit=edit and edit.at(own),
             )
-        images = to_uint8(torch.cat(drawn))
-        found = self.ranks.gather(images).flatten(0, 1) if shared else images
-        return found[: len(prompts)]
+            return to_uint8(images)
+
+        return torch.cat([*ranks.shared(range(0, len(prompts), size), piece)])
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state, as a checkpoint holds it."""
@@ -387,8 +384,8 @@ class Trainer:
         """Takes over the state of a checkpoint, so that the next step is the one after it."""
         if not state["optimizer"]:
             raise UserError(
-                f"{origin} was imported, and holds no training state to resume; start from its "
-                f"weights with train.init_from={origin}"
+                f"{origin} holds no training state to resume; start from its weights with "
+                f"train.init_from={origin}"
             )
         self.objective.expect(state["metadata"], origin)
         try:

@@ -9,6 +9,7 @@ import torch
 from helpers import data_settings
 from made_pictures import items
 
+from fluxsmith.data.loader import AHEAD
 from fluxsmith.data.records import Record
 from fluxsmith.data.shard_loader import ShardLoader
 from fluxsmith.errors import UserError
@@ -101,18 +102,63 @@ def test_captions_are_dropped_and_images_mirrored_at_their_rates():
     assert abs(mirrored - 500) <= 5 * math.sqrt(1000 / 4)
 
 
-def test_a_bad_image_is_passed_over(caplog):
-    stream = loader(7, max_bad=0.1, caption_dropout=0.0)
+def with_a_bad_one(stream, name="5"):
+    """The stream with a picture that can't be read."""
     read = stream.shards.read
 
-    def with_a_bad_one(shard, skip):
+    def reading(shard, skip):
         for place, record in read(shard, skip):
-            yield place, replace(record, picture=b"") if record.name == "5" else record
+            yield place, replace(record, picture=b"") if record.name == name else record
 
-    stream.shards.read = with_a_bad_one
-    drawn = [i for step in range(7) for i in numbers(stream.batch(step))]
-    assert sorted(drawn) == [i for i in range(50) if i != 5]
+    stream.shards.read = reading
+    return stream
+
+
+def test_another_stands_in_for_a_bad_image_and_all_others_keep_their_places(caplog):
+    settings = {"max_bad": 0.1, "caption_dropout": 0.0, "flip": False}
+    stream, good = with_a_bad_one(loader(5, **settings)), loader(5, **settings)
+    rows = [i for step in range(10) for i in numbers(stream.batch(step))]
+    expected = [i for step in range(11) for i in numbers(good.batch(step))]
+    place = expected.index(5)
+    assert rows[place] == expected[place + 5]  # the same row of the next batch
+    assert rows[:place] + rows[place + 1 :] == expected[:place] + expected[place + 1 : 50]
     assert "skipped 5" in caplog.text
+
+
+@pytest.mark.parametrize("whole", [(), (0, 1), (2, 5)])
+def test_rows_of_a_batch_are_those_of_the_whole_one_and_nothing_else_is_decoded(whole):
+    """Now and then a whole batch is looked at; a picture that can't be used moves no other."""
+    settings = {"max_bad": 0.1}
+    alone = with_a_bad_one(loader(6, **settings))
+    parts = [with_a_bad_one(loader(6, **settings)) for _ in range(2)]
+    decoded = []
+    for stream in parts:
+        plain = stream.decode
+        stream.decode = lambda record, *how, plain=plain: (
+            decoded.append(record.name) or plain(record, *how)
+        )
+    for step in range(9):
+        batch = alone.batch(step)
+        for part, stream in enumerate(parts):
+            rows = range(3 * part, 3 * part + 3)
+            found = stream.batch(step, None if step in whole else rows)
+            assert equal(found.at(rows) if step in whole else found, batch.at(rows))
+    if not whole:  # nine batches and those that are begun ahead, once each, and a stand-in
+        for stream in parts:
+            stream._ahead._pool.shutdown()
+        assert len(decoded) <= 6 * (9 + AHEAD) + 1
+
+
+def test_a_stream_knows_where_it_stands_before_and_after_its_last_batch():
+    stream = loader()
+    positions = [stream.position(0)]
+    for step in range(3):
+        stream.batch(step)
+        assert stream.position(step) == positions[-1]
+        positions.append(stream.position(step + 1))
+    resumed = loader()
+    resumed.resume(positions[2], 2, "x.pt")
+    assert equal(resumed.batch(2), stream.batch(2))
 
 
 def test_a_stream_can_not_jump():
@@ -142,5 +188,5 @@ def test_a_stream_of_which_no_image_can_be_used_ends():
     """However many data.max_bad allows: it would be read again and again."""
     stream = loader(max_bad=0.9)
     stream.shards.read = lambda shard, skip: iter([(skip, Record("x.png", b"no picture", ("x",)))])
-    with pytest.raises(UserError, match=r"no image of a whole epoch can be used.*x\.png"):
+    with pytest.raises(UserError, match=r"no image that can be used.*x\.png"):
         stream.batch(0)

@@ -171,6 +171,7 @@ def test_a_table_of_parquet_is_read(tmp_path):
         (pictures("{}.png") | {"metadata.csv": "0.png,a boat\n1.png,b\n"}, "first line must name"),
         (pictures("{}.png") | {"metadata.csv": rows(NAMES, header="a,b")}, "has the columns a, b"),
         (pictures("a/{}.png") | pictures("b/{}.png") | texts("a/{}.tags"), "a/0.tags, a/1.tags"),
+        (pictures("a/{}.png") | pictures("b/{}.png") | {"captions.xlsx": b"x"}, "captions.xlsx"),
         (pictures("{}.png") | {"metadata.csv.gz": b"x"}, "passed over 1 (ending .gz, which"),
         (pictures("train-a/{}.png") | pictures("train-b/{}.png"), "may be splits or classes"),
         (
@@ -263,6 +264,26 @@ def test_whole_paths_in_a_table_are_those_below_the_folder(tmp_path):
     assert not open_folder(tmp_path, "train").account.passed
 
 
+@pytest.mark.parametrize("place", ["/mnt/old/{}", "C:\\Users\\me\\set\\{}", "\\\\nas\\{}"])
+def test_whole_paths_of_elsewhere_are_found_by_their_ends(tmp_path, place):
+    """By as much of them as leads to an image, which is said."""
+    names = ["a/0.png", "b/0.png", "1.png"]
+    files = dict(zip(names, range(3), strict=True))
+    table = {name: {"caption": f"a boat, {i}"} for i, name in enumerate(names)}
+    moved = {place.format(name.replace("/", "\\")): about for name, about in table.items()}
+    put(tmp_path, files | {"meta_cap.json": json.dumps(moved)})
+    assert everything(tmp_path) == {name: (f"a boat, {i}",) for i, name in enumerate(names)}
+    assert any("found by their ends: " in x for x in open_folder(tmp_path, "train").account.lines())
+
+
+def test_two_paths_of_elsewhere_that_lead_to_one_image_are_not_both_its(tmp_path):
+    lines = '/old/a/0.png,"one"\n/old/b/0.png,"two"\n'
+    put(tmp_path, pictures("{}.png", 2) | {"x.csv": f"file_name,text\n{lines}1.png,three\n"})
+    assert everything(tmp_path) == {"0.png": ("one",), "1.png": ("three",)}
+    (fault,) = faults(tmp_path).values()
+    assert fault == "/old/a/0.png is the same image here"
+
+
 def test_words_for_nothing_in_a_csv_are_nothing(tmp_path):
     lines = "".join(f"{i}.png,{word}\n" for i, word in enumerate(["nan", "NULL", "None", "a"]))
     put(tmp_path, pictures("{}.png", 4) | {"x.csv": "file_name,text\n" + lines})
@@ -279,6 +300,23 @@ def test_tables_called_after_splits_split(tmp_path):
     put(tmp_path, pictures("{}.png") | {"train.csv": rows(NAMES[:4]), "test.csv": rows(NAMES[4:])})
     test = [record.name for record in open_folder(tmp_path, "test")]
     assert test == ["4.png", "5.png"]
+
+
+@pytest.mark.parametrize(
+    ("field", "captions"),
+    [
+        ('"[""one"", ""it\'s two""]"', ("one", "it's two")),
+        ("\"['one', 'two']\"", ("one", "two")),
+        ("\"['one']\"", ("one",)),
+        ("[ohwx] dog", ("[ohwx] dog",)),
+        ("[1girl]", ("[1girl]",)),
+        ("[3]", ("[3]",)),
+        ("\"['one' 'two']\"", ("['one' 'two']",)),  # which Python would take for one text
+    ],
+)
+def test_a_list_in_a_field_is_several_captions(tmp_path, field, captions):
+    put(tmp_path, pictures("{}.png", 1) | {"x.csv": f"file_name,text\n0.png,{field}\n"})
+    assert everything(tmp_path) == {"0.png": captions}
 
 
 def test_rows_of_one_image_are_one_image(tmp_path):

@@ -13,9 +13,11 @@ from fluxsmith import Pipeline
 from fluxsmith.cli import main
 from fluxsmith.errors import UserError
 from fluxsmith.interop.exporting import export
+from fluxsmith.interop.importing import import_model
 from fluxsmith.interop.open_pipeline import open_pipeline, open_released
 from fluxsmith.sampling.generate import Sampler
 from fluxsmith.storage.tensor_files import write_tensors
+from fluxsmith.training.run import build_trainer
 
 
 @pytest.fixture
@@ -200,3 +202,32 @@ def test_a_folder_that_is_drawn_along_other_times_says_so(toy, tmp_path, pipelin
     assert not caplog.text
     loaded_from(toy("sample.schedule=flux"), tmp_path / "m")
     assert "its scheduler says {'schedule': 'uniform'}; sample.schedule=flux" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "way", ["sample", "import", "import with a config", "train", "fill", "lora"]
+)
+def test_a_network_that_takes_a_control_picture_is_refused_everywhere(
+    files, toy, tmp_path, pipeline, way
+):
+    """FLUX.1 Canny and Depth: 128 features of a token, the latents and those of the picture."""
+    weights = dict(pipeline.network.state_dict())
+    weights["img_in.weight"] = torch.cat(2 * [weights["img_in.weight"]], dim=1)
+    path = in_dtype(tmp_path / "canny.safetensors", pipeline, torch.float32)
+    write_tensors(path, weights, {})
+    with pytest.raises(UserError, match=r"as FLUX\.1 Canny and Depth do, which can't be drawn"):
+        match way:
+            case "sample":
+                loaded_from(toy(), path)
+            case "import":
+                import_model(path, tmp_path / "out.pt")
+            case "import with a config":
+                import_model(path, tmp_path / "out.pt", files[0])
+            case "train":
+                build_trainer(toy(f"train.init_from={path}"), torch.device("cpu"))
+            case "fill":
+                fill = ("model.conditioning=fill", "objective.kind=fill")
+                build_trainer(toy(f"train.init_from={path}", *fill), torch.device("cpu"))
+            case "lora":
+                lora = (f"train.init_from={path}", "train.adapter.kind=lora")
+                build_trainer(toy(*lora), torch.device("cpu"))

@@ -182,7 +182,7 @@ def test_numbers_that_a_dtype_can_not_hold_are_named(tmp_path):
     [
         ({"dtype": "int4"}, "--dtype int4: must be one of float32, bfloat16, float16, float8"),
         ({"max_shard_size": "5 parsecs"}, "--max-shard-size 5 parsecs: must be a size such as 5GB"),
-        ({"form": "bfl", "max_shard_size": "5GB"}, "a BFL export is one file"),
+        ({"form": "bfl", "max_shard_size": "5GB"}, "this export is one file"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_written(checkpoint, tmp_path, options, said):

@@ -35,6 +35,7 @@ def run(folder, size, *command):
     assert ranks.wait(280) == [0] * size, ranks.logs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["memory", pytest.param("records", marks=pytest.mark.slow), "stream"]
 )

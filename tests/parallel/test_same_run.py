@@ -81,6 +81,18 @@ def test_a_run_goes_on_on_another_number_of_ranks(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_lora_is_the_same_on_two_ranks(tmp_path):
+    """Through dropout, and with nothing but itself in its file."""
+    run(tmp_path / "base", 1, train={"sample_every": 0})
+    adapter = {"kind": "lora", "rank": 2, "dropout": 0.2}
+    lora = {"adapter": adapter, "init_from": str(tmp_path / "base" / "run")}
+    one = run(tmp_path / "one", 1, train=lora)
+    assert run(tmp_path / "two", 2, train=lora) == one
+    held = checkpoints.load(tmp_path / "two" / "run" / "diffusion-6.pt")["model"]
+    assert held and all(name.endswith(("lora_A", "lora_B")) for name in held)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [

@@ -2,15 +2,18 @@
 
 import pytest
 import torch
+from test_planning_forecast import planner
 from torch import nn
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
 from fluxsmith.planning.outline import Outline
 from fluxsmith.planning.trace import Allocations, traced
+from fluxsmith.storage.tensor_files import write_tensors
 
 WITH_BLOCKS = ("model.depth=2", "model.depth_single_blocks=3", "model.hidden_size=128",
                "model.num_heads=2")  # fmt: skip
+LORA = ("train.adapter.kind=lora", "train.init_from=not-here-yet")
 
 
 def held_by(work) -> int:
@@ -40,8 +43,21 @@ def held_by(work) -> int:
         ("train.precision=bfloat16",),
         ("parallel.checkpoint_activations=blocks",),
         ("train.batch_size=16", "parallel.pieces=4"),
+        (*LORA, "train.adapter.base_dtype=float32"),
+        (*LORA, "train.adapter.targets=[all]", "train.adapter.rank=64"),
+        (*LORA, "train.adapter.base_dtype=float8", "train.kernels=off"),
     ],
-    ids=["kernels", "plain", "accumulated", "bfloat16", "checkpointed", "pieces"],
+    ids=[
+        "kernels",
+        "plain",
+        "accumulated",
+        "bfloat16",
+        "checkpointed",
+        "pieces",
+        "lora",
+        "lora-bfloat16",
+        "lora-float8",
+    ],
 )
 def test_a_traced_step_holds_what_a_real_one_holds(toy, changes):
     config = toy(*WITH_BLOCKS, *changes)
@@ -78,6 +94,26 @@ def test_parts_are_those_of_the_parameters(toy):
     assert found["average"] == 4 * count
     assert found["weights"] == pytest.approx(4 * count, rel=0.01)  # and a few buffers
     assert found["optimiser"] == pytest.approx(8 * count, rel=0.01)  # and a count each
+
+
+def test_what_a_lora_trains_is_all_that_needs_more_than_its_weights(toy, pipeline, tmp_path):
+    """Beside the base, in the dtype that its file has."""
+    weights = {name: x.bfloat16() for name, x in pipeline.network.state_dict().items()}
+    write_tensors(tmp_path / "base.safetensors", weights, {})
+    config = toy(*LORA, f"train.init_from={tmp_path / 'base.safetensors'}")
+    outline = Outline.of(config)
+    found = traced(outline, config).at_most()
+    parameters = [*outline.trainer(config).pipeline.network.parameters()]
+    own = sum(p.numel() for p in parameters if p.requires_grad)
+    base = sum(p.numel() for p in parameters if not p.requires_grad)
+    assert found["average"] == 4 * own
+    assert found["optimiser"] == pytest.approx(8 * own, rel=0.01)
+    text = sum(p.numel() for p in pipeline.text.parameters())
+    assert found["weights"] == pytest.approx(4 * own + 2 * base + 4 * text, rel=0.01)
+    forecast = planner(config, 2**40, devices=2).forecast()
+    assert forecast.parameters == own
+    assert forecast.traffic == {"within": 0, "between": 4 * own}
+    assert "parallel.shard" not in planner(config, 2**10, devices=2).forecast().advice
 
 
 def test_a_trace_leaves_nothing_behind(toy):

@@ -59,6 +59,29 @@ def test_scaled_fp8_is_multiplied_out(tmp_path, weights, spelling, by_row, dtype
     }
 
 
+@pytest.mark.parametrize(
+    ("mark", "said"),
+    [
+        ({"format": "float8_e4m3fn", "full_precision_matrix_mult": True}, None),
+        ({"format": "mxfp8"}, "holds weights in mxfp8; give"),
+        ({"format": "float8_e4m3fn", "convrot": True}, "in float8_e4m3fn and convrot; give"),
+        ({}, "its marks of quantised layers can't be read; give"),
+        ("nvfp4", "its marks of quantised layers can't be read; give"),
+    ],
+)
+def test_marks_in_the_header_count_as_those_in_tensors(tmp_path, weights, mark, said):
+    written, meant = scaled(weights, "weight_scale")
+    marks = {"_quantization_metadata": json.dumps({"layers": {LAYER: mark}})}
+    save_file(written, tmp_path / "x.safetensors", marks)
+    if said is None:
+        read = read_weights(tmp_path / "x.safetensors").network
+        assert read.keys() == meant.keys()
+        assert all(torch.equal(read[name], meant[name]) for name in meant)
+        return
+    with pytest.raises(UserError, match=said):
+        read_weights(tmp_path / "x.safetensors")
+
+
 def test_fp8_without_scales_stays_as_it_is(tmp_path, weights):
     fp8 = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in weights.items()}
     save_file(fp8, tmp_path / "x.safetensors")
@@ -88,7 +111,7 @@ def byte(*shape):
         ({"lost.weight_scale": torch.ones(1)}, "is a scale, but lost.weight is not"),
         ({f"{LAYER}.comfy_quant": torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)},
          "holds weights in nvfp4"),
-        ({f"{LAYER}.comfy_quant": byte(5)}, "its comfy_quant can't be read"),
+        ({f"{LAYER}.comfy_quant": byte(5)}, "its marks of quantised layers can't be read"),
         ({f"{LAYER}.weight": torch.zeros(96, 32).to(torch.float8_e4m3fn),
           f"{LAYER}.weight_scale": torch.ones(3, 1)}, "one scale, or one a row"),
     ],

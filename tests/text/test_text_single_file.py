@@ -101,7 +101,7 @@ def test_t5_in_scaled_fp8_is_what_it_stands_for(files, encoded):
 
 
 def test_a_file_of_something_else_and_a_missing_tokenizer_are_named(files, encoded, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"text\.clip=.*t5xxl.*: holds no such encoder, it lacks"):
         encoded(files[1], files[1])
     shutil.rmtree(files[0].parent / "tokenizer")

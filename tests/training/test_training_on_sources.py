@@ -148,6 +148,19 @@ def test_a_set_without_test_images_trains_and_says_what_is_left_out(toy, tmp_pat
     assert train(config) == 0
 
 
+def test_a_model_without_prompts_trains_and_draws(toy, tmp_path, capsys):
+    """Of loose images, and of one caption for all; nothing but the null prompt is asked for."""
+    place = f"data.path={as_folder(tmp_path / 'loose', MADE, 'none')}"
+    assert train(toy("data.source=folder", place, "data.captions=none", "train.steps=2")) == 0
+    held = checkpoints.load(tmp_path / "run" / "diffusion-2.pt")
+    assert held["metadata"]["captions"] == [""]
+    with pytest.raises(SystemExit) as ended:
+        main(["sample", str(tmp_path / "run"), "--prompt", "", "--steps", "2",
+              "--out", str(tmp_path / "drawn")])  # fmt: skip
+    assert not ended.value.code, capsys.readouterr().err
+    assert next((tmp_path / "drawn").glob("**/*.png"))
+
+
 def test_a_model_of_one_image_is_measured_as_far_as_it_can_be(toy, tmp_path, capsys):
     place = f"data.path={as_folder(tmp_path / 'one', MADE[:1])}"
     assert train(toy("data.source=folder", place, "train.steps=2")) == 0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fluxsmith.data.colored_digits import COLORS, PALETTE, captions, check_hold_out
-from fluxsmith.data.images import LUMA, to_uint8
+from fluxsmith.data.images import LUMA
 from fluxsmith.data.imageset import evenly
 from fluxsmith.errors import UserError
 from fluxsmith.evaluation.classifier import Classifier, trained_classifier
@@ -66,7 +66,7 @@ class Composition(Evaluator):
         if pairs and not data.edits:
             prompts = _held_out_prompts(pairs, len(samples))
             # From noise that no other sample began from.
-            pictures = to_uint8(samples.draw(prompts, first_index=len(samples)))
+            pictures = torch.cat([*samples.drawn(prompts, first_index=len(samples))])
             asked = triples_of(prompts)
             right = _right(classifier, pictures, asked)
             found["held_out"] = _score(right)

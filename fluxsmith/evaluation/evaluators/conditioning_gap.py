@@ -4,12 +4,13 @@ less that with their own. It tells a model that ignores its text, which the loss
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from fluxsmith.data.captions import exchanged
 from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found, Score, Section
 from fluxsmith.evaluation.evaluators.validation_loss import losses_at
 from fluxsmith.evaluation.report import Chart, plots
-from fluxsmith.evaluation.samples import Samples, in_batches
+from fluxsmith.evaluation.samples import Samples
 from fluxsmith.evaluation.statistics import normal_interval
 from fluxsmith.flow.timesteps import stratified_grid
 
@@ -30,18 +31,20 @@ class ConditioningGap(Evaluator):
         """The mean gap and that at each time, with standard errors over images; each image has the
         same noise with both captions, and those that can get no other caption are left out."""
         count = min(samples.settings.validation_images, len(samples.reference.test))
-        times, gaps = stratified_grid(TIMES).tolist(), []
+        times = stratified_grid(TIMES).tolist()
+
+        def gaps(rows: range) -> Tensor:
+            _, captions = samples.reference.test_batch(rows)
+            others = exchanged(captions)
+            right, wrong = (losses_at(samples, rows, times, c) for c in (captions, others))
+            differ = [own != other for own, other in zip(captions, others, strict=True)]
+            return (wrong - right)[:, torch.tensor(differ)]
+
         with samples.sampler.evaluating():
-            for rows in in_batches(count, BATCH):
-                _, captions = samples.reference.test_batch(rows)
-                others = exchanged(captions)
-                right, wrong = (losses_at(samples, rows, times, c) for c in (captions, others))
-                differ = [own != other for own, other in zip(captions, others, strict=True)]
-                gaps.append((wrong - right)[:, torch.tensor(differ)])
-        gap = torch.cat(gaps, dim=1)  # (times, images)
+            gap = torch.cat(samples.measured(count, BATCH, gaps), dim=1)  # (times, images)
         n = max(1, gap.shape[1])
 
-        def mean(values: torch.Tensor) -> dict[str, float]:
+        def mean(values: Tensor) -> dict[str, float]:
             if len(values) < 2:  # all captions are equal
                 return {"mean": 0.0, "stderr": 0.0}
             return {"mean": float(values.mean()), "stderr": float(values.std() / n**0.5)}

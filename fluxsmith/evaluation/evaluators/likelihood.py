@@ -16,7 +16,7 @@ from fluxsmith.data.images import to_unit
 from fluxsmith.errors import UserError
 from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found, Score, Section
 from fluxsmith.evaluation.report import number
-from fluxsmith.evaluation.samples import Samples, in_batches
+from fluxsmith.evaluation.samples import Samples
 from fluxsmith.evaluation.statistics import normal_interval
 from fluxsmith.flow.path import Velocity
 from fluxsmith.flow.solvers import uniform_grid
@@ -41,15 +41,17 @@ class Likelihood(Evaluator):
         if pipeline.autoencoder.digest is not None:
             raise UserError("likelihood: that of latents says nothing about images; leave it out")
         count = min(settings.likelihood_images, len(samples.reference.test))
-        nats = []
+
+        def nats_of(rows: range) -> Tensor:
+            images, captions = samples.reference.test_batch(rows)
+            x0 = dequantise(images, settings.seed, rows).to(pipeline.device)
+            with torch.no_grad():
+                velocity = sampler.guided_velocity(pipeline.encode_text(captions), 1.0)
+            return log_likelihood(velocity, x0, settings.seed, rows, STEPS, PROBES)
+
         with sampler.evaluating():
-            for rows in in_batches(count, BATCH):
-                images, captions = samples.reference.test_batch(rows)
-                x0 = dequantise(images, settings.seed, rows).to(pipeline.device)
-                with torch.no_grad():
-                    velocity = sampler.guided_velocity(pipeline.encode_text(captions), 1.0)
-                nats.append(log_likelihood(velocity, x0, settings.seed, rows, STEPS, PROBES))
-        bits = bits_per_dimension(torch.cat(nats), x0[0].numel())
+            nats = torch.cat(samples.measured(count, BATCH, nats_of))
+        bits = bits_per_dimension(nats, samples.reference.test.images[0].numel())
         return {**bits, "images": count, "steps": STEPS, "probes": PROBES}
 
     def figures(self, found: Found) -> list[Figure]:

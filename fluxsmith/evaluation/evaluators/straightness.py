@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found, Score, Section
 from fluxsmith.evaluation.report import Chart, plots
-from fluxsmith.evaluation.samples import Samples, in_batches
+from fluxsmith.evaluation.samples import Samples
 from fluxsmith.evaluation.statistics import Estimate, normal_interval
 from fluxsmith.flow.path import Velocity
 from fluxsmith.flow.solvers import midpoint, uniform_grid
@@ -28,13 +28,15 @@ class Straightness(Evaluator):
         """0 is straight; along the guided velocity, with the samples' own prompts and noise."""
         pipeline, settings, sampler = samples.pipeline, samples.settings, samples.float32_sampler
         count = min(settings.trajectories, len(samples))
-        batches = []
+
+        def errors_of(rows: range) -> tuple[Tensor, Tensor, Tensor]:
+            cond = pipeline.encode_text(samples.prompts[rows.start : rows.stop])
+            noise = image_noise(pipeline.latent_shape, settings.seed, rows)
+            velocity = sampler.guided_velocity(cond, settings.guidance)
+            return path_errors(velocity, noise.to(pipeline.device), STEPS)
+
         with sampler.evaluating():
-            for rows in in_batches(count, BATCH):
-                cond = pipeline.encode_text(samples.prompts[rows.start : rows.stop])
-                noise = image_noise(pipeline.latent_shape, settings.seed, rows)
-                velocity = sampler.guided_velocity(cond, settings.guidance)
-                batches.append(path_errors(velocity, noise.to(pipeline.device), STEPS))
+            batches = samples.measured(count, BATCH, errors_of)
         errors, lengths, (times, *_) = zip(*batches, strict=True)
         overall, profile = straightness(torch.cat(errors, dim=1), torch.cat(lengths))
         return {

@@ -11,7 +11,7 @@ from torch import Tensor
 from fluxsmith.data.images import to_unit
 from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found, Score, Section
 from fluxsmith.evaluation.report import Chart, plots
-from fluxsmith.evaluation.samples import Samples, in_batches
+from fluxsmith.evaluation.samples import Samples
 from fluxsmith.evaluation.statistics import normal_interval
 from fluxsmith.flow.baseline import linear_loss
 from fluxsmith.flow.path import flow_matching_loss
@@ -48,13 +48,13 @@ class ValidationLoss(Evaluator):
         with samples.sampler.evaluating():
             for name, offset in GRIDS.items():
                 times = stratified_grid(TIMES, offset).tolist()
-                batches = [losses_at(samples, rows, times) for rows in in_batches(count, BATCH)]
+                batches = samples.measured(count, BATCH, partial(losses_at, samples, times=times))
                 losses = torch.cat(batches, dim=1)  # (times, images)
                 at = {f"{t:g}": _mean(loss) for t, loss in zip(times, losses, strict=True)}
                 grids[name] = {**_mean(losses.mean(0)), "by_t": at}
-            latents = [_latents(samples, rows) for rows in in_batches(count, BATCH)]
+            latents = samples.measured(count, BATCH, lambda rows: _latents(samples, rows).cpu())
         times = sorted({float(t) for grid in grids.values() for t in grid["by_t"]})
-        linear = linear_loss(torch.cat(latents).var(0).cpu(), torch.tensor(times)).tolist()
+        linear = linear_loss(torch.cat(latents).var(0), torch.tensor(times)).tolist()
         best = {f"{t:g}": loss for t, loss in zip(times, linear, strict=True)}
         return {"grids": grids, "linear": best, "images": count}
 

@@ -1,0 +1,43 @@
+"""The averaged weights of a run at many of its steps, for who watches it learn: small checkpoints
+without training state, in a folder beside the others."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fluxsmith.config.train_section import TrainConfig
+from fluxsmith.parallel.ranks import Ranks
+from fluxsmith.storage import checkpoint as checkpoints
+
+FOLDER = "snapshots"  # in a run's
+REQUEST = "wanted"  # a file there asks for one at the next step
+
+
+class Snapshots:
+    """Keeps what `train.snapshots` asks for, where one process has all of the model."""
+
+    def __init__(self, run: Path, config: TrainConfig, ranks: Ranks) -> None:
+        self.folder = run / FOLDER
+        self.steps = snapshot_steps(config.steps, config.snapshots) if ranks.size == 1 else set()
+
+    def keep(self, step: int, state: Callable[[], Mapping[str, Any]]) -> None:
+        """Writes the state of this step where it is one of those to keep, or is asked for."""
+        if not self.steps:
+            return
+        request = self.folder / REQUEST
+        if step not in self.steps and not request.exists():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        small = checkpoints.without_training(state(), torch.bfloat16)
+        checkpoints.save(checkpoints.checkpoint_path(self.folder, step), small)
+        request.unlink(missing_ok=True)
+
+
+def snapshot_steps(steps: int, n: int) -> set[int]:
+    """About n steps from the first to the last, each the same factor after the one before."""
+    if n < 2:
+        return {steps} if n else set()
+    return {round(math.exp(math.log(steps) * i / (n - 1))) for i in range(n)}

@@ -1,0 +1,40 @@
+// Which model is chosen, and what follows from it.
+
+import { select } from "./ui.js";
+
+// The model of a name, or of NAME@STEP: then it is that run's model with another step.
+export function find(models, name) {
+  const [run, step] = name.split("@");
+  const model = models.find((m) => m.name === run) || (step ? null : models[0]);
+  return model && step ? { ...model, name, step: +step } : model;
+}
+
+export function modelSelect(models, value, onchange, label = "Model") {
+  const names = models.map((m) => ({ value: m.name, text: `${m.name}, step ${m.step.toLocaleString("en")}` }));
+  if (!models.some((m) => m.name === value)) {
+    const [run, step] = value.split("@");
+    names.push({ value, text: `${run}, step ${(+step).toLocaleString("en")}` });
+  }
+  return select(label, names, value, onchange);
+}
+
+// How often the network is evaluated for a picture.
+export function evaluations(model, { steps, solver, guidance }) {
+  const [one, two] = model.solvers[solver] || [1, 2];
+  const each = one + (steps - 1) * (two - one);
+  return each * (model.doubled && guidance !== 1 && guidance !== 0 ? 2 : 1);
+}
+
+export const request = (model, values) => ({
+  model: model.name,
+  steps: values.steps,
+  guidance: model.guided ? values.guidance : 1,
+  solver: values.solver || "euler",
+  seed: values.seed,
+});
+
+// Prompts to begin with: a numeral each where the data are digits, else the first ten.
+export function usualPrompts(model, most = 10) {
+  const digits = model.prompts.filter((p) => /^\d$/.test(p));
+  return (digits.length > 1 ? digits : model.prompts).slice(0, most);
+}

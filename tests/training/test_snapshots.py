@@ -1,0 +1,55 @@
+"""Snapshots: the average at many steps, small, and without a change to the run."""
+
+from itertools import pairwise
+
+import torch
+from helpers import same
+
+from fluxsmith.interop.open_pipeline import TextToImage
+from fluxsmith.parallel.ranks import Ranks
+from fluxsmith.storage import checkpoint as checkpoints
+from fluxsmith.training.run import train
+from fluxsmith.training.snapshots import FOLDER, REQUEST, Snapshots, snapshot_steps
+
+
+def test_steps_lie_closer_at_the_start_and_end_with_the_run():
+    steps = sorted(snapshot_steps(800, 24))
+    assert steps[0] == 1 and steps[-1] == 800 and len(steps) <= 24
+    gaps = [b - a for a, b in pairwise(steps)]
+    assert gaps == sorted(gaps)
+    assert snapshot_steps(800, 0) == set()
+
+
+def test_a_run_keeps_its_averages_and_is_the_same_run(toy, tmp_path):
+    settings = "train.checkpoint_every=2", "train.keep_checkpoints=0"
+    train(toy(*settings, f"output_dir={tmp_path / 'plain'}"))
+    train(toy(*settings, "train.snapshots=4", f"output_dir={tmp_path / 'kept'}"))
+    plain, kept = (checkpoints.load(tmp_path / n / "diffusion-6.pt") for n in ("plain", "kept"))
+    assert same(plain["model"], kept["model"]) and same(plain["ema"], kept["ema"])
+    there = dict(checkpoints.find(tmp_path / "kept" / FOLDER))
+    assert set(there) == snapshot_steps(6, 4)
+    small = checkpoints.load(there[6])
+    assert small["optimizer"] == {}
+    rounded = {name: x.bfloat16().float() for name, x in kept["ema"].items()}
+    assert same(small["ema"], rounded)
+    TextToImage.from_checkpoint(there[1]).generate(["3"], steps=1)
+
+
+def test_one_is_kept_where_it_is_asked_for(toy, tmp_path):
+    config = toy("train.snapshots=1").train
+    whole = {
+        "format": checkpoints.FORMAT,
+        "step": 3,
+        "images_seen": 0,
+        "config": {},
+        "ema": {"a": torch.ones(2)},
+        "metadata": {},
+    }
+    snapshots = Snapshots(tmp_path, config, Ranks())
+    snapshots.keep(3, lambda: whole)
+    assert not (tmp_path / FOLDER).exists()
+    (tmp_path / FOLDER).mkdir()
+    (tmp_path / FOLDER / REQUEST).touch()
+    snapshots.keep(3, lambda: whole)
+    assert [step for step, _ in checkpoints.find(tmp_path / FOLDER)] == [3]
+    assert not (tmp_path / FOLDER / REQUEST).exists()

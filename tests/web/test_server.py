@@ -1,0 +1,261 @@
+"""The page's server: what it draws, whom it answers, what it refuses, and that it lives on."""
+
+import base64
+import io
+import json
+import shlex
+import shutil
+import socket
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from starlette.testclient import TestClient
+from toy_page import events, save_toy, wait_until
+
+from fluxsmith.cli import main
+from fluxsmith.data.images import to_uint8
+from fluxsmith.errors import UserError
+from fluxsmith.evaluation import classifier
+from fluxsmith.interop.open_pipeline import TextToImage
+from fluxsmith.web.branching import plane
+from fluxsmith.web.gallery import Gallery
+from fluxsmith.web.server import LARGEST, Page
+
+ASK = {"model": "toy", "prompts": ["seven", "3"], "steps": 4, "guidance": 2.0, "seed": 5}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return save_toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hasty_classifier(tmp_path_factory):
+    """A real one, which sees little: five updates, in a cache of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "UPDATES", (5, 5))
+        patch.setenv("FLUXSMITH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def page(path, tmp_path):
+    return Page(Gallery([str(path)]), tmp_path / "runs")
+
+
+@pytest.fixture
+def client(page):
+    with TestClient(page.app(), base_url="http://127.0.0.1:7860") as client:
+        yield client
+
+
+def pixels(text: str, n: int) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), np.uint8).reshape(n, 16, 16, 1)
+
+
+def test_states_are_the_solver_s_and_the_last_is_what_generate_draws(client, path):
+    place, *states = events(client.post("/api/draw", json=ASK).text)
+    assert place == {"place": 0}
+    assert [s["t"] for s in states] == [1, 0.75, 0.5, 0.25, 0]
+    drawn = TextToImage.from_checkpoint(path).generate(["seven", "3"], steps=4, guidance=2, seed=5)
+    expected = to_uint8(drawn).permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(pixels(states[-1]["x"], 2), expected)
+    assert states[-1]["x0"] == states[-1]["x"]
+    assert states[0]["x0"] != states[0]["x"]
+
+
+@pytest.mark.parametrize("solver", ["heun", "midpoint", "adams2"])
+def test_every_solver_shows_one_state_a_step(client, solver):
+    _, *states = events(client.post("/api/draw", json=ASK | {"solver": solver}).text)
+    assert [s["state"] for s in states] == [0, 1, 2, 3, 4]
+
+
+def test_one_noise_for_all_is_the_first_picture_s(client):
+    together = ASK | {"prompts": ["seven", "seven"], "one_noise": True}
+    *_, last = events(client.post("/api/draw", json=together).text)
+    both = pixels(last["x"], 2)
+    assert np.array_equal(both[0], both[1])
+    *_, alone = events(client.post("/api/draw", json=ASK | {"prompts": ["seven"]}).text)
+    assert np.abs(both[0].astype(int) - pixels(alone["x"], 1)[0]).max() <= 1
+
+
+def test_a_picture_goes_on_from_pixels_and_a_mask_keeps_the_rest(client):
+    given = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    mask = np.zeros((16, 16), np.uint8)
+    mask[:, 8:] = 255
+    asked = ASK | {
+        "prompts": ["3"],
+        "picture": base64.b64encode(given.tobytes()).decode(),
+        "mask": base64.b64encode(mask.tobytes()).decode(),
+        "strength": 0.5,
+    }
+    *_, last = events(client.post("/api/draw", json=asked).text)
+    drawn = pixels(last["x"], 1)[0, ..., 0]
+    assert np.array_equal(drawn[:, :8], given[:, :8])
+    assert not np.array_equal(drawn[:, 8:], given[:, 8:])
+
+
+def test_a_saved_png_says_the_command_that_draws_it_again(client, tmp_path, capsys):
+    saved = client.post("/api/save/png", json=ASK)
+    assert saved.headers["content-type"] == "image/png"
+    command = shlex.split(Image.open(io.BytesIO(saved.content)).text["command"])
+    assert command[:2] == ["fluxsmith", "sample"]
+    with pytest.raises(SystemExit):
+        main([*command[1:], "--out", str(tmp_path)])
+    grid = next(tmp_path.glob("sample-*.png"))
+    assert np.array_equal(Image.open(grid), Image.open(io.BytesIO(saved.content)))
+    assert client.post("/api/save/gif", json=ASK).content.startswith(b"GIF8")
+
+
+def test_paths_from_one_noise_begin_at_one_point_and_part(client):
+    lines = events(client.post("/api/branch", json=ASK).text)
+    (found,) = [line for line in lines if "map" in line]
+    first, second = found["map"]
+    assert len(first) == 5 and first[0] == second[0] and first[-1] != second[-1]
+    assert 0 < found["explained"] <= 1
+    scales = {"prompts": ["3"], "scales": [0, 1, 3]}
+    lines = events(client.post("/api/branch", json=ASK | scales).text)
+    (found,) = [line for line in lines if "map" in line]
+    assert len(found["map"]) == 3
+
+
+def test_a_classifier_says_how_sure_it_is_at_every_state_once_it_is_there(client):
+    def told():
+        return events(client.post("/api/branch", json=ASK).text)[-1]
+
+    wait_until(lambda: told().get("judge") != "training")
+    found = told()
+    for kind in ("x", "x0"):
+        shares = np.array(found["confidence"][kind])
+        assert shares.shape == (2, 5) and (shares >= 0).all() and (shares <= 1).all()
+    assert len(found["seen"]) == 2 and set(found["seen"]) <= set("0123456789")
+    drawn = events(client.post("/api/draw", json=ASK | {"judge": True}).text)[-1]
+    assert len(drawn["right"]) == 2
+
+
+def test_paths_in_a_plane_keep_their_distances():
+    draw = torch.Generator().manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(30, 2, generator=draw))[0].T
+    flat = torch.randn(3, 5, 2, generator=draw)
+    points, share = plane(list(flat @ axes))
+    found = torch.tensor(points).flatten(0, 1)
+    expected = torch.cdist(flat.flatten(0, 1), flat.flatten(0, 1))
+    torch.testing.assert_close(torch.cdist(found, found), expected, atol=1e-4, rtol=1e-4)
+    assert share == pytest.approx(1)
+
+
+def test_attention_is_told_of_every_block_word_and_state(client):
+    asked = ASK | {"prompts": ["a red seven"]}
+    *_, last = events(client.post("/api/inside", json=asked).text)
+    assert last["words"] == ["a", "red", "seven"]
+    assert last["blocks"] == ["dual 1", "single 1"]
+    told = np.frombuffer(base64.b64decode(last["attention"]), np.uint8)
+    assert told.size == 4 * 2 * 3 * 16 and told.max() == 255 and 0 < last["most"] < 1
+
+
+def test_the_code_that_is_shown_is_the_package_s(client):
+    found = client.get("/api/code").json()
+    assert "return (1 - t) * x0 + t * eps" in found["path"]
+    assert found["double"].startswith("def forward(")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": "../../etc/passwd"}, "there is no model"),
+        ({"model": "toy@3"}, "no checkpoint of step 3"),
+        ({"prompts": ["word " * 2000]}, "shorten the prompt"),
+        ({"prompts": ["x" * 10_000]}, "shorten the prompt"),
+        ({"prompts": ["\ud800"]}, "Invalid JSON"),
+        ({"prompts": []}, "prompts"),
+        ({"steps": 0}, "steps"),
+        ({"steps": 10**9}, "steps"),
+        ({"solver": "magic"}, "solver=magic"),
+        ({"guidance": "much"}, "guidance"),
+        ({"picture": "####"}, "the picture is no picture"),
+        ({"picture": "AAAA"}, "3 bytes in place of 256"),
+        ({"path": "/etc/passwd"}, "path"),
+    ],
+)
+def test_what_can_t_be_drawn_is_a_line_and_the_server_lives_on(client, change, words):
+    body = json.dumps(ASK | change)
+    headers = {"content-type": "application/json"}
+    answer = client.post("/api/draw", content=body, headers=headers)
+    told = answer.json() if answer.status_code != 200 else events(answer.text)[-1]
+    assert words in told["error"] and "\n" not in told["error"]
+    assert len(events(client.post("/api/draw", json=ASK).text)) == 6
+
+
+def test_only_its_own_host_and_pages_are_answered(client):
+    assert client.get("/api/models", headers={"host": "evil.example"}).status_code == 400
+    other = {"origin": "http://evil.example"}
+    assert client.post("/api/draw", json=ASK, headers=other).status_code == 403
+    assert client.post("/api/draw", content=json.dumps(ASK)).status_code == 415
+    own = {"origin": "http://127.0.0.1:7860"}
+    assert client.post("/api/draw", json=ASK, headers=own).status_code == 200
+    policy = client.get("/").headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+
+
+def test_a_large_request_and_files_outside_are_refused(client):
+    body = b'{"model": "' + b"x" * LARGEST + b'"}'
+    large = client.post("/api/draw", content=body, headers={"content-type": "application/json"})
+    assert large.status_code == 413 and "KiB" in large.json()["error"]
+    for outside in ("/static/../server.py", "/static/%2e%2e/server.py", "/static//etc/passwd"):
+        assert client.get(outside).status_code == 404
+
+
+def test_many_at_once_wait_in_line_and_none_is_lost(client):
+    found = []
+
+    def ask(i: int) -> None:
+        found.append(events(client.post("/api/draw", json=ASK | {"seed": i}).text))
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 20 and all(lines[-1]["t"] == 0 for lines in found)
+    assert max(line.get("place", 0) for lines in found for line in lines) > 0
+
+
+def test_a_file_that_is_no_model_is_refused_at_once(tmp_path):
+    (tmp_path / "notes.pt").write_text("no model")
+    with pytest.raises(UserError, match="no checkpoint"):
+        Gallery([str(tmp_path / "none.pt")])
+    with pytest.raises(UserError, match=r"notes\.pt"):
+        Gallery([str(tmp_path / "notes.pt")])
+
+
+def test_two_models_of_one_name_have_different_ones(path, tmp_path):
+    other = tmp_path / "diffusion-9.pt"
+    shutil.copy(path, other)
+    assert [*Gallery([str(path), str(other), str(path)]).places] == ["toy", "toy-2"]
+
+
+def test_a_port_in_use_is_one_line(path, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        with pytest.raises(SystemExit) as exit_:
+            main(["serve", str(path), "--port", port, "--no-browser"])
+    assert exit_.value.code == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and f"--port {port}: Address already in use" in told
+
+
+def test_a_run_that_is_deleted_while_it_is_read_is_a_message(path, tmp_path):
+    """Its records become a folder, which can't be read as a file."""
+    run = tmp_path / "run"
+    (run / "metrics.jsonl").mkdir(parents=True)
+    (run / "config.yaml").write_text("data: {source: digits}\n")
+    page = Page(Gallery([str(path), str(run)]), tmp_path / "runs")
+    with TestClient(page.app(), base_url="http://127.0.0.1:7860") as client:
+        answer = client.get(f"/api/runs/{[*page.gallery.places][-1]}")
+        assert answer.status_code == 400 and "was its run or model deleted?" in answer.text
+        assert client.get("/api/models").status_code == 200

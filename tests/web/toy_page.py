@@ -1,0 +1,69 @@
+"""A page over a toy model, in this process or as people start it."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from helpers import TOY, randomise
+
+from fluxsmith import Pipeline
+from fluxsmith.config import read_config
+from fluxsmith.interop.importing import contents
+from fluxsmith.interop.read_weights import Weights
+from fluxsmith.storage import checkpoint as checkpoints
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CAPTIONS = [f"{n}" for n in range(10)] + ["zero", "one", "two", "three", "seven"]
+
+
+def save_toy(folder: Path, step: int = 7, name: str = "toy") -> Path:
+    """A checkpoint of random weights in a folder of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / f"{name}.yaml"
+    config.write_text(TOY + f"output_dir: {folder / 'run'}\n", encoding="utf-8")
+    pipeline = Pipeline.build(read_config(config))
+    randomise(pipeline)
+    own = pipeline.state_dict()
+    parts = {
+        part: {n.removeprefix(part): t for n, t in own.items() if n.startswith(part)}
+        for part in ("network.", "text.")
+    }
+    about = {"captions": CAPTIONS, "autoencoder": pipeline.autoencoder.digest}
+    weights = Weights("fluxsmith", name, parts["network."], text=parts["text."], step=step)
+    path = folder / f"diffusion-{step}.pt"
+    whole = contents(weights, pipeline.config)
+    checkpoints.save(path, {**whole, "metadata": {**whole["metadata"], **about}})
+    return path
+
+
+def events(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@contextmanager
+def started(*models: object, cwd: Path) -> Iterator[str]:
+    """The address of a page that was started as people do it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "fluxsmith", "serve", *map(str, models), "--no-browser"]
+    process = subprocess.Popen([*command, "--port", str(port)], cwd=cwd, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline().decode().split() == ["page", f"http://127.0.0.1:{port}/"]
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        process.terminate()
+        assert process.wait(60) in (0, -15, 143)
+
+
+def wait_until(true, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.2)
