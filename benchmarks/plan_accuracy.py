@@ -1,14 +1,15 @@
 """`fluxsmith plan` beside the truth: the memory and the seconds of a training step, planned and
 measured, for every config that trains on this machine and ten made-up ones.
 
-    python benchmarks/plan_accuracy.py --out results/plan.json [--only NAME ...]
+    python benchmarks/plan_accuracy.py --out results/plan.json [--rounds 3] [--only NAME ...]
 
-Each side is a process of its own. Measured memory is VmHWM after some steps less VmRSS before the
-trainer was built, when a toy network had been trained in the same process and its memory handed
-back: so libraries, thread pools and their buffers are in neither side. Measured seconds are the
-median of those steps, without compiling. What is in FILE is not measured again, and what can't be
-measured here, for want of data, is told and left out. Linux only; for seconds the machine must do
-nothing else, which memory does not depend on.
+Each side is a process of its own, in turn with the other; the medians of some rounds are compared.
+Measured memory is VmHWM after some steps less VmRSS before the trainer was built, when a toy
+network had been trained in the same process and its memory handed back: so libraries, thread pools
+and their buffers are in neither side. Measured seconds are the median of those steps, without
+compiling. Rounds that are in FILE are not run again, and what can't be measured here, for want of
+data, is told and left out. Linux only; for seconds the machine must do nothing else, which memory
+does not depend on.
 """
 
 import argparse
@@ -25,7 +26,8 @@ from fluxsmith.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "image"
 SHIPPED = (
-    "digits/tiny", "digits/colored", "emoji/small", "mnist/small", "cifar10/flux", "mnist/flux",
+    "digits/tiny", "digits/colored", "digits/fill", "emoji/small", "mnist/small", "cifar10/flux",
+    "mnist/flux",
 )  # fmt: skip
 STEPS = 6  # measured; two more come before
 WITHIN = 0.05, 0.15  # what memory and seconds are to be off by at the most
@@ -65,22 +67,23 @@ def measured(file: Path, overrides: list[str]) -> tuple[float, float]:
     from fluxsmith.device import peak_memory, pick_device, resident_memory
     from fluxsmith.kernels.memory import keep_freed_memory, release_freed_memory
     from fluxsmith.kernels.timing import seconds
+    from fluxsmith.planning.outline import Outline
     from fluxsmith.training.run import build_trainer
 
     keep_freed_memory()
+    config = read_config(file, overrides)
+    device = pick_device(config.device)
+    Outline.of(config)  # opens the data, for the libraries of their source
     with tempfile.TemporaryDirectory() as folder:
         toy = Path(folder, "toy.yaml")
         toy.write_text(TOY)
-        config = read_config(toy, [])
-        device = pick_device(config.device)
-        trainer = build_trainer(config, device)
+        trainer = build_trainer(read_config(toy, []), device)
         for _ in range(2):
             trainer.train_step()
     del trainer
     release_freed_memory()
     base = resident_memory() or 0
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-    config = read_config(file, overrides)
     trainer = build_trainer(config, device)
     taken = [seconds(trainer.train_step, device) for _ in range(2 + STEPS)]
     return (peak_memory(device) or 0) - base, median(taken[2:])
@@ -105,6 +108,7 @@ def alone(call: Any, *arguments: Any) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=list(cases()))
     options = parser.parse_args()
     found: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
@@ -112,16 +116,16 @@ def main() -> None:
     print(f"{'':20}{'memory, MiB':>28}{'':9}{'seconds a step':>20}")
     print(f"{'':20}{'planned':>14}{'measured':>14}{'':9}{'planned':>10}{'measured':>10}")
     for name in options.only:
-        if name not in found:
-            case = cases()[name]
-            try:
-                found[name] = {"planned": planned(*case), "measured": alone(measured, *case)}
-            except (UserError, subprocess.CalledProcessError) as error:
-                print(f"{name:20}not measured: {error}", flush=True)
-                continue
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(found, indent=2) + "\n")
-        (memory, time), (bytes_, seconds_) = found[name]["planned"], found[name]["measured"]
+        rounds, case = found.setdefault(name, []), cases()[name]
+        try:
+            while len(rounds) < options.rounds:
+                rounds.append([*planned(*case), *alone(measured, *case)])
+                options.out.parent.mkdir(parents=True, exist_ok=True)
+                options.out.write_text(json.dumps(found, indent=2) + "\n")
+        except (UserError, subprocess.CalledProcessError) as error:
+            print(f"{name:20}not measured: {error}", flush=True)
+            continue
+        memory, time, bytes_, seconds_ = map(median, zip(*rounds, strict=True))
         off = {"memory": memory / bytes_ - 1, "seconds": time / seconds_ - 1}
         for what, error in off.items():
             errors[what].append(abs(error))

@@ -145,22 +145,35 @@ def add_changes(network: nn.Module, changes: Iterable[LowRank]) -> None:
 
 def merge(network: nn.Module, dtype: torch.dtype | None = None) -> None:
     """Takes the changes of LoRA layers into their weights, in float32 and then `dtype` or their
-    own; the layers are plain again."""
-    for name, layer in list(lora_layers(network)):
-        weight = merged(layer.weight.detach(), [change_of(name, layer)], dtype)
-        layer.weight = nn.Parameter(weight)
-        remove(layer)
+    own; the layers are plain again, and so are those that were kept in float8."""
+    for name, layer in list(network.named_modules()):
+        if not isinstance(layer, LoraLinear | Float8Linear):
+            continue
+        changes = [change_of(name, layer)] if isinstance(layer, LoraLinear) else []
+        weight, scale = layer.weight.detach(), getattr(layer, "weight_scale", 1.0)
+        exact = merged(weight, changes, dtype, scale)
+        if isinstance(layer, LoraLinear):
+            remove(layer)
+        if isinstance(layer, Float8Linear):
+            del layer.weight_scale
+            layer.__class__ = nn.Linear  # type: ignore[assignment]
+        layer.weight = nn.Parameter(exact)
 
 
-def merged(weight: Tensor, changes: Iterable[LowRank], dtype: torch.dtype | None = None) -> Tensor:
-    """A weight (out, in) with changes, added in float32 and then in `dtype` or its own, which must
-    not be float8."""
+def merged(
+    weight: Tensor,
+    changes: Iterable[LowRank],
+    dtype: torch.dtype | None = None,
+    scale: Tensor | float = 1.0,
+) -> Tensor:
+    """A weight (out, in) times its scale (out, 1) with changes, added in float32 and then in
+    `dtype` or its own, which must not be float8."""
     if dtype is None and weight.dtype.itemsize == 1:
         raise UserError(
             f"the weights are in {str(weight.dtype).removeprefix('torch.')}, which would round "
             f"away what a LoRA changes; give --dtype bfloat16"
         )
-    total = weight.to(torch.float32, copy=True)
+    total = weight.to(torch.float32, copy=True).mul_(scale)
     for change in changes:
         total[change.start : change.stop] += change.change().to(total.device)
     return total.to(dtype or weight.dtype)

@@ -36,7 +36,7 @@ class Settings:
     dropout: Annotated[float, Ge(0), Lt(1), "Share of a layer's inputs that its change drops."] = 0
     base_dtype: Annotated[
         Literal["stored", "float32", "bfloat16", "float8"],
-        "The frozen network: in the dtype that it is stored in, or in this; float8: its blocks.",
+        "The frozen network: as it is stored (fp8 in bfloat16), or in this; float8: its blocks.",
     ] = "stored"
 
     def __post_init__(self) -> None:

@@ -31,6 +31,8 @@ def plan(
     json_file: JsonFile = None,
 ) -> None:
     """What training will take: memory, time, and what to change where it does not fit."""
+    import torch
+
     from fluxsmith.cli.plan_table import show
     from fluxsmith.config import read_config
     from fluxsmith.device import memory_of, pick_device
@@ -46,11 +48,16 @@ def plan(
     if not 0 < reached <= 1:
         raise UserError(f"--reached {reached:g}: must be above 0 and at most 1")
     described = memory is not None or rate is not None
+    if rate is not None and memory is None:
+        raise UserError(f"--rate {rate}: is of a described device; say its --memory too")
     device = pick_device("cpu" if described else settings.device)
+    shared = devices if device.type == "cpu" else 1  # the ranks that a machine's memory is for
+    if shared > 1 and not described:
+        torch.set_num_threads(max(1, torch.get_num_threads() // shared))
     machine = Machine(
         name="described" if described else device_name(device),
         devices=devices,
-        memory=int(quantity("--memory", memory, "B")) if memory else memory_of(device),
+        memory=int(quantity("--memory", memory, "B")) if memory else memory_of(device) // shared,
         gpu=settings.device != "cpu" if described else device.type == "cuda",
         here=not described,
         rate=quantity("--rate", rate, "FLOPS") if rate else None,

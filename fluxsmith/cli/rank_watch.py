@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fluxsmith.parallel.ranks import POLL
+from fluxsmith.training.saving import BUSY
 
 BEAT = 1.0  # seconds between signs of life
 SILENT = 18.0  # seconds without one, after which a rank on another machine counts as gone
 GRACE = 4.0  # seconds that a rank has to end by itself once there is a verdict
-STUCK = float(os.environ.get("FLUXSMITH_STUCK_SECONDS", "1800"))  # in one call, which ends the run
+WRITING = 18.0  # seconds more for a checkpoint that is being written
 BYE = "bye"
 NO_STORE = (
     "rank 0, or torchrun on its machine, is gone: killed, or out of memory; start again with "
@@ -36,10 +37,11 @@ class Verdict(NamedTuple):
 
 
 class Watch(threading.Thread):
-    """Watches over the ranks from one of them."""
+    """Watches over the ranks from one of them. A call of `stuck` seconds ends the run."""
 
-    def __init__(self, store: Any, rank: int, size: int) -> None:
+    def __init__(self, store: Any, rank: int, size: int, stuck: float) -> None:
         super().__init__(name="fluxsmith-ranks", daemon=True)
+        self.stuck = stuck
         self.store, self.rank, self.size = store, rank, size
         self.of_another: str | None = None  # what this rank has to tell of another's end
         self.code = 1  # with which the ranks end once there is a verdict
@@ -50,9 +52,13 @@ class Watch(threading.Thread):
     @contextlib.contextmanager
     def waiting(self, call: str) -> Iterator[None]:
         """Inside, this rank waits for others in a call of this name."""
-        self._calls[threading.get_ident()] = time.monotonic(), call
+        thread = threading.get_ident()
+        around = self._calls.pop(thread, None)
+        self._calls[thread] = time.monotonic(), call
         yield  # after an error it still counts as the last call
-        del self._calls[threading.get_ident()]
+        del self._calls[thread]
+        if around is not None:
+            self._calls[thread] = around
 
     def over(self) -> None:
         """This rank ends as it should; the first one, which may hold the store, when the others
@@ -105,10 +111,10 @@ class Watch(threading.Thread):
                         f"rank {neighbour} (process {pid} on {host}) {what}: killed, or out of "
                         f"memory; start again with --resume auto"
                     )
-                elif self._longest()[0] > STUCK:
+                elif self._longest()[0] > self.stuck:
                     beats_of_all = enumerate(map(self._beat, range(self.size)))
                     states = [f"rank {r} {told.partition(' ')[2]}" for r, told in beats_of_all]
-                    self._claim(f"nothing moved for {STUCK:.0f} s: {', '.join(states)}")
+                    self._claim(f"nothing moved for {self.stuck:.0f} s: {', '.join(states)}")
         except RuntimeError:  # the store is gone, and with it torchrun or the rank that holds it
             self._leave(Verdict(1, 1, NO_STORE))
 
@@ -138,6 +144,9 @@ class Watch(threading.Thread):
         """Ends this process where its main thread does not end by itself."""
         if self._over.wait(GRACE):
             return
+        end = time.monotonic() + WRITING
+        while BUSY.is_set() and time.monotonic() < end:
+            time.sleep(POLL)
         if verdict.owner == self.rank:
             os.write(2, f"error: {verdict.line}\n".encode())
         os._exit(verdict.code)

@@ -13,12 +13,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from fluxsmith.cli.rank_watch import STUCK, Watch
+from fluxsmith.cli.rank_watch import SILENT, Watch
 from fluxsmith.errors import UserError
 from fluxsmith.parallel.ranks import LaunchedRanks, Ranks
 
 STARTING = timedelta(minutes=5)  # in which all ranks have to come
-WAITING = timedelta(seconds=STUCK)  # of a collective on devices, where the library is the watch
 # What a collective says where a peer has gone; the watch then says which.
 LOST = re.compile(r"peer|connection|broken pipe|socket|nccl|timed out", re.IGNORECASE)
 LOST_WITHIN, OWN_WITHIN = 27.0, 3.0  # seconds in which somebody tells of another's end, or of ours
@@ -35,7 +34,8 @@ def joined() -> Iterator[Ranks]:
         return
     rank = _environment("RANK")
     try:
-        watch = _connect(rank, size)
+        stuck = max(1, _environment("FLUXSMITH_STUCK_SECONDS", 1800))
+        watch = _connect(rank, size, stuck)
     except UserError:
         if rank:
             raise SystemExit(2) from None
@@ -44,7 +44,7 @@ def joined() -> Iterator[Ranks]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # one voice; errors go where errors go
         logging.getLogger("fluxsmith").setLevel(logging.ERROR)
     try:
-        yield LaunchedRanks(rank, size, watch, 2 * WAITING)
+        yield LaunchedRanks(rank, size, watch, timedelta(seconds=2 * stuck))
     except Exception as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which would cut the line off
         mistake = isinstance(error, UserError) or hasattr(error, "format_message")  # typer's
@@ -67,7 +67,7 @@ def joined() -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
-def _connect(rank: int, size: int) -> Watch:
+def _connect(rank: int, size: int, stuck: int) -> Watch:
     """Meets the other ranks, within STARTING."""
     where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     for name in ("MASTER_ADDR", "MASTER_PORT"):
@@ -80,15 +80,19 @@ def _connect(rank: int, size: int) -> Watch:
     try:
         # A connection of its own for the watch: on one, a call that waits holds up all others.
         mine, theirs = (next(rendezvous("env://", timeout=STARTING))[0] for _ in range(2))
+        mine.set(f"here/{rank}", "")
+        mine.wait([f"here/{other}" for other in range(size)], STARTING)
+        mine.set_timeout(timedelta(seconds=SILENT))  # where its machine is gone
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-        dist.init_process_group(backend, store=theirs, rank=rank, world_size=size, timeout=WAITING)
+        waiting = timedelta(seconds=stuck)  # of a collective on devices, where NCCL is the watch
+        dist.init_process_group(backend, store=theirs, rank=rank, world_size=size, timeout=waiting)
     except (dist.DistError, RuntimeError, ValueError) as error:
         used = re.search(r"EADDRINUSE|address already in use", str(error), re.IGNORECASE)
         why = f"the ranks did not meet there within {STARTING.seconds} s; start all {size} of them"
         if used:
             why = "the port is in use; choose another with --master-port"
         raise UserError(f"MASTER_ADDR:MASTER_PORT={where}: {why}") from None
-    watch = Watch(mine, rank, size)
+    watch = Watch(mine, rank, size, stuck)
     watch.start()
     return watch
 
@@ -96,5 +100,6 @@ def _connect(rank: int, size: int) -> Watch:
 def _environment(name: str, default: int | None = None) -> int:
     value = os.environ.get(name, "" if default is None else str(default))
     if not value.isdecimal():
-        raise UserError(f"{name}={value or 'not set'}: must be a number; start ranks with torchrun")
+        fix = "leave it out" if name in os.environ and default else "start ranks with torchrun"
+        raise UserError(f"{name}={value or 'not set'}: must be a whole number; {fix}")
     return int(value)

@@ -11,7 +11,7 @@ import torch
 
 from fluxsmith.data.buckets import arrange, crop_share, cut_in_words, shapes_of
 from fluxsmith.data.images import Shape
-from fluxsmith.data.loader import AHEAD, nothing_instead
+from fluxsmith.data.loader import AHEAD, TRIES, nothing_instead
 from fluxsmith.data.pictures import Decoded, in_order, picture_size
 from fluxsmith.data.records import PictureError
 from fluxsmith.data.shard_loader import Coming, Drawn, Position, ShardLoader
@@ -33,8 +33,8 @@ class Window:
 
 class BucketStream(ShardLoader):
     """The same images as without buckets, each once an epoch; for one of which the header alone is
-    good, the next of its batch stands in. A position is that of a window, of about `shuffle_buffer`
-    images, and how many of its batches were used."""
+    good, the next of its batch stands in, or else one of a later batch. A position is that of a
+    window, of about `shuffle_buffer` images, and how many of its batches were used."""
 
     @cached_property
     def _arranger(self) -> ThreadPoolExecutor:
@@ -46,7 +46,8 @@ class BucketStream(ShardLoader):
 
     def _instead(self, row: int) -> Iterator[Drawn]:
         images = self._coming(0).images
-        return (images[(row + i) % len(images)] for i in range(len(images)))
+        yield from (images[(row + i) % len(images)] for i in range(len(images)))
+        yield from (self._coming(i).images[row] for i in range(1, TRIES))
 
     def _arranged(self, position: Position) -> Iterator[Coming]:
         """The endless batches from a position on."""

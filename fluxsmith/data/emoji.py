@@ -67,19 +67,18 @@ def load(settings: Any, split: Split) -> ImageSet:
         torch.stack([_drawn(glyph, size, *share) for share in own])
         for glyph, own in zip(map(_glyph, EMOJI), shares, strict=True)
     ])  # (emoji, variants, 4, size, size)  # fmt: skip
-    emoji, paper = torch.tensor(pairs).T
     return ImageSet(
-        paint(drawn[emoji], torch.tensor([*PAPERS.values()])[paper]).flatten(0, 1),
+        torch.cat([paint(drawn[e], PAPERS[papers[p]]) for e, p in pairs]),
         torch.arange(len(pairs)).repeat_interleave(times),
         [captions(names[e], papers[p]) for e, p in pairs],
-        Classes(tuple(names), emoji.clone()),
+        Classes(tuple(names), torch.tensor(pairs)[:, 0].clone()),
     )
 
 
-def paint(drawn: Tensor, paper: Tensor) -> Tensor:
-    """RGBA pictures (n, k, 4, h, w) on n papers (n, 3): (n, k, 3, h, w) uint8."""
-    ink, share = drawn.float().split((3, 1), dim=2)
-    ground = paper.float()[:, None, :, None, None]
+def paint(drawn: Tensor, paper: tuple[int, int, int]) -> Tensor:
+    """RGBA pictures (k, 4, h, w) on a paper: (k, 3, h, w) uint8."""
+    ink, share = drawn.float().split((3, 1), dim=1)
+    ground = torch.tensor(paper)[:, None, None]
     return (ground + share / 255 * (ink - ground)).round().to(torch.uint8)
 
 

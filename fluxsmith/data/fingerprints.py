@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxsmith.data.pictures import in_order
+from fluxsmith.data.records import EncodedPicture, FilePart
 from fluxsmith.errors import UserError
 
 STRIDE = 2**16  # bytes; a file of no more is read whole
@@ -18,12 +19,14 @@ MOST = 1024  # samples of one file
 GROUP = 256  # files that a thread reads at a time
 
 
-def fingerprint(picture: bytes | Path) -> str:
+def fingerprint(picture: EncodedPicture) -> str:
     """A digest of bytes, or of a file's size and content: all of a small file, and samples of a
     large one, which tell apart what is compressed. "" where there is no such file."""
     if isinstance(picture, bytes):
         return _short(hashlib.sha256(picture))
     try:
+        if isinstance(picture, FilePart):
+            return fingerprint(picture.read())
         with open(picture, "rb", buffering=0) as stream:
             size = os.fstat(stream.fileno()).st_size
             found = hashlib.sha256(f"{size}\n".encode())
@@ -38,7 +41,7 @@ def fingerprint(picture: bytes | Path) -> str:
         return ""
 
 
-def fingerprints(files: Sequence[Path], workers: int) -> Iterator[str]:
+def fingerprints(files: Sequence[Path | str], workers: int) -> Iterator[str]:
     """Of each file, by threads."""
     groups = (files[i : i + GROUP] for i in range(0, len(files), GROUP))
     with ThreadPoolExecutor(workers) as pool:
@@ -47,8 +50,8 @@ def fingerprints(files: Sequence[Path], workers: int) -> Iterator[str]:
             yield from found
 
 
-def _fingerprints(files: Sequence[Path]) -> list[str]:
-    return list(map(fingerprint, files))
+def _fingerprints(files: Sequence[Path | str]) -> list[str]:
+    return [fingerprint(Path(file)) for file in files]
 
 
 def digest_of(items: Iterable[object]) -> str:

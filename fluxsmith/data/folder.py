@@ -4,6 +4,7 @@ as the names of folders and files. Where it isn't plain which is meant, nothing 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, get_args
 
@@ -51,10 +52,13 @@ class FolderRecords(list[Record]):
         return [record.captions for record in self]
 
     def digest(self) -> str:
-        files = [r.picture for r in self if isinstance(r.picture, Path)]
-        known = (r for r in self if isinstance(r.picture, Path))  # not rows that can't be used
-        told = zip(known, fingerprints(files, self.workers), strict=True)
-        return digest_of((r.name, content, r.captions) for r, content in told)
+        known = [r for r in self if isinstance(r.picture, Path)]  # not rows that can't be used
+        pairs = ([r.picture] if r.reference is None else [r.picture, r.reference] for r in known)
+        files = [it for pair in pairs for it in pair if isinstance(it, Path)]
+        contents = fingerprints(files, self.workers)
+        return digest_of(
+            (r.name, *islice(contents, 1 if r.reference is None else 2), r.captions) for r in known
+        )
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,7 @@ from fluxsmith.data.captions import (
 from fluxsmith.data.listing import ImageIndex, Listing, Texts
 from fluxsmith.data.pictures import endings
 from fluxsmith.data.records import CaptionSettings, Record
-from fluxsmith.data.splits import (
-    TEST_NAMES,
-    TRAIN_NAMES,
-    FolderSplits,
-    named_split,
-    own_test,
-    split_in_name,
-)
+from fluxsmith.data.splits import FolderSplits, own_test, split_in_name, split_word
 from fluxsmith.data.tables import IMAGE_KEYS, Row, Table, read_table
 from fluxsmith.errors import UserError
 
@@ -70,7 +63,7 @@ def from_tables(
             named.add(image)
             word = split_in_name(PurePosixPath(name).stem) or _split_of(row)
             if word and not own_test([sides.tables.get(image, "")]):  # testing goes before training
-                sides.tables[image] = str(word)
+                sides.tables[image] = word
             fault = fault or ("" if MISSING not in held else f"it has no {', '.join(keys)}")
             if len(images) > 1:
                 fault = f"it may be {' or '.join(images[:3])}; write its folder too"
@@ -81,7 +74,9 @@ def from_tables(
                 if len(found) != 1 or references.setdefault(image, found[0]) != found[0]:
                     fault = f"its {reference_key}, {before!r}, is not the one image it needs"
             if fault:
-                yield Record(f"{row.where} ({given})", b"", (), fault=fault)
+                bad = f"{row.where} ({given})"
+                sides.rows[bad] = image
+                yield Record(bad, b"", (), fault=fault)
             else:
                 values.setdefault(image, []).extend(held)
         if renamed:
@@ -114,18 +109,10 @@ def _name_below(root: Path, given: Any) -> Any:
     return given
 
 
-def _split_of(row: Row) -> str | None:
-    """The split that a column called so names; a UserError where that is none."""
+def _split_of(row: Row) -> str:
+    """The split that a column called so names, "" for none."""
     column = usual(("split",), row.values)
-    value = row.values[column[0]] if column else None
-    if value in (None, ""):
-        return None
-    if word := named_split(str(value)):
-        return word
-    raise UserError(
-        f"{row.where}: its split is {value}, which is none of {', '.join(TRAIN_NAMES)}, "
-        f"{', '.join(TEST_NAMES)}; name it so, or call the column something else"
-    )
+    return split_word(row.values[column[0]], row.where) if column else ""
 
 
 def _columns(table: Table, settings: CaptionSettings, said: bool) -> tuple[str, tuple[str, ...]]:

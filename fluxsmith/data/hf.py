@@ -2,12 +2,12 @@
 streaming. Pictures stay encoded until they are needed."""
 
 import contextlib
+import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from fluxsmith.data.account import Account
@@ -22,24 +22,35 @@ from fluxsmith.data.captions import (
     usual,
     value_at,
 )
-from fluxsmith.data.fingerprints import digest_of, fingerprint
+from fluxsmith.data.fingerprints import SAMPLE, digest_of, fingerprint, fingerprints
 from fluxsmith.data.imageset import evenly
+from fluxsmith.data.listing import files_below
 from fluxsmith.data.pictures import endings, is_picture
 from fluxsmith.data.records import (
     CaptionSettings,
+    EncodedPicture,
     InMemory,
     Record,
     ShuffleBuffer,
     Split,
+    front_to_back,
     path_of,
     reason,
 )
-from fluxsmith.data.splits import belongs, indices_of_split, named_split, own_test, own_train
+from fluxsmith.data.splits import (
+    belongs,
+    indices_of_split,
+    own_test,
+    own_train,
+    side_of,
+    split_word,
+)
 from fluxsmith.errors import UserError
 from fluxsmith.optional import optional
 
 IMAGE_KEYS = ("image", "img", "jpg", "png")  # of several columns of pictures, the one that is meant
 LOOKED_AT = 20  # rows that stand for all: their pictures tell the column and the data
+BLOCK = 1000  # rows that are looked at together
 DIGESTED = 1000  # rows whose pictures a digest is made of
 KINDS = {
     ".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json",
@@ -78,10 +89,24 @@ class Settings(CaptionSettings):
             )
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A data set with its splits by name and, of a local one, the folder that it lies in and the
+    files of each split; `kind` is told where others may lie beside them."""
+
+    name: str
+    splits: dict[str, Any]
+    remote: bool
+    folder: Path = Path()
+    files: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    kind: str | None = None
+
+
 def load(settings: Settings, split: Split) -> "HFRecords | HFShards":
     """The rows of a split; the test images are a share of the training split where there is no
     other. Columns that aren't named are found by their types, contents and usual names."""
-    name, folder, splits = _open(path_of(settings), settings.subset, settings.streaming)
+    opened = _open(path_of(settings), settings.subset, settings.streaming)
+    name, splits = opened.name, opened.splits
     train = settings.train_split
     if train == Settings.train_split and train not in splits:
         train = own_train(splits) or (next(iter(splits)) if len(splits) == 1 else train)
@@ -91,31 +116,91 @@ def load(settings: Settings, split: Split) -> "HFRecords | HFShards":
     own = settings.test_split or own_test(set(splits) - {train})
     chosen = own if split == "test" and own is not None else train
     with _reading(chosen):
-        columns = _columns(name, folder, splits[chosen], settings)
+        columns = _columns(name, opened.folder, splits[chosen], settings)
+        if own is None:
+            words = usual(("split",), splits[chosen].features)
+            columns = replace(columns, split=words[0] if words else None)
         rows = _encoded(splits[chosen], columns)
-    held_out = None if own is not None else settings.test_share
+        _account_for(opened, train, own, rows, columns)
     if settings.streaming:
-        of_split = partial(belongs, test_share=held_out, split=split)
-        none = held_out == 0 and split == "test"
-        remote = _local(path_of(settings)) is None
-        if own is None and usual(("split",), splits[chosen].features):
-            columns.account.note("a stream does not follow its column split; streaming=false does")
-        return HFShards(rows, columns, chosen, of_split, 0 if none else rows.num_shards, remote)
-    indices: Sequence[int] = range(len(rows))
-    if own is None:
-        words = _words(splits[chosen])
-        if test := own_test(words):
-            indices = [i for i in indices if (words[i] == test) == (split == "test")]
-        else:
-            names = [f"{chosen}/{i}" for i in indices]
-            indices = indices_of_split(names, settings.test_share, split)
+        held_out = None if own is not None else settings.test_share
+        none = held_out == 0 and split == "test" and columns.split is None
+        shards = 0 if none else rows.num_shards
+        return HFShards(rows, columns, chosen, opened, settings, held_out, split, shards)
+    indices = (
+        range(len(rows)) if own is not None else _indices(rows, columns, chosen, settings, split)
+    )
     return HFRecords(rows, columns, chosen, indices)
 
 
-def _words(rows: Any) -> list[str]:
-    """The split of each row by a column called so, where there is one."""
-    (key,) = usual(("split",), rows.features) or ("",)
-    return [named_split(str(word)) or "" for word in rows[key]] if key else []
+def _account_for(
+    opened: Opened, train: str, own: str | None, rows: Any, columns: "Columns"
+) -> None:
+    """Notes the splits and the files that are not read."""
+    for other in sorted(opened.splits.keys() - {train, own}):
+        columns.account.pass_over(f"split beside {train}" + f" and {own}" * bool(own), other)
+    if opened.kind is None:
+        return
+    first = next(iter(rows.take(1)), None)
+    by_path = first is not None and isinstance(columns.record("", first).picture, Path)
+    known = {Path(file).resolve() for files in opened.files.values() for file in files}
+    for name in files_below(opened.folder, columns.account):
+        named = by_path and PurePosixPath(name).suffix.lower() in endings()
+        if not named and (opened.folder / name).resolve() not in known:
+            columns.account.pass_over(f"no file of {opened.kind}", name)
+
+
+def _indices(
+    rows: Any, columns: "Columns", name: str, settings: Settings, split: Split
+) -> Sequence[int]:
+    """The rows of a split by their column split, or else by a share. Rows of one picture are of one
+    split: of testing where one of them is."""
+    column = columns.split
+    words = [split_word(it, f"{name}/{i}") for i, it in enumerate(rows[column])] if column else []
+    test = own_test(words)
+    names = [f"{name}/{i}" for i in range(len(rows))]
+    if settings.test_share or test:
+        first: dict[object, str] = {}
+        cells = rows.select_columns([columns.image]).with_format("arrow").iter(BLOCK)
+        known = (_known_by(cell) for block in cells for cell in block[columns.image])
+        names = [first.setdefault(it or own, own) for it, own in zip(known, names, strict=True)]
+    if test is None:
+        return indices_of_split(names, settings.test_share, split)
+    tested = {it for it, word in zip(names, words, strict=True) if word == test}
+    pairs = zip(names, words, strict=True)
+    sides = [side_of(test if it in tested else word, test) for it, word in pairs]
+    if "train" not in sides:
+        raise UserError(
+            f"data.path={settings.path}: its rows are all for testing, by {test} in their column "
+            f"{column}; leave that column out, or name rows to train on"
+        )
+    for i, side in enumerate(sides):
+        if side not in ("train", "test"):
+            columns.account.pass_over(side, f"{name}/{i}")
+    return [i for i, side in enumerate(sides) if side == split]
+
+
+def _known_by(cell: Any) -> object:
+    """What tells the picture in a cell of Arrow's from others: its size and samples, so that little
+    of a large set is read, or its path; None where there is none."""
+    if not cell.is_valid:
+        return None
+    if isinstance(cell, Mapping):
+        return next(
+            filter(None, (_known_by(cell[k]) for k in ("bytes", "path") if k in cell)), None
+        )
+    if isinstance(cell, Sequence):
+        return tuple(map(_known_by, cell))
+    if not hasattr(cell, "as_buffer"):
+        return str(cell)
+    return _sampled(cell.as_buffer())
+
+
+def _sampled(held: Any) -> str:
+    """A digest of the size of some bytes and of samples of them, from the first to the last."""
+    starts = (*range(0, len(held), max(SAMPLE, len(held) // 8)), max(0, len(held) - SAMPLE))
+    samples = b"".join(bytes(held[start : start + SAMPLE]) for start in starts)
+    return fingerprint(b"%d\n" % len(held) + samples)
 
 
 @dataclass(frozen=True)
@@ -129,6 +214,7 @@ class Columns:
     folder: Path
     reference: str | None
     account: Account
+    split: str | None = None  # the column that names the split of a row, where one is followed
 
     def record(self, name: str, row: Mapping[str, Any]) -> Record:
         captions, label, fault = self.describe(row)
@@ -178,40 +264,74 @@ class HFRecords:
     def digest(self) -> str:
         """Of all captions, and of pictures evenly spread over the rows."""
         chosen = evenly(range(len(self)), min(len(self), DIGESTED))
-        contents = [fingerprint(self[i].picture) for i in chosen]
+        contents = [fingerprint(it) for i in chosen for it in _pictures(self[i])]
         return digest_of([self.name, contents, *self.captions()])
 
 
+def _pictures(record: Record) -> list[EncodedPicture]:
+    """That of a record, and that which its edit begins with."""
+    return [it for it in (record.picture, record.reference) if it is not None]
+
+
 class HFShards:
-    """A streaming data set: its own shards, each read from front to back. `belongs` says whether
-    a row of this name is of the split."""
+    """A streaming data set: its own shards, each read from front to back. Of `held_out` see
+    `splits.belongs`; in place of names the contents of pictures count."""
 
     def __init__(
         self,
         rows: Any,
         columns: Columns,
         name: str,
-        belongs: Callable[[str], bool],
+        opened: Opened,
+        settings: Settings,
+        held_out: float | None,
+        split: Split,
         shards: int,
-        remote: bool,
     ) -> None:
         self.classes: Sequence[str] = columns.captioner.classes
-        self.account, self.shards, self.remote = columns.account, shards, remote
-        self.rows, self.columns, self.name, self.belongs = rows, columns, name, belongs
+        self.account, self.shards, self.remote = columns.account, shards, opened.remote
+        self.rows, self.columns, self.name, self.opened = rows, columns, name, opened
+        self.settings, self.held_out, self.split = settings, held_out, split
 
     def __len__(self) -> int:
         return self.shards
 
     def digest(self) -> str:
-        return digest_of([self.name, len(self), list(self.rows.features)])
+        """Of the files, and of pictures that lie beside them; of a hub, of its name and columns."""
+        told = [self.name, len(self), list(self.rows.features)]
+        if self.remote:
+            return digest_of([*told, self.settings.path, self.settings.subset])
+        files = self.opened.files.get(self.name, ())
+        names = [os.path.relpath(file, self.opened.folder) for file in files]
+        first = next(front_to_back(self), None)
+        beside = list[str]()
+        if first is not None and isinstance(first.picture, Path):
+            records = itertools.islice(front_to_back(self), DIGESTED)
+            beside = [fingerprint(it) for record in records for it in _pictures(record)]
+        contents = fingerprints(files, self.settings.workers)
+        return digest_of([*told, names, list(contents), beside])
+
+    def _belongs(self, record: Record, row: Mapping[str, Any]) -> bool:
+        """Whether a row is of the split: by its column split, or by a share of the others."""
+        if self.columns.split is not None:
+            word = split_word(row[self.columns.split], record.name)
+            if own_test([word]):
+                return self.split == "test"
+        known = record.name
+        if self.held_out and isinstance(record.picture, Path):
+            known = os.path.relpath(record.picture, self.opened.folder)
+        elif self.held_out and isinstance(record.picture, bytes) and record.picture:
+            known = _sampled(record.picture)
+        return belongs(known, self.held_out, self.split)
 
     def read(self, shard: int, skip: int) -> Iterator[tuple[int, Record]]:
         with _reading(f"{self.name}, shard {shard}"):
             rows = self.rows.shard(num_shards=len(self), index=shard).skip(skip)
             for place, row in enumerate(rows, start=skip):
                 name = f"{self.name}/{shard}/{place}"
-                if self.belongs(name):
-                    yield place, self.columns.record(name, row)
+                record = self.columns.record(name, row)
+                if self._belongs(record, row):
+                    yield place, record
 
 
 @contextlib.contextmanager
@@ -232,10 +352,10 @@ def _datasets() -> Any:
     return datasets
 
 
-def _open(path: str, subset: str | None, streaming: bool) -> tuple[str, Path, dict[str, Any]]:
-    """What is read, the folder that it lies in, and its splits by name."""
+def _open(path: str, subset: str | None, streaming: bool) -> Opened:
     datasets = _datasets()
     local = _local(path)
+    local = None if local is None else local.resolve()  # as the library names its files
     kind = _kind(local) if local is not None and local.is_file() else None
     if local is not None and local.is_file() and kind is None:
         raise UserError(f"data.path={path}: only files of {', '.join(KINDS)} are read")
@@ -248,11 +368,23 @@ def _open(path: str, subset: str | None, streaming: bool) -> tuple[str, Path, di
             found = datasets.load_dataset(kind, data_files=files, streaming=streaming)
         else:
             found = datasets.load_dataset(str(local or path), subset, streaming=streaming)
-    splits = dict(found) if isinstance(found, dict) else {"train": found}
-    if streaming and saved:
-        splits = {name: rows.to_iterable_dataset() for name, rows in splits.items()}
-    folder = local if local is None or local.is_dir() else local.parent
-    return str(local or path), folder or Path(), splits
+        splits = dict(found) if isinstance(found, dict) else {"train": found}
+        opened = Opened(str(local or path), splits, local is None)
+        if local is None:
+            return opened
+        if saved:
+            held = {
+                name: [part["filename"] for part in it.cache_files] for name, it in splits.items()
+            }
+            if streaming:
+                splits = {name: rows.to_iterable_dataset() for name, rows in splits.items()}
+            return replace(opened, splits=splits, folder=local, files=held)
+        if kind is not None:
+            return replace(opened, folder=local.parent, files={"train": [str(local)]})
+        builder = datasets.load_dataset_builder(str(local), subset)
+        found = builder.config.data_files or {}
+        held = {str(name): [*map(str, files)] for name, files in found.items()}
+        return replace(opened, folder=local, files=held, kind=builder.info.builder_name)
 
 
 def _kind(file: Path) -> str | None:
@@ -336,7 +468,8 @@ def _encoded(rows: Any, columns: Columns) -> Any:
     """The rows with their pictures left encoded, and nothing else but the captions."""
     datasets = _datasets()
     pictures = [key for key in (columns.image, columns.reference) if key is not None]
-    kept = rows.select_columns([*pictures, *columns.of_captions])
+    split = [columns.split] if columns.split is not None else []
+    kept = rows.select_columns(list(dict.fromkeys([*pictures, *columns.of_captions, *split])))
     for key in pictures:
         if isinstance(rows.features[key], datasets.Image):
             kept = kept.cast_column(key, datasets.Image(decode=False))

@@ -5,7 +5,7 @@ change: a changed picture is another one. `storage.tensor_cache` keeps what was 
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from fluxsmith.data.records import DataSettings, Record, Records, Shards
 from fluxsmith.errors import UserError
 
 LATENT = "latent"  # its name in the cache
-READING = 1  # rises when a picture is decoded to other pixels than before
+READING = 2  # rises when a picture is decoded to other pixels than before
 UNREADABLE = "it could not be read when the latents were encoded"
 AHEAD = 256  # records that are looked at before they are asked for
 
@@ -34,8 +34,7 @@ class Latents(Protocol):
     def __contains__(self, key: str) -> bool: ...
 
     def get(self, key: str) -> Mapping[str, Tensor] | None:
-        """LATENT: (c, h, w), or empty for a picture that could not be read; None where it isn't
-        there."""
+        """LATENT: (c, h, w); None where it isn't there."""
         ...
 
 
@@ -49,20 +48,27 @@ def latent_key(record: Record, shape: Shape) -> str:
     return f"{fingerprint(record.picture)}-{changed}-{height}x{width}"
 
 
+def unreadable_key(key: str) -> str:
+    """What it is noted under that a picture could not be read, in any shape, by the key of its
+    latents. They are tried again by each `fluxsmith encode`, and count where they come to be."""
+    return f"{key.rpartition('-')[0]}-unreadable"
+
+
 def read_latent(
     latents: Latents, record: Record, settings: DataSettings, place: float, shape: Shape | None
 ) -> Decoded:
     """As `decode_record`, with latents in place of pixels; nothing is decoded or cut."""
     square = settings.image_size, settings.image_size
-    found = latents.get(latent_key(record, shape or square))
+    key = latent_key(record, shape or square)
+    found = latents.get(key)
     if record.problem:
         why = record.problem
-    elif found is None:
-        why = f"its latents are not, or not whole, in {latents.folder}: run fluxsmith encode again"
-    elif not found[LATENT].numel():
+    elif found is not None:
+        return Decoded(record, found[LATENT])
+    elif unreadable_key(key) in latents:
         why = UNREADABLE
     else:
-        return Decoded(record, found[LATENT])
+        why = f"its latents are not, or not whole, in {latents.folder}: run fluxsmith encode again"
     return Decoded(record, None, ((record.name, why),))
 
 
@@ -92,23 +98,35 @@ def decoder(
 
 def expect_latents(
     records: Records, buckets: Mapping[Shape, Sequence[int]], latents: Latents, workers: int
-) -> None:
-    """Raises a UserError where a record's latents are not there."""
+) -> dict[Shape, list[int]]:
+    """The buckets, so that a picture of the same shape can stand in for each that can't be read:
+    those of a bucket that has more of them than others are in the largest. A UserError where a
+    record's latents are not there."""
 
-    def find(place: int, shape: Shape) -> tuple[str, bool]:
+    def find(place: int, shape: Shape) -> tuple[str, bool, bool]:
         record = records[place]
-        return record.name, latent_key(record, shape) in latents
+        key = latent_key(record, shape)
+        return record.name, key in latents, unreadable_key(key) in latents
 
-    def jobs() -> Iterator[Callable[[], tuple[str, bool]]]:
-        for shape, places in buckets.items():
-            for place in places:
-                yield partial(find, place, shape)
-
+    missing: list[str] = []
+    good: dict[Shape, list[int]] = {shape: [] for shape in buckets}
+    bad: dict[Shape, list[int]] = {shape: [] for shape in buckets}
+    order = [(place, shape) for shape, places in buckets.items() for place in places]
     with ThreadPoolExecutor(workers) as pool:
-        missing = [name for name, there in in_order(pool, jobs(), AHEAD) if not there]
+        found = in_order(pool, (partial(find, *one) for one in order), AHEAD)
+        for (place, shape), (name, there, noted) in zip(order, found, strict=True):
+            if there or noted:
+                (good if there else bad)[shape].append(place)
+            else:
+                missing.append(name)
     if missing:
         raise UserError(
             f"autoencoder.cache: {latents.folder} has no latents for {len(missing):,} of "
             f"{len(records):,} pictures, such as {missing[0]}: they, or the autoencoder, or how "
             f"pictures are seen, are new or changed; run fluxsmith encode with this config first"
         )
+    largest = max(good, key=lambda shape: len(good[shape]))
+    for shape in good:
+        best = shape if len(bad[shape]) <= len(good[shape]) else largest
+        good[best] += bad[shape]
+    return {shape: sorted(places) for shape, places in good.items() if places}

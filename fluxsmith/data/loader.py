@@ -30,6 +30,7 @@ from fluxsmith.randomness import generator
 AHEAD = 2  # batches that are decoded before they are asked for
 Rows = Sequence[int] | None  # of a batch; None: all of them
 TRIES = 20  # images that are tried in place of one that can't be used
+ELSEWHERE = 80  # images of any bucket that are tried after these
 
 
 class Place(NamedTuple):
@@ -338,16 +339,16 @@ class RecordLoader(EpochLoader):
         self.device = torch.device(device)
         self.decode = decode
         self._images = list(buckets.values())
-        self._tally = Tally(settings.max_bad, len(records))
+        self.tally = Tally(settings.max_bad, len(records))
         self._ahead = Ahead(settings.workers, self._jobs)
 
     def read(self, step: int, rows: Rows) -> tuple[Tensor, list[str]]:
         if rows is not None:
-            self._tally.level = logging.ERROR  # no other rank meets these pictures
+            self.tally.level = logging.ERROR  # no other rank meets these pictures
         pixels, captions = [], []
         chosen = range(self.batch_size) if rows is None else rows
         for place, decoded in self._ahead.rows(step, chosen):
-            self._tally.count(decoded.bad)
+            self.tally.count(decoded.bad)
             if decoded.pixels is None:
                 raise nothing_instead(decoded)
             pixels.append(decoded.pixels)
@@ -364,20 +365,32 @@ class RecordLoader(EpochLoader):
         return [partial(self._decode, place) for place in self.places(step, rows)]
 
     def _decode(self, place: Place) -> tuple[Place, Decoded]:
-        """The image of a place, or the first one that can be used of those that stand in for it."""
-        epoch, bucket, row = place
-        images = self._images[bucket]
-        bad: tuple[tuple[str, str], ...] = ()
-        for attempt in range(1, TRIES + 1):
-            image = images[row]
+        """The image of a place, or the first one that can be used of those that stand in for it: of
+        its bucket, then of any, in the shape of its batch."""
+        epoch, shape = place.epoch, self.shapes[place.bucket]
+        first = self._images[place.bucket][place.row]
+        chosen, bad = place, dict[str, str]()
+        elsewhere = ELSEWHERE if self.decode is decode_record else 0  # latents are of one shape
+        for attempt in range(1, TRIES + elsewhere + 1):
+            image = self._images[chosen.bucket][chosen.row]
             cut = self._cut(epoch, image)
-            decoded = self.decode(self.records[image], self.settings, cut, self.shapes[bucket])
-            bad += decoded.bad
-            if decoded.pixels is not None or attempt == TRIES:
+            decoded = self.decode(self.records[image], self.settings, cut, shape)
+            bad |= dict(decoded.bad)
+            if decoded.pixels is not None:
                 break
-            draw = generator(self.seed, "instead", epoch, images[place.row], attempt)
-            row = int(torch.randint(len(images), (), generator=draw))
-        return Place(epoch, bucket, row), Decoded(decoded.record, decoded.pixels, bad)
+            draw = generator(self.seed, "instead", epoch, first, attempt)
+            own = self._rows.counts[place.bucket]
+            row = int(torch.randint(own if attempt < TRIES else self.n, (), generator=draw))
+            chosen = (
+                Place(epoch, place.bucket, row) if attempt < TRIES else self._among_all(epoch, row)
+            )
+        return chosen, Decoded(decoded.record, decoded.pixels, tuple(bad.items()))
+
+    def _among_all(self, epoch: int, row: int) -> Place:
+        """The image of this number, counted through all buckets."""
+        ends = np.cumsum(self._rows.counts)
+        bucket = int(np.searchsorted(ends, row, side="right"))
+        return Place(epoch, bucket, row - int(ends[bucket] - self._rows.counts[bucket]))
 
     def _cut(self, epoch: int, image: int) -> float:
         if self.settings.resize != "random-crop":

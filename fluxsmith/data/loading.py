@@ -114,7 +114,7 @@ def _loader_of(
         raise UserError(f"data.path={reading.path}: there are no images to train on")
     buckets = find_buckets(source, reading)
     if latents is not None:
-        expect_latents(source, buckets, latents, reading.workers)
+        buckets = expect_latents(source, buckets, latents, reading.workers)
     elif _fits_in_memory(reading, len(source)):
         parts = _decode_all(source, buckets, source.classes, reading)
         return MemoryLoader(parts, batch_size, seed, settings, device)

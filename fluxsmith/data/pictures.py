@@ -9,7 +9,6 @@ from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -18,7 +17,14 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from torch import Tensor
 
 from fluxsmith.data.images import Shape, Size, as_shape, framed, geometry
-from fluxsmith.data.records import DataSettings, PictureError, Record, reason
+from fluxsmith.data.records import (
+    DataSettings,
+    EncodedPicture,
+    FilePart,
+    PictureError,
+    Record,
+    reason,
+)
 
 T = TypeVar("T")
 
@@ -28,6 +34,10 @@ NO_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 PngImagePlugin.MAX_TEXT_CHUNK = 2**26
 PngImagePlugin.MAX_TEXT_MEMORY = 2**28
 ORIENTATION = 0x0112  # the EXIF tag; from 5 on, width and height change places
+# Of the colours by which sRGB's own profile is known, and by how much it may move one: as its forms
+# by other makers do, by their rounding.
+LEVELS = np.array([0, 10, 20, 40, 60, 90, 120, 150, 180, 210, 235, 255], dtype=np.uint8)
+NEAR = 3
 DRAFT = 2  # a JPEG is decoded at no less than this many times the size that is wanted
 
 
@@ -40,13 +50,13 @@ def endings() -> frozenset[str]:
     }
 
 
-def decode(encoded: bytes | Path, size: Size, channels: int, resize: str, place: float) -> Tensor:
+def decode(encoded: EncodedPicture, size: Size, channels: int, resize: str, place: float) -> Tensor:
     """The picture as (channels, height, width) uint8; a PictureError where it can't be read."""
     picture = open_picture(encoded, max(as_shape(size)))
     return fit_picture(picture, size, channels, resize, place)
 
 
-def picture_size(encoded: bytes | Path) -> tuple[int, int]:
+def picture_size(encoded: EncodedPicture) -> tuple[int, int]:
     """(width, height) upright, from the header alone."""
     with _opened(encoded) as picture:
         # To look for it behind a PNG's pixels, Pillow would decode them.
@@ -55,7 +65,7 @@ def picture_size(encoded: bytes | Path) -> tuple[int, int]:
         return (picture.height, picture.width) if turned else picture.size
 
 
-def open_picture(encoded: bytes | Path, enough: int | None = None) -> Image.Image:
+def open_picture(encoded: EncodedPicture, enough: int | None = None) -> Image.Image:
     """The picture upright, in sRGB, on white where it is transparent, at 8 bits: of mode L or RGB.
 
     Where `enough` pixels a side suffice, a large JPEG is decoded at half, a quarter or an eighth of
@@ -69,7 +79,7 @@ def open_picture(encoded: bytes | Path, enough: int | None = None) -> Image.Imag
         return _plain(_in_srgb(picture))
 
 
-def is_transparent(encoded: bytes | Path) -> bool:
+def is_transparent(encoded: EncodedPicture) -> bool:
     """Whether any of it can be seen through."""
     with _opened(encoded) as picture:
         if not picture.has_transparency_data:
@@ -87,10 +97,11 @@ def is_picture(encoded: bytes) -> bool:
 
 
 @contextmanager
-def _opened(encoded: bytes | Path) -> Iterator[Image.Image]:
+def _opened(encoded: EncodedPicture) -> Iterator[Image.Image]:
     """The picture, not decoded yet. Any error inside becomes a PictureError."""
     try:
-        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as picture:
+        held = encoded.read() if isinstance(encoded, FilePart) else encoded
+        with Image.open(io.BytesIO(held) if isinstance(held, bytes) else held) as picture:
             yield picture
     except PictureError:
         raise
@@ -127,13 +138,18 @@ def _in_srgb(picture: Image.Image) -> Image.Image:
 
 @lru_cache(maxsize=64)
 def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From a profile's colours to sRGB; None where they are sRGB's already, or aren't known."""
+    """From a profile's colours to sRGB; None where they are sRGB's already, whatever their name, or
+    aren't known."""
     try:
         known = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "sRGB" in ImageCms.getProfileDescription(known):
-            return None
         srgb = ImageCms.createProfile("sRGB")
-        return ImageCms.buildTransform(known, srgb, mode.removesuffix("A"), "RGB")
+        transform = ImageCms.buildTransform(known, srgb, mode.removesuffix("A"), "RGB")
+        if not mode.startswith("RGB"):
+            return transform
+        colours = np.stack(np.meshgrid(*[LEVELS] * 3), axis=-1).reshape(-1, 1, 3)
+        seen = ImageCms.applyTransform(Image.fromarray(colours), transform)
+        moved = np.abs(np.asarray(seen, dtype=np.int16) - colours)
+        return transform if moved.max() > NEAR else None
     except (OSError, ImageCms.PyCMSError, ValueError):
         return None
 

@@ -2,7 +2,7 @@
 read from front to back (`Shards`)."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
@@ -127,15 +127,32 @@ class PictureError(Exception):
 
 
 @dataclass(frozen=True)
+class FilePart:
+    """A picture in the midst of a file, which is read when it is needed, where it is needed."""
+
+    file: Path
+    start: int
+    size: int
+
+    def read(self) -> bytes:
+        with open(self.file, "rb") as stream:
+            stream.seek(self.start)
+            return stream.read(self.size)
+
+
+EncodedPicture = bytes | Path | FilePart  # a picture that is not decoded yet
+
+
+@dataclass(frozen=True)
 class Record:
     """One picture with its captions."""
 
     name: str  # shown to the user
-    picture: bytes | Path
+    picture: EncodedPicture
     captions: tuple[str, ...]  # none: it can't be trained on; "" is one too
     label: int | None = None  # index into the source's classes
     fault: str = ""  # why it can't be used, where its source knows
-    reference: bytes | Path | None = None  # what an edit begins with, where pictures come in pairs
+    reference: EncodedPicture | None = None  # what an edit begins with, of pictures in pairs
 
     @property
     def problem(self) -> str:
@@ -224,6 +241,9 @@ class Tally:
         self.total = total  # None: a stream of unknown length
         self.seen = 0
         self.bad: dict[str, str] = {}  # why, by name
+        self.alone = True  # no other rank counts too, so this one stops by itself
+        self._elsewhere: dict[str, str] = {}  # those that other ranks met, and what they saw
+        self._seen_elsewhere = 0
         self.level = logging.WARNING  # at which they are told
 
     def count(self, bad: Sequence[tuple[str, str]] = (), stop: bool = True) -> None:
@@ -235,16 +255,26 @@ class Tally:
                 self.bad[name] = reason
                 if len(self.bad) <= LOGGED:
                     log.log(self.level, "skipped %s: %s", name, reason)
-        if bad and stop:
+        if bad and stop and self.alone:
             self.check()
+
+    def join(self, seen: int, bad: Sequence[Mapping[str, str]]) -> None:
+        """Counts what other ranks have seen so far, and newly found bad; a UserError past the
+        limit."""
+        self._seen_elsewhere = seen
+        for found in bad:
+            self._elsewhere.update(found)
+        self.check()
 
     def check(self) -> None:
         """A UserError where more are bad than may be."""
-        among = self.total or max(self.seen, STREAM_SAMPLE)
-        if len(self.bad) > self.max_bad * among:
-            first = "; ".join(f"{name}: {why}" for name, why in list(self.bad.items())[:NAMED])
+        seen = self.seen + self._seen_elsewhere
+        most = self.max_bad * (self.total or max(seen, STREAM_SAMPLE))
+        if len(self.bad) + len(self._elsewhere) > most:
+            bad = self.bad | self._elsewhere
+            first = "; ".join(f"{name}: {why}" for name, why in list(bad.items())[:NAMED])
             raise UserError(
-                f"{len(self.bad):,} of {self.total or self.seen:,} images can't be used, more than "
+                f"{len(bad):,} of {self.total or seen:,} images can't be used, more than "
                 f"data.max_bad={self.max_bad:g} allows; the first is {first}; mend or remove them, "
                 f"or raise data.max_bad"
             )

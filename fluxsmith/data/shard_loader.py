@@ -85,7 +85,7 @@ class ShardLoader:
         self.seed = seed
         self.settings = settings
         self.device = torch.device(device)
-        self._tally = Tally(settings.max_bad)
+        self.tally = Tally(settings.max_bad)
         self._ahead = Ahead(settings.workers, self._jobs)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="fluxsmith-shards")
         self.digest = ""
@@ -101,9 +101,9 @@ class ShardLoader:
         if step != self._step:
             raise ValueError(f"a stream is at step {self._step} and can't jump to {step}: resume")
         if rows is not None:
-            self._tally.level = logging.ERROR  # no other rank meets these pictures
+            self.tally.level = logging.ERROR  # no other rank meets these pictures
         for passed_over in self._coming(0).bad:
-            self._tally.count(passed_over.bad)
+            self.tally.count(passed_over.bad)
         chosen = range(self.batch_size) if rows is None else rows
         found = [*map(self._usable, chosen, self._ahead.rows(step, chosen))]
         pixels = torch.stack([x for _, x in found])
@@ -115,7 +115,7 @@ class ShardLoader:
         for attempt, drawn in enumerate(self._instead(row)):
             if attempt:
                 decoded = self._decode(drawn, self._coming(0).shape)
-            self._tally.count(decoded.bad)
+            self.tally.count(decoded.bad)
             if decoded.pixels is not None:
                 return drawn, decoded.pixels
         raise nothing_instead(decoded)

@@ -28,6 +28,28 @@ def split_in_name(stem: str) -> str | None:
     return next((word for word in words if word), None)
 
 
+def split_word(value: object, where: str) -> str:
+    """The split that the value of a column called split names, "" for none; a UserError for a word
+    that is none. `where` is the row, in messages."""
+    if value in (None, ""):
+        return ""
+    if word := named_split(str(value)):
+        return word
+    raise UserError(
+        f"{where}: its split is {value}, which is none of {', '.join(TRAIN_NAMES)}, "
+        f"{', '.join(TEST_NAMES)}; name it so, or call the column something else"
+    )
+
+
+def side_of(word: str, test: str | None) -> str:
+    """train, test, or why it is neither, of what a split holds that is called `word`, where that of
+    the test images is called `test`; "" is training."""
+    if word == test:
+        return "test"
+    in_train = not word or own_train([word])
+    return "train" if in_train else f"of {word}, while {test} has the test images"
+
+
 def own_test(names: Iterable[str]) -> str | None:
     """Which of the names that are there is of the test images."""
     return _first(TEST_NAMES, names)
@@ -56,15 +78,17 @@ def belongs(name: str, test_share: float | None, split: Split) -> bool:
 
 def indices_of_split(names: Sequence[str], test_share: float, split: Split) -> list[int]:
     """The indices of the names that belong to a split, in order. A single picture is for training;
-    of two or more, at least one is for testing and one for training, unless the share is 0 or 1."""
-    test = {i for i, name in enumerate(names) if split_by_name(name, test_share) == "test"}
-    if 0 < test_share < 1 and names:
-        by_address = sorted(range(len(names)), key=lambda i: address_seed("test", names[i]))
-        if not test and len(names) > 1:
+    of two or more, at least one is for testing and one for training, unless the share is 0 or 1.
+    What has the same name is one picture."""
+    different = dict.fromkeys(names)
+    test = {name for name in different if split_by_name(name, test_share) == "test"}
+    if 0 < test_share < 1 and different:
+        by_address = sorted(different, key=lambda name: address_seed("test", name))
+        if not test and len(different) > 1:
             test = {by_address[0]}
-        if len(test) == len(names):
+        if len(test) == len(different):
             test.discard(by_address[-1])
-    return [i for i in range(len(names)) if (i in test) == (split == "test")]
+    return [i for i, name in enumerate(names) if (name in test) == (split == "test")]
 
 
 class FolderSplits:
@@ -73,6 +97,7 @@ class FolderSplits:
 
     def __init__(self, there: Listing, test_share: float, train_may_be_class: bool) -> None:
         self.there, self.test_share = there, test_share
+        self._images = set(there.images)
         self._named: Callable[[str], str | None] = named_split
         named = set(filter(None, map(self._word, there.images)))
         if not named:  # names such as train_images and val_images, where both are there
@@ -82,6 +107,7 @@ class FolderSplits:
                 named, self._named = set(), named_split
         self.train, self.test = own_train(named), own_test(named)
         self.tables: dict[str, str] = {}  # by image, the split that its table is called after
+        self.rows: dict[str, str] = {}  # by the name of a bad row, the image that it names
         others = sorted({i.split("/")[0] for i in there.images if "/" in i and not self._folder(i)})
         if self.train is not None and self.test is None and others:
             if not train_may_be_class:
@@ -102,10 +128,10 @@ class FolderSplits:
         return "/".join(parts)
 
     def of(self, split: Split, records: Sequence[Record]) -> list[Record]:
-        """The records of a split."""
+        """The records of a split; those of a share held out have a picture."""
         by_side = defaultdict[str, list[Record]](list)
         for record in records:
-            by_side[self.side(record.name)].append(record)
+            by_side[self._side_of(record)].append(record)
         for reason in by_side.keys() - {"train", "test"}:
             for record in by_side[reason]:
                 self.there.account.pass_over(reason, record.name)
@@ -116,22 +142,24 @@ class FolderSplits:
                     f"rename that, or set data.path to the folder of images to train on"
                 )
             return by_side[split]
-        drawn = by_side["train"]
-        chosen = indices_of_split([record.name for record in drawn], self.test_share, split)
-        return [drawn[i] for i in chosen]
+        drawn = [record.name for record in by_side["train"] if record.picture]
+        held_out = {drawn[i] for i in indices_of_split(drawn, self.test_share, "test")}
+        return [r for r in by_side["train"] if (r.name in held_out) == (split == "test")]
+
+    def _side_of(self, record: Record) -> str:
+        """That of its image, or of its row; train for one that has neither in a split's folder."""
+        image = self.rows.get(record.name, record.name)
+        nowhere = image not in self._images and not self._word(image)
+        return "train" if nowhere and self.train is not None else self.side(image)
 
     def side(self, name: str) -> str:
         """train, test, or why it is neither; train where images are split by their own names."""
         word, test = self._word(name), self.test
         if self.train is None and self.test is None:
             word, test = self.tables.get(name, ""), own_test(self.tables.values())
-        if word == test:
-            return "test"
-        if own_train([word]) or (self.train is None and not named_split(word)):
-            return "train"
-        if named_split(word):
-            return f"of {word}, while {test} has the test images"
-        return f"not in {self.train}/"
+        if not word and self.train is not None:
+            return f"not in {self.train}/"
+        return side_of(word, test)
 
     def _folder(self, name: str) -> str:
         """The first folder on the way to an image that is called after a split."""

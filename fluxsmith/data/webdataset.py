@@ -17,6 +17,7 @@ from fluxsmith.data.listing import files_below, pass_over_ending
 from fluxsmith.data.pictures import endings
 from fluxsmith.data.records import (
     CaptionSettings,
+    FilePart,
     Record,
     ShuffleBuffer,
     Split,
@@ -34,6 +35,9 @@ PLAIN_URL = re.compile(r"(https?|s3|gs|hf|file)://[^\s'\"`$\\]+")
 SHARD = re.compile(r".+\.(tar|tgz|tar\.(gz|bz2|xz))", re.IGNORECASE)
 TEXTS = ("txt", "caption", "text")
 BLOCK = 512  # bytes; an archive ends with blocks of zeros
+MAGIC, MAGIC_AT = b"ustar", 257  # of an archive that is not compressed
+
+Sample = dict[str, Any]  # by ending: the bytes of files, or pictures as a FilePart
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,10 @@ class WebShards:
         return len(self.urls)
 
     def digest(self) -> str:
-        contents = fingerprints([*map(Path, self.urls)], self.settings.workers)
-        return digest_of((Path(url).name, it) for url, it in zip(self.urls, contents, strict=True))
+        """Of local shards by names and contents, of others by their URLs."""
+        contents = fingerprints(self.urls, self.settings.workers)
+        names = [url if "://" in url else Path(url).name for url in self.urls]
+        return digest_of(zip(names, contents, strict=True))
 
     def read(self, shard: int, skip: int) -> Iterator[tuple[int, Record]]:
         url = self.urls[shard]
@@ -91,7 +97,7 @@ class WebShards:
         named = (*pictures, *caption_keys(self.settings))
         return tuple(ending for ending in named if ending is not None and "." in ending)
 
-    def _record(self, name: str, sample: dict[str, bytes]) -> Record:
+    def _record(self, name: str, sample: Sample) -> Record:
         wanted, before = self.settings.image_key, self.settings.reference_key
         others = (e for e in sample if f".{e}" in endings() and e != before)
         pictures = [wanted] if wanted else [*others]
@@ -114,7 +120,7 @@ class WebShards:
         except ValueError as error:
             return Record(name, b"", (), fault=f"its caption can't be read: {reason(error)}")
 
-    def _describe(self, sample: dict[str, bytes]) -> Described:
+    def _describe(self, sample: Sample) -> Described:
         """The captions under the endings that the settings name, in the json file, in a text, or
         of the number of a class."""
         if self.settings.caption is not None:
@@ -150,7 +156,7 @@ def load(settings: Settings, split: Split) -> WebShards:
     name."""
     account = Account()
     urls = _urls("data.path", path_of(settings), account)
-    named = {url: _split_of(url, path_of(settings)) for url in urls}
+    named = _splits_of(urls, path_of(settings))
     train, test = own_train(named.values()), own_test(named.values())
     held_out: float | None = settings.test_share
     if settings.test_path is not None:
@@ -172,19 +178,28 @@ def load(settings: Settings, split: Split) -> WebShards:
     return WebShards(urls, settings, split, held_out, Captioner(settings), account)
 
 
-def _split_of(url: str, path: str) -> str:
-    """What split a shard below the folder `path` is called after, or a folder on the way to it."""
-    root = Path(path).expanduser()
-    below = Path(url).relative_to(root).parts if root.is_dir() else ()
-    return next(filter(None, map(split_in_name, below)), "")
+def _splits_of(urls: Sequence[str], path: str) -> dict[str, str]:
+    """What split each shard is called after, or a folder on the way to it, "" for none: below the
+    folder `path`, or below what all shards of a pattern have in common, where they differ."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        below = [Path(url).relative_to(folder).parts for url in urls]
+    else:
+        ways = [tuple(url.partition("?")[0].split("/")) for url in urls]
+        same = [*itertools.takewhile(lambda parts: len({*parts}) == 1, zip(*ways, strict=False))]
+        below = [way[len(same) :] for way in ways]
+    words = [next(filter(None, map(split_in_name, way)), "") for way in below]
+    if not folder.is_dir() and len(set(words)) < 2:
+        words = [""] * len(words)  # those that are named are meant
+    return dict(zip(urls, words, strict=True))
 
 
 def _samples(
     url: str, named: Sequence[str], account: Account
-) -> Iterator[tuple[str | None, dict[str, bytes]]]:
+) -> Iterator[tuple[str | None, Sample]]:
     """The files of a shard, those that share a name together, by their endings."""
     key: str | None = None
-    sample: dict[str, bytes] = {}
+    sample: Sample = {}
     for name, data in _members(url, account):
         stem, ending = _cut(name, named)
         if not ending:
@@ -218,19 +233,27 @@ def _cut(name: str, named: Sequence[str]) -> tuple[str, str]:
     return stem or name, ending.lower() if stem else ""
 
 
-def _members(url: str, account: Account) -> Iterator[tuple[str, bytes]]:
-    """The name and the bytes of each file of a shard; an error where it ends too soon."""
-    opened = _library("gopen").gopen if "://" in url else open
-    with closing(opened(url, "rb")) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+def _members(url: str, account: Account) -> Iterator[tuple[str, bytes | FilePart]]:
+    """The name and the bytes of each file of a shard; an error where it ends too soon. Pictures of
+    a local archive that is not compressed are left where they are."""
+    local = "://" not in url
+    with closing((open if local else _library("gopen").gopen)(url, "rb")) as stream:
+        plain = local and stream.read(len(MAGIC) + MAGIC_AT)[MAGIC_AT:] == MAGIC
+        if local:
+            stream.seek(0)
+        tar = tarfile.open(fileobj=stream, mode="r:" if plain else "r|*")  # noqa: SIM115
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # kept for a whole shard otherwise
             path = PurePosixPath(member.name)
             if any(part.startswith((".", "__MACOSX")) and part != "." for part in path.parts):
                 account.pass_over("hidden or system file", f"{url}/{member.name}")
             elif member.isreg():
-                file = tar.extractfile(member)
+                name, file = member.name.removeprefix("./"), tar.extractfile(member)
                 assert file is not None
-                yield member.name.removeprefix("./"), file.read()
+                if plain and path.suffix.lower() in endings() and not member.issparse():
+                    yield name, FilePart(Path(url), member.offset_data, member.size)
+                else:
+                    yield name, file.read()
             elif not member.isdir():
                 account.pass_over("link, or no regular file", f"{url}/{member.name}")
         assert tar.fileobj is not None

@@ -11,6 +11,7 @@ from fluxsmith.data.loader import Loader
 from fluxsmith.distillation.teacher import Teacher
 from fluxsmith.distillation.trajectories import Recipe, TrajectoryLoader, TrajectoryStore
 from fluxsmith.errors import UserError
+from fluxsmith.interop.fit_weights import with_guidance
 from fluxsmith.parallel.ranks import Ranks
 from fluxsmith.pipeline import Load, Pipeline
 from fluxsmith.training.objective import Objective
@@ -46,7 +47,10 @@ class Distillation(Objective):
         return TrajectoryLoader(self.store, self.config.train.batch_size, self.config.seed)
 
     def begin(self, load: Load) -> None:
-        weights = self.teacher.weights_for(self.config, self.scale)
+        theirs = self.teacher.pipeline.state_dict()
+        network = with_guidance(self.teacher.pipeline.network.state_dict(), self.config, self.scale)
+        weights = {name: w for name, w in theirs.items() if not name.startswith("network.")}
+        weights |= {f"network.{name}": w for name, w in network.items()}
         self.pipeline.load_weights(weights, str(self.teacher.path), load=load)
 
     def metadata(self) -> dict[str, Any]:

@@ -89,6 +89,14 @@ class GuidanceDistillation(Distillation):
                 "model.guidance_embed=false: a student of guidance takes the scale as an input; "
                 "set model.guidance_embed=true"
             )
+        embedder = pipeline.network.guidance_in
+        assert embedder is not None
+        learned = any(parameter.requires_grad for parameter in embedder.parameters())
+        if pipeline.base and not learned and not embedder.out_layer.weight.any():
+            raise UserError(
+                "train.adapter.targets: the guidance input begins at zero and is one of the "
+                "embedders, so these must be trained too; name embedders beside the others, or all"
+            )
         low, high = config.objective.lowest_guidance, config.objective.highest_guidance
         times = student_times(config, pipeline, STATES)
         return cls(config, pipeline, Recipe(times, BETWEEN, low, high, UNGUIDED, NO_PROMPT, True))

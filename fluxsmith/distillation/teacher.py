@@ -5,17 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fluxsmith.config import RunConfig
 from fluxsmith.config.comparing import check_same
 from fluxsmith.errors import UserError
 from fluxsmith.flow.guidance import guided
 from fluxsmith.kernels.accelerate import accelerate
-from fluxsmith.model.blocks import MLPEmbedder, timestep_embedding
-from fluxsmith.model.flux import TIMESTEP_WIDTH
 from fluxsmith.pipeline import Pipeline
-from fluxsmith.randomness import address_seed
 from fluxsmith.sampling.generate import Sampler
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.text.encoder import NULL_PROMPT
@@ -88,27 +85,3 @@ class Teacher:
     def pictures(self, prompts: Sequence[str], seed: int, **settings: Any) -> Tensor:
         """What it draws itself, by its own settings but for those given: (n, c, h, w)."""
         return Sampler(self.pipeline).generate(prompts, seed=seed, **settings)
-
-    def weights_for(self, config: RunConfig, scale: float) -> dict[str, Tensor]:
-        """Weights of a student of this config that draws what its teacher draws.
-
-        A guidance input that only the student has starts at zero. One that only the teacher has is
-        a constant at a fixed scale, which goes into the bias of the embedded text vector.
-        """
-        weights, theirs = self.pipeline.state_dict(), self.pipeline.network.guidance_in
-        if config.model.guidance_embed and theirs is None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(address_seed(config.seed, "guidance input"))
-                new = MLPEmbedder(TIMESTEP_WIDTH, config.model.hidden_size)
-                nn.init.normal_(new.in_layer.weight, std=0.02)
-            for zero in (new.in_layer.bias, new.out_layer.weight, new.out_layer.bias):
-                nn.init.zeros_(zero)
-            weights |= new.to(self.pipeline.device).state_dict(prefix="network.guidance_in.")
-        if not config.model.guidance_embed and theirs is not None:
-            at = torch.tensor([scale], device=self.pipeline.device)
-            with torch.no_grad():
-                (constant,) = theirs(timestep_embedding(at, TIMESTEP_WIDTH))
-            weights = {name: w for name, w in weights.items() if ".guidance_in." not in name}
-            bias = "network.vector_in.out_layer.bias"
-            weights[bias] = weights[bias] + constant
-        return weights

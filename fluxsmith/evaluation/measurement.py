@@ -67,12 +67,12 @@ def evaluate(
     if not ranks.first:
         return results
     Console(markup=False).print(table(results))
-    for name, found in results["results"].items():
-        EVALUATORS[name].keep(found, checkpoint, weights)
     if json_file is not None:
         write_json(json_file, results)
     if report is not None:
         write_report(report, Evaluation(results, samples))
+    for name, found in results["results"].items():  # last: a model's folder may be read-only
+        EVALUATORS[name].keep(found, checkpoint, weights)
     return results
 
 
@@ -122,8 +122,8 @@ def measure(
 def during_training(
     config: RunConfig, ranks: Ranks = ALONE
 ) -> Callable[[Pipeline], dict[str, float]] | None:
-    """A function from the pipeline to its scores, or None where the config asks for none. `ranks`
-    share the work, where each has all of the model.
+    """A function from the pipeline to its scores, which `ranks` work out together, or None where
+    the config asks for none.
 
     Everything it draws is addressed, so it leaves the training as it was, to the bit. The data and
     the classifier are loaded now, so that what is wrong with them shows before the first step.
@@ -131,7 +131,7 @@ def during_training(
     evaluators = for_training(config.evaluate.metrics)
     if not config.evaluate.every or not evaluators or config.evaluate.every > config.train.steps:
         return None
-    reference = Reference(config, ranks if config.parallel.shard == 1 else ALONE)
+    reference = Reference(config, ranks, together=config.parallel.shard > 1)
     for name, each in list(evaluators.items()):
         if lacking := _lacking(each, reference, config):
             log.warning("evaluate.metrics: %s is left out: %s", name, lacking)

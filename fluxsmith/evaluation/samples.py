@@ -34,11 +34,20 @@ BATCH = 100
 
 class Reference:
     """The training and test images of a config's data set, as its model sees them, and the
-    classifier trained on them; each loaded when it is first needed, by all `ranks`, which measure
-    a model together."""
+    classifier trained on them; each loaded when it is first needed, by all `ranks`, which share
+    the work of measuring. `together`: they have shares of a network, and compute at one time."""
 
-    def __init__(self, config: RunConfig, ranks: Ranks = ALONE) -> None:
+    def __init__(self, config: RunConfig, ranks: Ranks = ALONE, together: bool = False) -> None:
         self._data, self._fault, self.ranks = config.data, caption_fault(config), ranks
+        self.together = together
+
+    def shared(
+        self, batches: Sequence[range], work: Callable[[range], Done], guided: bool = False
+    ) -> Iterator[Done]:
+        """What `work` makes of each batch of rows, in order. How often the network is called for a
+        `guided` velocity depends on the captions, so ranks with shares of it can't part there."""
+        ranks = ALONE if self.together and guided else self.ranks
+        return ranks.shared(batches, work, self.together)
 
     @cached_property
     def train(self) -> ImageSet:
@@ -205,11 +214,13 @@ class Samples:
         def batch(rows: range) -> Tensor:
             return to_uint8(self.draw(prompts[rows.start : rows.stop], first_index + rows.start))
 
-        return self.reference.ranks.shared(in_batches(len(prompts), BATCH), batch)
+        return self.reference.shared(in_batches(len(prompts), BATCH), batch, guided=True)
 
-    def measured(self, count: int, size: int, work: Callable[[range], Done]) -> list[Done]:
+    def measured(
+        self, count: int, size: int, work: Callable[[range], Done], guided: bool = False
+    ) -> list[Done]:
         """What `work` finds of so many rows, in batches of a size, which the ranks share."""
-        return [*self.reference.ranks.shared(in_batches(count, size), work)]
+        return [*self.reference.shared(in_batches(count, size), work, guided)]
 
     @cached_property
     def _classified(self) -> tuple[Tensor, Tensor]:

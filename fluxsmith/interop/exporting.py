@@ -14,6 +14,7 @@ from fluxsmith.errors import UserError
 from fluxsmith.interop.card import check_scores, write_card
 from fluxsmith.interop.diffusers_folder import check_diffusers, write_parts
 from fluxsmith.interop.open_pipeline import TextToImage, merge_adapter
+from fluxsmith.interop.provenance import spec_of
 from fluxsmith.interop.read_weights import NOTES, Notes, text_file
 from fluxsmith.interop.shipping import HALVES, export_small
 from fluxsmith.kernels.offload import place
@@ -57,7 +58,7 @@ def export(
     path = checkpoints.newest(checkpoint)
     pipeline = TextToImage.from_checkpoint(path, "cpu", weights, mapped=True)
     if form == "fluxsmith":
-        merge_adapter(pipeline, None)
+        merge_adapter(pipeline, torch.float32)  # rounded once, when it is stored
         with whole_folder(out) as partial:
             export_small(pipeline, path.parent, partial, dtype, scores)
         return sorted(out.iterdir())
@@ -76,7 +77,7 @@ def export_bfl(pipeline: Pipeline, out: Path, dtype: Dtype) -> list[Path]:
     if out.suffix != ".safetensors":
         raise UserError(f"{out}: a BFL export is one file; let its name end with .safetensors")
     make_folder(out.parent, "OUT")
-    metadata = tensor_metadata(pipeline, dtype) | {NOTES: notes(pipeline).model_dump_json()}
+    metadata = tensor_metadata(pipeline, dtype, "bfl") | {NOTES: notes(pipeline).model_dump_json()}
     write_tensors(out, pipeline.network.state_dict(), metadata, dtype)
     return [out, *write_learned_text(pipeline, text_file(out), dtype)]
 
@@ -97,7 +98,8 @@ def export_diffusers(
         if isinstance(pipeline.text, FrozenText):
             pipeline.text.release()  # loaded for their digest
         write_text(partial / NOTES / "about.json", about.model_dump_json(indent=2) + "\n")
-        whole = write_parts(pipeline, partial, dtype, tensor_metadata(pipeline, dtype), largest)
+        metadata = tensor_metadata(pipeline, dtype, "diffusers")
+        whole = write_parts(pipeline, partial, dtype, metadata, largest)
         write_learned_text(pipeline, text_file(partial), dtype)
         if samples:
             place(pipeline.network, pipeline.device)  # nothing computes in fp8
@@ -134,13 +136,11 @@ def notes(pipeline: Pipeline, inside: Mapping[str, str] | None = None) -> Notes:
     return Notes(config=config, step=pipeline.step, metadata=metadata)
 
 
-def tensor_metadata(pipeline: Pipeline, dtype: Dtype) -> dict[str, str]:
-    """What a file of tensors says beside them: also what others noted of the weights, where they
-    are as they came."""
-    spec = pipeline.source.get("modelspec", {})
-    if dtype is not None:  # the hash is of other bytes then
-        spec = {key: value for key, value in spec.items() if "hash" not in key}
-    return {"format": "pt", **spec}
+def tensor_metadata(pipeline: Pipeline, dtype: Dtype, form: str) -> dict[str, str]:
+    """What a file of tensors in one of the FORMATS says beside them: also what others noted of the
+    weights."""
+    same = dtype is None and pipeline.source.get("form") == form
+    return {"format": "pt", **spec_of(pipeline.source, same)}
 
 
 def write_learned_text(pipeline: Pipeline, path: Path, dtype: Dtype) -> list[Path]:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from fluxsmith.adapters.low_rank import LowRank, cut, joined
+from fluxsmith.config import RunConfig
+from fluxsmith.config.places import portable_name
 from fluxsmith.config.reading import build_config
 from fluxsmith.errors import UserError
 from fluxsmith.interop.lora_names import (
@@ -25,18 +27,24 @@ from fluxsmith.interop.lora_names import (
     place_of,
     swaps,
 )
+from fluxsmith.interop.provenance import spec_of
+from fluxsmith.model.flux import PRESETS
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.storage.files import explaining, parse_mapping, read_json
+from fluxsmith.storage.hub_folder import local_path
+from fluxsmith.storage.model_parts import WANTED
 from fluxsmith.storage.tensor_files import (
+    is_pickled,
     read_metadata,
     read_pickled,
     read_tensors,
     write_tensors,
 )
-from fluxsmith.storage.weight_files import SAFETENSORS
+from fluxsmith.storage.weight_files import SAFETENSORS, weight_files
 
 PEFT = "lora_adapter_metadata"  # PEFT's settings in a file's metadata, as diffusers keeps them
 KOHYA = ("ss_network_module", "ss_network_dim", "ss_network_alpha")  # kohya's
+HASHES = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")  # of a file's tensors
 TEXT = r"lora_te\d?_|text_encoder|text_model|clip_[lg]|t5xxl"
 
 # Why tensors have no place: a pattern of their names, and what it says of the file.
@@ -67,21 +75,21 @@ class Lora:
 
 
 def read_lora(path: str | Path, *, without_text: bool = False) -> Lora:
-    """From a file of any program, a folder of PEFT's or diffusers', or a LoRA run of ours (its
-    average). Tensors for text encoders are refused, or left out by `without_text`."""
-    path = Path(path).expanduser()
+    """From a file of any program, a folder of PEFT's or diffusers', a hub id of one, or a LoRA run
+    of ours (its average). Tensors for text encoders are refused, or left out by `without_text`."""
+    path = local_path(path, WANTED["lora"])
     if path.is_dir() and checkpoints.find(path):
         path = checkpoints.newest(path)
+    if ours := checkpoints.load_if_ours(path):
+        return _of_a_run(path, ours)
     tensors, metadata, settings = _contents(path)
-    if tensors.get("format") == checkpoints.FORMAT:
-        return _of_a_run(path)
     pairs: dict[str, dict[str, Tensor]] = {}
     left_out, homeless = [], []
     for name, tensor in tensors.items():
         match = KEY.fullmatch(name)
         if without_text and re.search(TEXT, name):
             left_out.append(name)
-        elif match is None or place_of(match["base"]) is None:
+        elif match is None or place_of(match["base"]) is None or not isinstance(tensor, Tensor):
             homeless.append(name)
         else:
             kind = next(kind for kind in ("down", "up", "alpha") if match[kind])
@@ -95,14 +103,12 @@ def read_lora(path: str | Path, *, without_text: bool = False) -> Lora:
 
 def _contents(path: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
     """Tensors by name, metadata, and PEFT's settings if there are any."""
-    if path.is_file() and path.suffix not in SAFETENSORS:
-        contents = read_pickled(path)
-        return contents if isinstance(contents, dict) else {}, {}, {}
-    settings: dict[str, Any] = {}
     if path.is_dir() and len(only := [*path.glob("*.safetensors")]) == 1:
         path = only[0]
-    beside = path.with_name("adapter_config.json")
-    if path.name == "adapter_model.safetensors" and beside.is_file():
+    (file, *_) = weight_files(path)
+    beside = file.with_name("adapter_config.json")
+    settings: dict[str, Any] = {}
+    if file.stem == "adapter_model" and beside.is_file():
         settings = read_json(beside)
     metadata = read_metadata(path)
     if PEFT in metadata:
@@ -111,26 +117,58 @@ def _contents(path: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, Any
         settings = {name.removeprefix("transformer."): value for name, value in told.items()}
     if settings.get("use_dora"):
         raise UserError(f"{path}: it is a DoRA, and only LoRAs are supported")
-    return dict(read_tensors(path)), metadata, settings
+    return _pickled(file) if is_pickled(file) else dict(read_tensors(path)), metadata, settings
 
 
-def base_of(path: Path) -> dict[str, str]:
-    """Path and digest of the weights beneath a LoRA run's adapter; nothing for what is none."""
+def _pickled(file: Path) -> dict[str, Any]:
+    """What a file of torch's holds by name. An alpha may be a plain number there."""
+    contents = read_pickled(file)
+    found = contents if isinstance(contents, dict) else {}
+    return {
+        str(name): torch.tensor(float(x)) if isinstance(x, int | float) else x
+        for name, x in found.items()
+    }
+
+
+def lora_run(path: Path) -> dict[str, Any] | None:
+    """The checkpoint of a LoRA run, whose metadata has path and digest of its `base`; None for what
+    is none."""
     if path.is_dir() and checkpoints.find(path):
         path = checkpoints.newest(path)
-    if not path.is_file() or path.suffix in (*SAFETENSORS, ".json"):
-        return {}
-    contents = read_pickled(path)
-    ours = isinstance(contents, dict) and contents.get("format") == checkpoints.FORMAT
-    return contents["metadata"].get("base", {}) if ours else {}
+    contents = checkpoints.load_if_ours(path)
+    return contents if contents and contents["metadata"].get("base") else None
 
 
-def _of_a_run(path: Path) -> Lora:
-    contents = checkpoints.load(path)
-    settings = build_config(contents["config"], str(path)).train.adapter.choice
+def _of_a_run(path: Path, contents: Mapping[str, Any]) -> Lora:
+    config = build_config(contents["config"], str(path), saved=True)
+    settings = config.train.adapter.choice
     if settings is None:
         raise UserError(f"{path}: is a whole model; fluxsmith lora extract makes a LoRA of one")
-    return Lora(str(path), "fluxsmith", settings.changes_in(contents["ema"]))
+    changes = settings.changes_in(contents["ema"])
+    return Lora(str(path), "fluxsmith", changes, _about(config, contents["metadata"]))
+
+
+def _about(config: RunConfig, metadata: Mapping[str, Any]) -> dict[str, str]:
+    """What a LoRA of a run says of itself, in the words of modelspec and of kohya's trainer."""
+    model, dev = config.model, PRESETS["flux1-dev"]
+    sizes = ("hidden_size", "num_heads", "depth", "depth_single_blocks")
+    released = all(getattr(model, size) == getattr(dev, size) for size in sizes)
+    kind = "dev" if model.guidance_embed else "schnell"
+    source, base = metadata.get("source", {}), metadata.get("base", {})
+    found = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"flux-1-{kind}/lora" if released else "flux/lora",
+        "modelspec.implementation": "fluxsmith",
+        "modelspec.title": str(config.name),
+        **spec_of(source),
+        "ss_sd_model_name": portable_name(base.get("path", "")),
+    }
+    if named := source.get("base_model"):
+        found["base_model"] = named if isinstance(named, str) else ", ".join(named)
+    captions = [caption for caption in metadata.get("captions", []) if caption]
+    if len(captions) == 1:  # of all pictures, so it is what asks for them
+        found["modelspec.trigger_phrase"] = captions[0]
+    return found
 
 
 def _complaint(names: Sequence[str], total: int) -> str:
@@ -229,7 +267,8 @@ def check_lora_fits(lora: Lora, network: Mapping[str, Tensor]) -> None:
     for change in lora.changes:
         weight = network.get(f"{change.layer}.weight")
         rows, width = (0, 0) if weight is None else weight.shape
-        if change.down.shape[1] != width or change.stop > rows:
+        edges = {rows, *(i * width for i in range(parts_of(change.layer)))}
+        if change.down.shape[1] != width or not edges >= {change.start, change.stop}:
             here = f"here ({rows}, {width})" if rows else "which is not there"
             wrong.append(f"{change.layer} ({change.stop}, {change.down.shape[1]}), {here}")
     if wrong:
@@ -246,14 +285,15 @@ def write_lora(
     metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """A file in one of FORMATS, in `dtype` or the changes' own. `metadata` goes along, but for what
-    other formats say of ranks."""
+    """A file in one of FORMATS, in `dtype` or the changes' own; where a format has no alpha and the
+    scale would be rounded in a half precision, in float32. `metadata` goes along, but for what
+    other formats say of ranks, and hashes of other bytes."""
     if form not in FORMATS:
         raise UserError(f"--format {form}: must be one of {', '.join(FORMATS)}")
     if path.suffix not in SAFETENSORS:
         raise UserError(f"{path}: a LoRA is one file; let its name end with .safetensors")
     tensors = spelled(changes, FORMATS[form])
-    kept = {k: v for k, v in (metadata or {}).items() if k not in (PEFT, *KOHYA)}
+    kept = {k: v for k, v in (metadata or {}).items() if k not in (PEFT, *KOHYA, *HASHES)}
     about = {"format": "pt", **kept, **_ranks(tensors, FORMATS[form])}
     # An alpha is a number, which must not be rounded.
     cast = {name: t.to(dtype or t.dtype) if t.ndim else t for name, t in tensors.items()}
@@ -322,9 +362,10 @@ def _pair(name: str, change: LowRank, form: Format) -> dict[str, Tensor]:
             name + form.up: up,
             name + form.alpha: torch.tensor(change.scale * change.rank),
         }
-    if change.scale != 1:
-        up = (change.scale * up.float()).to(up.dtype)
-    return pair | {name + form.up: up}
+    # In the weights the scale holds in every program; few read an alpha in the metadata.
+    exact = change.scale * up.float()
+    rounded = exact.to(up.dtype)
+    return pair | {name + form.up: rounded if torch.equal(rounded.float(), exact) else exact}
 
 
 def _ranks(tensors: Mapping[str, Tensor], form: Format) -> dict[str, str]:

@@ -3,10 +3,12 @@ LoRA that two models differ by, and what there is to know of one."""
 
 import contextlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,16 +19,19 @@ from fluxsmith.errors import UserError
 from fluxsmith.interop.infer_params import refuse_others
 from fluxsmith.interop.lora_files import (
     Lora,
-    base_of,
     check_lora_fits,
+    lora_run,
     read_specs,
     write_lora,
 )
+from fluxsmith.interop.provenance import spec_of
 from fluxsmith.interop.read_weights import NOTES, Notes, Weights, read_weights, text_file
 from fluxsmith.pipeline import weights_digest
 from fluxsmith.storage.files import make_folder
 from fluxsmith.storage.tensor_files import write_tensors
 from fluxsmith.storage.weight_files import SAFETENSORS
+
+log = logging.getLogger(__name__)
 
 
 def merge(source: Path, loras: Sequence[str], out: Path, dtype: torch.dtype | None) -> list[Path]:
@@ -34,14 +39,20 @@ def merge(source: Path, loras: Sequence[str], out: Path, dtype: torch.dtype | No
     A LoRA run as the source brings its base and itself. Returns what was written."""
     if out.suffix not in SAFETENSORS:
         raise UserError(f"{out}: a merged model is one file; let its name end with .safetensors")
-    base = base_of(source)
+    run = lora_run(source)
+    base = run["metadata"]["base"] if run else {}
     if base:
         source, loras = Path(base["path"]), [str(source), *loras]
     if not loras:
         raise UserError(f"{source}: there is no LoRA to merge; give --lora FILE")
     weights = read_weights(source)
-    if base and weights_digest(weights.tensors()) != base["digest"]:
+    if run and weights_digest(weights.tensors()) != base["digest"]:
         raise UserError(f"{source}: is no longer what {loras[0]} was trained beside; put it back")
+    if run and not _same_form(run["config"]["model"], weights):
+        raise UserError(
+            f"{loras[0]}: changes {source} as another kind of model, with other inputs; merge it "
+            f"with fluxsmith export {loras[0]} {out} --format bfl"
+        )
     network = dict(weights.network)
     refuse_others(network, weights.origin)
     changes: dict[str, list[LowRank]] = {}
@@ -52,29 +63,46 @@ def merge(source: Path, loras: Sequence[str], out: Path, dtype: torch.dtype | No
     for name, own in changes.items():
         network[name] = merged(network[name], own, dtype)
     make_folder(out.parent, "OUT")
-    write_tensors(out, network, {"format": "pt", **_notes(weights)}, dtype)
+    write_tensors(out, network, _metadata(weights), dtype)
     if not weights.text:
         return [out]
     write_tensors(text_file(out), weights.text, {"format": "pt"}, dtype)
     return [out, text_file(out)]
 
 
-def _notes(weights: Weights) -> dict[str, str]:
-    """From which `fluxsmith import` gives the whole model, where it was one of ours."""
+def _same_form(model: Mapping[str, Any], weights: Weights) -> bool:
+    """Whether weights are those of a config's model section, guidance input and pictures alike."""
+    guided = any(name.startswith("guidance_in.") for name in weights.network)
+    given = model.get("conditioning", "text")
+    return (guided, weights.conditioning) == (model["guidance_embed"], given)
+
+
+def _metadata(weights: Weights) -> dict[str, str]:
+    """What is known of the weights, and from what `fluxsmith import` gives the whole model, where
+    it was one of ours."""
+    found = {"format": "pt", **spec_of(weights.metadata.get("source", {}))}
     if weights.config is None:
-        return {}
+        return found
     notes = Notes(config=dict(weights.config), step=weights.step, metadata=dict(weights.metadata))
-    return {NOTES: notes.model_dump_json()}
+    return found | {NOTES: notes.model_dump_json()}
 
 
 def extract(
     before: Path, after: Path, out: Path, rank: int, form: str, dtype: torch.dtype | None
 ) -> float:
     """Writes the LoRA that turns one model into another as well as this rank can; returns how much
-    of all that differs it holds, as a share of the squared norm."""
-    old, new = (read_weights(path).network for path in (before, after))
+    of all that differs it holds, as a share of the squared norm. A warning says where learned text
+    encoders differ, which no LoRA changes; a UserError where networks take or give other things."""
+    first, second = read_weights(before), read_weights(after)
+    old, new = first.network, second.network
     for network, path in ((old, before), (new, after)):
         refuse_others(network, str(path))
+    for key in ("prediction", "conditioning"):
+        was, is_now = getattr(first, key), getattr(second, key)
+        if was != is_now:
+            raise UserError(
+                f"{after} is not {before} trained further: its {key} is {is_now}, and was {was}"
+            )
     odd = [name for name in {**old, **new} if _shape(old, name) != _shape(new, name)]
     if odd:
         raise UserError(
@@ -88,6 +116,17 @@ def extract(
         if weight.ndim == 2 and difference.any():
             changes.append(nearest(name.removesuffix(".weight"), difference, rank))
             held += changes[-1].norm() ** 2
+    apart = sum(
+        float((text.float() - first.text[name].float()).square().sum())
+        for name, text in second.text.items()
+        if _shape(first.text, name) == _shape(second.text, name)
+    )
+    total += apart
+    if apart or first.text.keys() != second.text.keys():
+        log.warning(
+            "%s has another text encoder than %s, learned with it: the LoRA does not change that, "
+            "so %s with it draws something else", after, before, before,
+        )  # fmt: skip
     if not changes:
         raise UserError(f"{before} and {after} have the same weights; there is nothing to extract")
     make_folder(out.parent, "OUT")
@@ -103,6 +142,14 @@ def describe(lora: Lora) -> Iterator[tuple[str, str]]:
     yield "rank", _counted(change.rank for change in changes)
     yield "alpha / rank", _counted(f"{change.scale:g}" for change in changes)
     yield "dtype", _counted(str(change.up.dtype).removeprefix("torch.") for change in changes)
+    if lora.left_out:
+        yield (
+            "left out",
+            (
+                f"{len(lora.left_out)} tensors of text encoders, for which sample refuses it; "
+                f"fluxsmith lora convert --without-text writes it without them"
+            ),
+        )
     yield "parameters", f"{sum(c.down.numel() + c.up.numel() for c in changes):,}"
     if words := ", ".join(_trigger_words(lora.metadata)):
         yield "trigger words", words

@@ -3,7 +3,6 @@ weights of any form for a new training run to start from."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from fluxsmith.config.adapter_section import AdapterConfig
 from fluxsmith.device import named_dtype, pick_device
 from fluxsmith.errors import UserError
 from fluxsmith.interop.diffusers_scheduler import schedule_from_diffusers
+from fluxsmith.interop.fit_weights import fitted
 from fluxsmith.interop.infer_params import check_fits
 from fluxsmith.interop.lora_files import check_lora_fits, read_specs
 from fluxsmith.interop.provenance import after_training
@@ -143,37 +143,35 @@ def open_released(
 
 
 def load_initial(pipeline: Pipeline, path: str, load: Load | None = None) -> None:
-    """Copies network and learned text encoder from `path` (of a checkpoint its average) into a new
-    model, for training to start from; by `load`, where the pipeline is not to do it itself."""
-    weights = read_weights(path)
-    params, first = pipeline.network.params, weights.network.get("img_in.weight")
-    if first is not None and first.shape[1] == params.out_channels:
-        # A model of text alone is blind, at first, to the picture around the hole.
-        blind = first.new_zeros(len(first), params.in_channels - first.shape[1])
-        wide = {"img_in.weight": torch.cat((first, blind), dim=1)}
-        weights = replace(weights, network=weights.network | wide)
+    """Copies network and learned text encoder from `path` (of a checkpoint its average), as they
+    are `fitted`, into a new model, for training to start from; by `load`, where the pipeline is not
+    to do it itself."""
+    weights = fitted(read_weights(path), pipeline.config, pipeline.network.params)
     _check_model(pipeline, weights)
+    _report_schedule(pipeline.config, weights)
     pipeline.load_weights(_tensors(pipeline, weights), weights.origin, load=load)
     pipeline.source = after_training(weights.metadata.get("source", {}))
 
 
-def load_base(pipeline: Pipeline, path: str) -> None:
+def load_base(pipeline: Pipeline, path: str) -> Weights:
     """Takes over the weights at `path`, whose like `load_initial` copies, for an adapter beside
-    them: in their own dtype, from wherever they are, and noted by their digest."""
-    weights = read_weights(path)
+    them: in their own dtype, from wherever they are. They are noted by the digest of what is there,
+    from which the config makes them."""
+    found = read_weights(path)
+    weights = fitted(found, pipeline.config, pipeline.network.params)
     _check_model(pipeline, weights)
-    tensors = _tensors(pipeline, weights)
-    pipeline.load_weights(tensors, weights.origin, assign=True)
+    pipeline.load_weights(_tensors(pipeline, weights), weights.origin, assign=True)
     here = Path(weights.origin)
     place_of_base = str(here.absolute()) if here.exists() else weights.origin  # a hub id
-    pipeline.base = {"path": place_of_base, "digest": weights_digest(tensors)}
+    pipeline.base = {"path": place_of_base, "digest": weights_digest(_tensors(pipeline, found))}
     pipeline.source = after_training(weights.metadata.get("source", {}))
+    return weights
 
 
 def with_adapter(config: RunConfig, device: torch.device) -> Pipeline:
     """A model to train: the frozen weights of train.init_from, and a new adapter beside them."""
     pipeline = Pipeline.build(config, device, empty=True)
-    load_base(pipeline, str(config.train.init_from))
+    _report_schedule(config, load_base(pipeline, str(config.train.init_from)))
     pipeline.requires_grad_(False)
     config.train.adapter.choice.attach(pipeline.network, config.seed)
     return pipeline.to(device)

@@ -91,11 +91,18 @@ def read_weights(source: str | Path, *, shapes: bool = False) -> Weights:
     path = shipped_folder(source) or local_path(source, WANTED["network"])
     if path.is_dir() and checkpoints.find(path):
         path = checkpoints.newest(path)
+    if own := checkpoints.load_if_ours(path):
+        return _of_ours(path, own)
     contents = None
     if path.is_file() and path.suffix != ".json" and is_pickled(path):
         contents = read_pickled(path)
-        if own := _from_checkpoint(path, contents):
-            return own
+        if xdiffusion.is_xdiffusion(contents):
+            return _of_xdiffusion(path, contents)
+        if not tensors_in(contents):
+            raise UserError(
+                f"{path} is none of: BFL's file, a diffusers folder, a checkpoint of fluxsmith or "
+                f"of xdiffusion (diffusion-*.pt); give one of these"
+            )
     folder = path / FOLDER["network"] if (path / FOLDER["network"]).is_dir() else path
     _refuse_others(path, folder)
     tensors = read_tensors(folder) if contents is None else tensors_in(contents)
@@ -108,7 +115,7 @@ def read_weights(source: str | Path, *, shapes: bool = False) -> Weights:
         network,
         text=read_tensors(text) if text.is_file() else {},
         settings=_settings(path) | _neighbours(str(source), path, models_in(tensors)),
-        metadata={"source": read_provenance(str(source), path, metadata)},
+        metadata={"source": {**read_provenance(str(source), path, metadata), "form": kind}},
     )
     if notes is None:
         return found
@@ -204,36 +211,31 @@ def _neighbours(source: str, path: Path, inside: set[str]) -> dict[str, str]:
     return known
 
 
-def _from_checkpoint(path: Path, contents: Any) -> Weights | None:
-    """What a checkpoint of the lesson's repository or of ours holds; None for other files."""
-    if xdiffusion.is_xdiffusion(contents):
-        step, network = contents.get("step"), xdiffusion.network_of(contents)
-        refuse_quantised(network, {}, str(path))
-        return Weights(
-            "xdiffusion",
-            str(path),
-            network,
-            settings=xdiffusion.settings_of(contents),
-            metadata={"source": {"name": path.name}},
-            step=step if isinstance(step, int) else 0,
-        )
-    if checkpoints.is_ours(contents):
-        contents = checkpoints.load(path)
-        return Weights(
-            "fluxsmith",
-            str(path),
-            _below("network.", contents["ema"]),
-            text=_below("text.", contents["ema"]),
-            config=contents["config"],
-            step=contents["step"],
-            metadata=contents["metadata"],
-        )
-    if not tensors_in(contents):
-        raise UserError(
-            f"{path} is none of: BFL's file, a diffusers folder, a checkpoint of fluxsmith or of "
-            f"xdiffusion (diffusion-*.pt); give one of these"
-        )
-    return None
+def _of_ours(path: Path, contents: Mapping[str, Any]) -> Weights:
+    """The averaged weights of a checkpoint."""
+    return Weights(
+        "fluxsmith",
+        str(path),
+        _below("network.", contents["ema"]),
+        text=_below("text.", contents["ema"]),
+        config=contents["config"],
+        step=contents["step"],
+        metadata=contents["metadata"],
+    )
+
+
+def _of_xdiffusion(path: Path, contents: dict[str, Any]) -> Weights:
+    """What a checkpoint of the lesson's repository holds."""
+    step, network = contents.get("step"), xdiffusion.network_of(contents)
+    refuse_quantised(network, {}, str(path))
+    return Weights(
+        "xdiffusion",
+        str(path),
+        network,
+        settings=xdiffusion.settings_of(contents),
+        metadata={"source": {"name": path.name}},
+        step=step if isinstance(step, int) else 0,
+    )
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -21,12 +21,11 @@ class Gradients:
         self, ranks: Ranks, pieces: int, parts: int, parameters: Sequence[nn.Parameter],
         held: Whole, exact: bool,
     ) -> None:  # fmt: skip
-        self.ranks, self.held, self.exact = ranks, held, exact
-        self.parameters = parameters
+        self.ranks, self.held, self.exact, self.parameters = ranks, held, exact, parameters
         self.parts = parts  # micro-batches of a piece
-        each = pieces // ranks.size
-        own = range(ranks.rank * each, (ranks.rank + 1) * each)
-        self.own = range(ranks.rank, pieces, ranks.size) if self.held.sums_each_piece else own
+        in_turn, each = range(ranks.rank, pieces, ranks.size), pieces // ranks.size
+        in_a_row = range(ranks.rank * each, (ranks.rank + 1) * each)
+        self.own = in_turn if held.sums_each_piece else in_a_row
         self._tree, self._done = Tree(), 0
         self._announce()
 
@@ -65,5 +64,6 @@ class Gradients:
 
     def _sum_over_ranks(self) -> None:
         if self.ranks.size > 1:
-            whole = (p.grad for p in self.held.uncut(self.parameters))
-            sum_over_ranks([g for g in whole if g is not None], None, self.exact)
+            whole = [p.grad for p in self.held.uncut(self.parameters) if p.grad is not None]
+            with self.ranks.waiting("the sum of gradients"):
+                sum_over_ranks(whole, None, self.exact)

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from textwrap import shorten
 from typing import Any
@@ -23,6 +23,7 @@ class Ranks:
 
     rank, size = 0, 1
     group: Any = None  # torch's, of the hosts
+    waiting: Callable[[str], AbstractContextManager[Any]] = nullcontext  # in a call of all ranks
 
     def apart(self) -> "Ranks":
         """The same ranks, for another thread to talk in; a call of all ranks at once."""
@@ -49,21 +50,27 @@ class Ranks:
         """What each rank tells: plain data, in the order of ranks."""
         return [what]
 
-    def shared(self, items: Sequence[Any], work: Callable[[Any], Any]) -> Iterator[Any]:
-        """What `work` makes of each item, in order. Each is done by one rank, in turn, and told to
-        all: plain data, or tensors in the host's memory. A UserError of one is raised by all."""
+    def shared(
+        self, items: Sequence[Any], work: Callable[[Any], Any], together: bool = False
+    ) -> Iterator[Any]:
+        """What `work` makes of each item, in order: plain data, or tensors of the host. Each is
+        done by one rank, in turn, and told to all, as a UserError is. `together`: by all at one
+        time, on ranges of one length, for each has a share of a network."""
         for first in range(0, len(items), self.size):
-            own = items[first : first + self.size][self.rank :][:1]
-            done, problem = list[Any](), None
+            dealt = items[first : first + self.size]
+            todo = dealt[self.rank :][:1]
+            if together:  # without an item of its own, a rank repeats another's
+                todo = dealt if len({*map(len, dealt)}) > 1 else todo or dealt[:1]
+            done, problem = dict[Any, Any](), None
             try:
-                done += map(work, own)
+                done |= zip(todo, map(work, todo), strict=True)
             except UserError as error:
                 problem = error
             told = self.tell((done, problem))
             if said := next((error for _, error in told if error), None):
                 raise said
-            for found, _ in told:
-                yield from found
+            done = {item: found for each, _ in told for item, found in each.items()}
+            yield from map(done.__getitem__, dealt)
 
     def expect_same(self, facts: Mapping[str, Any]) -> None:
         """A UserError where the ranks differ in any of these facts, plain data by name."""
@@ -88,10 +95,10 @@ class LaunchedRanks(Ranks):
     def __init__(self, rank: int, size: int, watch: Any, patience: timedelta) -> None:
         """`watch` is told what this rank waits for; its `store` is shared by all. The hosts wait
         for each other with this patience."""
-        self.rank, self.size, self.watch, self._patience = rank, size, watch, patience
+        self.rank, self.size, self.watch, self.waiting = rank, size, watch, watch.waiting
         # For what the hosts tell each other: on CPUs, and out of the way of the gradients.
         self.group = dist.new_group(backend="gloo", timeout=patience)
-        self._turns = 0
+        self._patience, self._turns = patience, 0
 
     def apart(self) -> Ranks:
         return LaunchedRanks(self.rank, self.size, self.watch, self._patience)
@@ -110,19 +117,18 @@ class LaunchedRanks(Ranks):
 
     def agree(self, *numbers: int) -> list[int]:
         told = torch.tensor(numbers)
-        with self.watch.waiting("the agreement before a step"):
+        with self.waiting("the agreement before a step"):
             dist.all_reduce(told, dist.ReduceOp.MAX, group=self.group)
         return told.tolist()
 
     def gather(self, x: Tensor) -> Tensor:
         gathered = x.new_empty(self.size, *x.shape)
-        with self.watch.waiting("the gathering of losses"):
-            all_gather(gathered.flatten(0, 1), x.contiguous())
+        all_gather(gathered.flatten(0, 1), x.contiguous())
         return gathered
 
     def tell(self, what: Any) -> list[Any]:
         told: list[Any] = [None] * self.size
-        with self.watch.waiting("the exchange of notes"):
+        with self.waiting("the exchange of notes"):
             dist.all_gather_object(told, what, group=self.group)
         return told
 

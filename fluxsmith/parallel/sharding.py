@@ -45,8 +45,7 @@ class Shards(Whole):
             block.register_forward_pre_hook(_hide, prepend=True)  # before FSDP's own
             block.register_forward_pre_hook(_show)
         self._cut: dict[int, DTensor] = {}  # by the id of its part
-        own = {name: self._part(p) for name, p in model.named_parameters()}
-        super().__init__(model, own)
+        super().__init__(model, {name: self._part(p) for name, p in model.named_parameters()})
 
     def _part(self, p: nn.Parameter) -> nn.Parameter:
         if not isinstance(p, DTensor):
@@ -65,9 +64,7 @@ class Shards(Whole):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
         if self._copies.size() > 1:
-            module.set_all_reduce_hook(
-                lambda sums: sum_over_ranks([sums], self._copies, self.exact)
-            )
+            module.set_all_reduce_hook(lambda x: sum_over_ranks([x], self._copies, self.exact))
 
     def uncut(self, parameters: Sequence[nn.Parameter]) -> Sequence[nn.Parameter]:
         return [p for p in parameters if id(p) not in self._cut]

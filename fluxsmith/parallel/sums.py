@@ -47,8 +47,7 @@ def tree_sum(parts: Tensor) -> Tensor:
 
 
 def reduce_scatter(output: Tensor, given: Tensor, group: dist.ProcessGroup | None) -> None:
-    """Of each rank's (n m,), cut into n, the sum of the own part (m,), in the order of ranks. It
-    takes as much traffic as any reduce-scatter."""
+    """Each rank's (n m,), cut into n -> the sum of the own part (m,), in the order of ranks."""
     received = torch.empty_like(given)
     dist.all_to_all_single(received, given, group=group)
     output.copy_(tree_sum(received.view(dist.get_world_size(group), -1)))
@@ -68,19 +67,18 @@ def sum_over_ranks(tensors: Sequence[Tensor], group: dist.ProcessGroup | None, e
             flat = padded[: len(flat)]
         else:
             dist.all_reduce(flat, group=group)
-        sizes = [x.numel() for x in bucket]
-        for x, total in zip(bucket, flat.split(sizes), strict=True):
+        for x, total in zip(bucket, flat.split([x.numel() for x in bucket]), strict=True):
             x.copy_(total.view_as(x))
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """In order, those of one kind together up to BUCKET numbers."""
-    bucket: list[Tensor] = []
+    bucket, size = list[Tensor](), 0
     for x in tensors:
-        size = sum(each.numel() for each in (*bucket, x))
+        size += x.numel()
         if bucket and (size > BUCKET or bucket[0].dtype != x.dtype):
             yield bucket
-            bucket = []
+            bucket, size = [], x.numel()
         bucket.append(x)
     if bucket:
         yield bucket

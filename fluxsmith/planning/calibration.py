@@ -12,13 +12,14 @@ from fluxsmith.data.loader import Batch
 from fluxsmith.device import autocast, resident_memory
 from fluxsmith.kernels.memory import release_freed_memory
 from fluxsmith.kernels.timing import matrix_products, product_flops, take_turns
-from fluxsmith.planning.outline import Outline
+from fluxsmith.planning.outline import Outline, changed
 from fluxsmith.planning.trace import traced
 from fluxsmith.training.trainer import Trainer
 
-FEW = 3, 4  # dual and single blocks up to which a network is measured whole
+FEW = 4, 6  # dual and single blocks up to which a network is measured whole
 ROUNDS = 5
-SETTLING = 3  # steps, after which the process has the memory that it keeps
+SETTLING = 4, 12  # steps, after which the process has the memory that it keeps; few of large ones
+SETTLING_FLOPS = 4e11
 MOST = {"cpu": 4e11, "cuda": 1e15}  # FLOPs of a step that is measured; else products are
 
 Blocks = tuple[int, int]  # dual and single
@@ -38,25 +39,41 @@ def calibrate(outline: Outline, config: RunConfig, device: torch.device) -> Cali
     largest = networks[sizes[-1]]
     if outline.flops(largest) * config.train.batch_size > MOST.get(device.type, 0):
         return _by_products(outline, config, device)
-    batches = [outline.batch(one) for one in outline.likely(config.train.batch_size)]
-    least = outline.trainer(_with(config, (min(blocks[0], 1), min(blocks[1], 1))), device)
-    least.train_step(outline.batch([""] * config.train.accumulate))  # what comes once and stays
+    likely = outline.likely(config.train.batch_size)
+    least = outline.trainer(_least(config), device)
+    least.train_step(
+        outline.batch([""] * (least.pieces * least.parts))
+    )  # what comes once and stays
     del least
-    release_freed_memory()
-    before = resident_memory()
-    trainers = {sizes[-1]: outline.trainer(largest, device)}
-    for _ in range(SETTLING):
-        _step(trainers[sizes[-1]], batches)
-    after = resident_memory()
-    held = sum(traced(outline, largest).at_most().values())
-    lost = (after - before) / held - 1 if before and after and device.type == "cpu" else 0.0
-    trainers |= {size: outline.trainer(networks[size], device) for size in sizes[:-1]}
+    lost = {size: _lost(outline, networks[size], device, likely) for size in sizes}
+    held = sum(traced(outline, config).at_most().values())
+    share = max(0.0, extrapolated(lost, blocks) / held)
+    trainers = {size: outline.trainer(networks[size], device) for size in sizes}
+    batches = [outline.batch(one) for one in likely]
     steps = {size: partial(_step, trainer, batches) for size, trainer in trainers.items()}
+    for step in steps.values():
+        step()  # the first takes longer
     taken = take_turns(steps, device, ROUNDS)
     rounds = (dict(zip(taken, one, strict=True)) for one in zip(*taken.values(), strict=True))
     found = median(extrapolated(one, blocks) for one in rounds)
     words = " and ".join("+".join(map(str, size)) for size in sizes)
-    return Calibration(found, max(0.0, lost), f"steps with {words} blocks")
+    return Calibration(found, share, f"steps with {words} blocks")
+
+
+def _lost(
+    outline: Outline, config: RunConfig, device: torch.device, captions: list[list[str]]
+) -> float:
+    """The bytes that a process has more than its tensors, after some steps."""
+    release_freed_memory()
+    before = resident_memory()
+    trainer = outline.trainer(config, device)
+    work = outline.flops(config) * config.train.batch_size
+    for _ in range(min(SETTLING[1], max(SETTLING[0], int(SETTLING_FLOPS / work)))):
+        trainer.train_step(outline.batch(captions[trainer.step % len(captions)]))
+    after = resident_memory()
+    if not before or not after or device.type != "cpu":
+        return 0.0
+    return after - before - sum(traced(outline, config).at_most().values())
 
 
 def measured_sizes(blocks: Blocks) -> list[Blocks]:
@@ -70,15 +87,15 @@ def measured_sizes(blocks: Blocks) -> list[Blocks]:
     return list(dict.fromkeys([least, *more]))
 
 
-def extrapolated(seconds: dict[Blocks, float], blocks: Blocks) -> float:
-    """The seconds with so many blocks, from those of `measured_sizes`: each further block adds what
-    it adds there."""
+def extrapolated(measured: dict[Blocks, float], blocks: Blocks) -> float:
+    """Seconds or bytes with so many blocks, from those of `measured_sizes`: each further block adds
+    what it adds there."""
     least, *more = measured_sizes(blocks)
-    found = seconds[least]
+    found = measured[least]
     for size in more:
         for many, few, wanted in zip(size, least, blocks, strict=True):
             if many > few:
-                found += (seconds[size] - seconds[least]) / (many - few) * (wanted - few)
+                found += (measured[size] - measured[least]) / (many - few) * (wanted - few)
     return found
 
 
@@ -95,8 +112,17 @@ def _by_products(outline: Outline, config: RunConfig, device: torch.device) -> C
 
 
 def _with(config: RunConfig, blocks: Blocks) -> RunConfig:
-    fewer = dict(zip(("depth", "depth_single_blocks"), blocks, strict=True))
-    return config.model_copy(update={"model": config.model.model_copy(update=fewer)})
+    depth, single = blocks
+    return changed(config, model={"depth": depth, "depth_single_blocks": single})
+
+
+def _least(config: RunConfig) -> RunConfig:
+    """With a block of each kind that there is, of one head: it leaves no room that a network finds
+    again."""
+    sizes = config.model
+    fewer = _with(config, (min(sizes.depth, 1), min(sizes.depth_single_blocks, 1)))
+    head = sizes.hidden_size // sizes.num_heads
+    return changed(fewer, model={"hidden_size": head, "num_heads": 1})
 
 
 def _step(trainer: Trainer, batches: list[Batch]) -> None:

@@ -15,7 +15,7 @@ WORTH = 5e13  # FLOPs: a shorter run is over before it matters what it takes
 def expected(trainer: Trainer) -> Expected | None:
     """The memory that this process will have at the most, and, where it trains alone, the seconds
     of a step; None for a short run, or where a teacher takes a part."""
-    if trainer.config.objective.kind != ALONE:
+    if trainer.config.objective.kind not in ALONE:
         return None
     config, device = trainer.config, trainer.pipeline.device
     pipeline, images = trainer.pipeline, config.train.steps * config.train.batch_size

@@ -13,10 +13,10 @@ from fluxsmith.model.flux import Flux
 from fluxsmith.parallel.ranks import Ranks
 from fluxsmith.planning.calibration import Calibration, calibrate
 from fluxsmith.planning.machine import Machine
-from fluxsmith.planning.outline import Outline
+from fluxsmith.planning.outline import Outline, changed
 from fluxsmith.planning.sharing import BFLOAT16, FLOAT32, Sharing, Sizes
 from fluxsmith.planning.trace import Allocations, traced
-from fluxsmith.training.division import pieces_of
+from fluxsmith.training.division import pieces_of, smaller_parts
 
 # Forward passes more than one that a step takes, with parallel.checkpoint_activations.
 AGAIN = {"none": 0.0, "selective": 0.0, "blocks": 1.0}
@@ -113,8 +113,8 @@ class Planner:
         if key not in self._alone:
             self._alone[key] = traced(self.outline, local)
         found = self._sharing(config).on_a_rank(self._alone[key], self.sizes)
-        found["data set"] = 0 if self.machine.gpu else self.outline.data
         found["lost between tensors"] = round(lost * sum(found.values()))
+        found["data set"] = 0 if self.machine.gpu else self.outline.data
         return {part: size for part, size in found.items() if size}
 
     def _on_a_rank(self, config: RunConfig) -> RunConfig:
@@ -190,12 +190,8 @@ class Planner:
 
     def _changes(self, config: RunConfig) -> Iterator[dict[str, dict[str, Any]]]:
         """First those that leave the result as it is and cost least."""
-        devices, batch = self.machine.devices, config.train.batch_size
-        smaller = [
-            {"accumulate": n}
-            for n in range(config.train.accumulate + 1, batch // devices + 1)
-            if batch % (n * devices) == 0
-        ]
+        devices, pieces = self.machine.devices, pieces_of(config, Described(self.machine.devices))
+        smaller = [{"accumulate": n} for n in smaller_parts(config, pieces)]
         again = {"checkpoint_activations": "blocks"}
         for train in smaller:
             yield {"train": train}
@@ -208,9 +204,3 @@ class Planner:
             yield {"parallel": {"shard": devices, **again}}
             for train in smaller[-1:]:
                 yield {"parallel": {"shard": devices, **again}, "train": train}
-
-
-def changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
-    """The config with other values in some sections."""
-    now = {name: getattr(config, name).model_copy(update=keys) for name, keys in sections.items()}
-    return config.model_copy(update=now)

@@ -18,7 +18,6 @@ from fluxsmith.autoencoder import Autoencoder
 from fluxsmith.autoencoder.flux_ae import FluxAutoencoder
 from fluxsmith.autoencoder.network import AutoencoderNetwork, AutoencoderParams
 from fluxsmith.config import RunConfig
-from fluxsmith.config.objective_section import ObjectiveConfig
 from fluxsmith.data import build_loader
 from fluxsmith.data.loader import Batch, Loader, MemoryLoader
 from fluxsmith.device import DTYPES, dtype_of_most
@@ -49,7 +48,8 @@ WIDTHS = {
     "google/t5-v1_1-base": 768,
     "google/t5-v1_1-xxl": 4096,
 }
-ALONE = ObjectiveConfig.DEFAULT  # the objective in which a network is all that computes
+# The objectives in which a network with a picture's tokens is all that computes.
+ALONE = ("flow_matching", "fill")
 CPU = torch.device("cpu")
 WORD = "word"  # a token of a learned encoder
 
@@ -132,9 +132,10 @@ class Outline:
     @classmethod
     def of(cls, config: RunConfig, loader: Loader | None = None) -> "Outline":
         """Opens the data, unless there is a loader of it already."""
-        if config.objective.kind != ALONE:
+        if config.objective.kind not in ALONE:
+            kinds = " and ".join(ALONE)
             raise UserError(
-                f"objective.kind={config.objective.kind}: only {ALONE} can be planned for"
+                f"objective.kind={config.objective.kind}: only {kinds} can be planned for"
             )
         notes: list[str] = []
         autoencoder = autoencoder_of(config, notes)
@@ -236,6 +237,12 @@ class Outline:
         of = of or (through_frozen if frozen else training_flops)
         low, high = (of(self.params(config), math.floor(txt) + more, img) for more in (0, 1))
         return low + (high - low) * (txt % 1)
+
+
+def changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
+    """The config with other values in some sections."""
+    now = {name: getattr(config, name).model_copy(update=keys) for name, keys in sections.items()}
+    return config.model_copy(update=now)
 
 
 def through_frozen(params: FluxParams, txt_tokens: int, img_tokens: int) -> int:

@@ -21,11 +21,11 @@ from fluxsmith.errors import UserError
 from fluxsmith.storage import sharded
 from fluxsmith.storage.digest import Digesting, problem_with
 from fluxsmith.storage.files import explaining, first_line, flush_folder
+from fluxsmith.storage.layout import number_of, refuse_newer
 from fluxsmith.storage.shipped import shipped_folder, shipped_models
-from fluxsmith.storage.tensor_files import DamagedFileError, read_pickled
+from fluxsmith.storage.tensor_files import DamagedFileError, is_pickled, read_pickled
 
-NUMBER = 1  # of the layout that this version writes
-FORMAT = f"fluxsmith/{NUMBER}"
+FORMAT = "fluxsmith/1"  # the layout that this version writes
 KEYS = (
     "format", "step", "images_seen", "config", "model", "ema", "optimizer", "data", "window",
     "metadata",
@@ -97,35 +97,41 @@ def load(path: str | Path, in_shares: bool = False) -> dict[str, Any]:
     for a file that is not what was written, and a UserError for one that is no checkpoint.
     """
     path = Path(path)
-    if sharded.is_one(path):
-        checkpoint = sharded.read_plain(path)
-        if wrong := _misfit(checkpoint):
-            raise UserError(f"{path} is not a fluxsmith checkpoint: {wrong}; use another one")
-        return checkpoint if in_shares else sharded.read_tensors(path, checkpoint)
-    if not os.path.isfile(path):  # noqa: PTH113  Path.is_file raises for a name that is too long
-        raise UserError(f"no checkpoint at {path}{_suggest(path)}")
-    with explaining(f"can't read {path}"):
-        problem = problem_with(path)
-    if problem:
-        raise DamagedFileError(f"{path} is not a whole checkpoint: {problem}; use another one")
-    checkpoint = read_pickled(path)
-    if is_ours(checkpoint) and int(checkpoint["format"].partition("/")[2]) > NUMBER:
-        raise UserError(
-            f"{path} was written by a newer version of fluxsmith, in the format "
-            f"{checkpoint['format']}, and this one reads {FORMAT}: upgrade fluxsmith"
-        )
+    folder = sharded.is_one(path)
+    checkpoint = sharded.read_plain(path) if folder else _read_file(path)
+    refuse_newer(path, checkpoint["format"] if is_ours(checkpoint) else None, FORMAT)
     if wrong := _misfit(checkpoint):
         raise UserError(f"{path} is not a fluxsmith checkpoint: {wrong}; use another one")
+    if folder:
+        return checkpoint if in_shares else sharded.read_tensors(path, checkpoint)
     if checkpoint["metadata"].get(STORED):
         for key in ("model", "ema"):
             checkpoint[key] = {name: x.float() for name, x in checkpoint[key].items()}
     return checkpoint
 
 
+def _read_file(path: Path) -> Any:
+    """What a file holds that is as it was written."""
+    if not os.path.isfile(path):  # noqa: PTH113  Path.is_file raises for a name that is too long
+        raise UserError(f"no checkpoint at {path}{_suggest(path)}")
+    with explaining(f"can't read {path}"):
+        problem = problem_with(path)
+    if problem:
+        raise DamagedFileError(f"{path} is not a whole checkpoint: {problem}; use another one")
+    return read_pickled(path)
+
+
+def load_if_ours(path: Path) -> dict[str, Any] | None:
+    """The checkpoint at `path`, as `load` gives it; None for other files and folders."""
+    if sharded.is_one(path):
+        return load(path)
+    kept = path.is_file() and path.suffix != ".json" and is_pickled(path)
+    return load(path) if kept and is_ours(read_pickled(path)) else None
+
+
 def is_ours(contents: Any) -> bool:
     """Whether the contents of a file are those of a checkpoint, of whatever version."""
-    found = contents.get("format") if isinstance(contents, dict) else None
-    return isinstance(found, str) and re.fullmatch(r"fluxsmith/\d{1,9}", found) is not None
+    return isinstance(contents, dict) and number_of(contents.get("format"), FORMAT) is not None
 
 
 def _misfit(checkpoint: Any) -> str | None:
@@ -173,12 +179,12 @@ def prune(folder: Path, keep: int, keep_every: int) -> None:
 
 def delete(path: Path) -> None:
     """One that stays, as it can't be deleted, only takes up disk."""
-    if path.is_dir():
+    with contextlib.suppress(OSError):
+        if not path.is_dir():
+            path.unlink()
+            return
         (path / sharded.MANIFEST).unlink(missing_ok=True)  # from here on it is none
         shutil.rmtree(path, ignore_errors=True)
-        return
-    with contextlib.suppress(OSError):
-        path.unlink()
 
 
 def set_aside(path: Path) -> Path:

@@ -35,6 +35,7 @@ NORM = re.compile(r"\.(query|key)_norm\.weight$")
 log = logging.getLogger(__name__)
 
 
+LORAS = ("pytorch_lora_weights", "adapter_model")  # diffusers' own name of a file, and PEFT's
 # Where each lies in a folder of diffusers, and what is fetched of a repository for it.
 FOLDER = {"network": "transformer", "autoencoder": "vae"}
 WANTED = {
@@ -43,6 +44,11 @@ WANTED = {
         ["*.safetensors", "*.json", "README.md"],
     ],
     "autoencoder": [["vae/*"], ["ae.safetensors"], ["*.safetensors", "config.json"]],
+    "lora": [
+        *([f"{name}.safetensors", "adapter_config.json"] for name in LORAS),
+        ["*.safetensors", "adapter_config.json"],
+        *([f"{name}.bin", "adapter_config.json"] for name in LORAS),
+    ],
 }
 
 

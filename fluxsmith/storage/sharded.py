@@ -22,6 +22,7 @@ from torch import Tensor
 from fluxsmith.errors import UserError
 from fluxsmith.storage.digest import BLOCK
 from fluxsmith.storage.files import explaining, first_line, flush_folder, read_json
+from fluxsmith.storage.layout import refuse_newer
 from fluxsmith.storage.tensor_files import DamagedFileError, read_pickled
 
 MANIFEST, PLAIN = "manifest.json", "plain.pt"
@@ -92,6 +93,7 @@ def read_plain(path: Path) -> dict[str, Any]:
     """What a folder holds, with an empty tensor on the meta device in the place of each. Every byte
     of it is read once and checked; a DamagedFileError for one that is not what was written."""
     manifest = read_json(path / MANIFEST)
+    refuse_newer(path, manifest.get("layout"), LAYOUT)
     digests = manifest.get("sha256")
     if manifest.get("layout") != LAYOUT or not isinstance(digests, dict):
         raise UserError(f"{path} is not a fluxsmith checkpoint: its layout is unknown")

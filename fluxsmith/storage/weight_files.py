@@ -8,13 +8,15 @@ from fluxsmith.storage.files import read_json
 
 SAFETENSORS = (".safetensors", ".sft")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-STANDARD = ("diffusion_pytorch_model", "model", "pytorch_model")  # the libraries' own names
+ADAPTERS = ("adapter_model", "pytorch_lora_weights")
+# The libraries' own names; a model comes before an adapter that lies beside it.
+STANDARD = ("diffusion_pytorch_model", "model", "pytorch_model", *ADAPTERS)
 VARIANTS = ("", "bf16", "fp16", "fp32", "fp8")  # what stands before an ending, the best first
 
 INDEX = re.compile(r"(?P<stem>.+)\.(?P<kind>safetensors|bin)\.index(\.(?P<variant>\w+))?\.json")
 SHARD = re.compile(r"(?P<before>.+)-(?P<number>\d{5})-of-(?P<of>\d{5})(?P<after>.*)")
 
-Rank = tuple[bool, int, bool, bool]
+Rank = tuple[int, int, bool, bool]
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -64,7 +66,8 @@ def _about(path: Path) -> tuple[Rank, str] | None:
     if variant is None and stem.rpartition(".")[2] in VARIANTS:
         stem, _, variant = stem.rpartition(".")
     place = VARIANTS.index(variant or "") if (variant or "") in VARIANTS else len(VARIANTS)
-    return (stem not in STANDARD, place, pickled, not index), stem
+    own = 2 if stem not in STANDARD else int(stem in ADAPTERS)
+    return (own, place, pickled, not index), stem
 
 
 def _of_index(index: Path) -> list[Path]:

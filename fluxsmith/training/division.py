@@ -7,10 +7,15 @@ import torch
 
 from fluxsmith.config import RunConfig
 from fluxsmith.config.comparing import flat, free_keys
+from fluxsmith.data.fingerprints import digest_of, fingerprint
 from fluxsmith.data.loader import Loader
 from fluxsmith.errors import UserError
 from fluxsmith.parallel.ranks import Ranks
+from fluxsmith.storage.checkpoint import find
 from fluxsmith.training.resume import Start
+
+# The keys that name weights.
+WEIGHTS = ("train.init_from", "autoencoder.weights", "text.clip", "text.t5", "text.pretrained")
 
 
 def pieces_of(config: RunConfig, ranks: Ranks, before: int | None = None) -> int:
@@ -62,21 +67,42 @@ def pieces_of(config: RunConfig, ranks: Ranks, before: int | None = None) -> int
     return pieces
 
 
+def smaller_parts(config: RunConfig, pieces: int) -> list[int]:
+    """The values of train.accumulate that cut a batch of so many pieces into smaller parts."""
+    now, batch = -(-config.train.accumulate // pieces), config.train.batch_size // pieces
+    return [n * pieces for n in range(now + 1, batch + 1) if batch % n == 0]
+
+
 def expect_same_run(config: RunConfig, ranks: Ranks, start: Start) -> None:
     """Raises a UserError where the ranks are about to do different things."""
+    if ranks.size == 1:
+        return
     free = free_keys()  # where files lie on each machine
-    settings = {k: v for k, v in flat(config.model_dump()).items() if k not in free}
+    given = flat(config.model_dump())
+    settings = {k: v for k, v in given.items() if k not in free or "://" in str(v)}
     others = {"the code of fluxsmith": _code_digest(), "the start": str(start)}
-    ranks.expect_same(settings | others)
+    weights = {key: given.get(key) for key in WEIGHTS} | {"the start": start.path}
+    contents = {f"contents of {key}": _contents(path) for key, path in weights.items() if path}
+    ranks.expect_same(settings | others | contents)
 
 
-def expect_same_data(loader: Loader, ranks: Ranks) -> None:
+def expect_same_data(loader: Loader, kernels: str, ranks: Ranks) -> None:
     """Raises a UserError where the ranks found different data, or there is less than one image for
-    each of them."""
-    ranks.expect_same({"the data": loader.digest})
+    each of them; or where they compute by different `kernels`, whose last bits differ."""
+    ranks.expect_same({"the data": loader.digest, "kernels": kernels})
     images = loader.position(0).get("images", ranks.size)
     if images < ranks.size:
         raise UserError(f"{ranks.size} ranks for {images} images; start {images} at most")
+
+
+def _contents(path: str | Path) -> str:
+    """A digest of a file, of a run's newest checkpoint, or of all files of another folder; "" for
+    what isn't here, such as a hub id."""
+    root = Path(path).expanduser()
+    if root.is_dir() and (there := find(root)):
+        root = there[-1][1]
+    files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
+    return digest_of(map(fingerprint, files)) if root.exists() else ""
 
 
 def _code_digest() -> str:

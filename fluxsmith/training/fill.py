@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fluxsmith.config import RunConfig
 from fluxsmith.data.loader import Batch
+from fluxsmith.errors import UserError
+from fluxsmith.pipeline import Pipeline
 from fluxsmith.sampling.masks import random_masks
 from fluxsmith.training.flow_matching import FlowMatching, Inputs, NoisyBatch
 
@@ -30,6 +33,18 @@ class Fill(FlowMatching):
 
     conditioning = "fill"
     needs_pixels = True
+
+    @classmethod
+    def build(cls, config: RunConfig, pipeline: Pipeline) -> FlowMatching:
+        first, noisy = pipeline.network.img_in, pipeline.network.params.out_channels
+        trained = any(parameter.requires_grad for parameter in first.parameters())
+        if pipeline.base and not trained and not first.weight[:, noisy:].any():
+            raise UserError(
+                "train.adapter.targets: train.init_from is a model of text alone, and the layer "
+                "that sees the picture around a hole is one of the embedders; name embedders "
+                "beside the others, or all"
+            )
+        return super().build(config, pipeline)
 
     def draw(self, batch: Batch, generator: torch.Generator) -> Any:
         noisy = super().draw(batch, generator)

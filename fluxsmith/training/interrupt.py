@@ -4,8 +4,10 @@ at once."""
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 
@@ -36,14 +38,17 @@ class Interrupt:
         return self.signal is not None
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def _leave(echo_until: float, number: int, frame: FrameType | None) -> None:
+    if time.monotonic() < echo_until:
+        return
     raise SystemExit(128 + number)  # unlike the default, this lets files be cleaned up
 
 
 @contextmanager
-def watch(speaks: bool = True) -> Iterator[Interrupt]:
+def watch(speaks: bool = True, echo: float = 0.0) -> Iterator[Interrupt]:
     """Inside, the first SIGINT, SIGTERM or SIGHUP is noted, and said; the second one ends the
-    process."""
+    process, unless it comes within `echo` seconds: one signal may reach a rank twice, by itself and
+    from its launcher."""
     interrupt = Interrupt()
     watched = [signal.SIGINT, signal.SIGTERM]
     hangup = getattr(signal, "SIGHUP", None)  # Windows has none, and nohup ignores it
@@ -52,9 +57,9 @@ def watch(speaks: bool = True) -> Iterator[Interrupt]:
     before = {number: signal.getsignal(number) for number in watched}
 
     def note(number: int, frame: FrameType | None) -> None:
-        interrupt.signal = signal.Signals(number)
+        interrupt.signal, until = signal.Signals(number), time.monotonic() + echo
         for watched_number in watched:
-            signal.signal(watched_number, _leave)
+            signal.signal(watched_number, partial(_leave, until))
         with contextlib.suppress(OSError):  # a terminal that is gone can't be written to
             os.write(2, b"\nfinishing this step; once more to stop at once\n" if speaks else b"")
 

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
@@ -17,11 +16,12 @@ from fluxsmith.autoencoder import Autoencoder
 from fluxsmith.config import RunConfig
 from fluxsmith.data.images import Shape, to_unit
 from fluxsmith.data.imageset import ImageSet
-from fluxsmith.data.latents import LATENT, READING, decoder, latent_key
+from fluxsmith.data.latents import LATENT, READING, decoder, latent_key, unreadable_key
 from fluxsmith.data.loading import find_buckets
 from fluxsmith.data.pictures import decode, in_order
 from fluxsmith.data.records import (
     DataSettings,
+    EncodedPicture,
     PictureError,
     ReadingSettings,
     Record,
@@ -45,7 +45,7 @@ class Job(NamedTuple):
 
     key: str  # of its latent
     name: str
-    picture: bytes | Path
+    picture: EncodedPicture
     shape: Shape
 
 
@@ -73,7 +73,8 @@ def open_latents(config: RunConfig, autoencoder: Autoencoder | None = None) -> T
 
 def encode_latents(config: RunConfig) -> list[str]:
     """Puts the latents of a config's training pictures into their cache, of several processes each
-    its share; returns what was done. Pictures that can't be read are noted as such."""
+    its share; returns what was done. Pictures that can't be read are noted as such, and tried again
+    the next time."""
     device, settings = pick_device(config.device), cast(ReadingSettings, config.data)
     autoencoder = build_autoencoder(config, device)
     cache = open_latents(config, autoencoder)
@@ -122,7 +123,8 @@ class _Encoding:
     def add(self, job: Job, pixels: Tensor | PictureError) -> None:
         if isinstance(pixels, PictureError):
             self.bad.append(f"{job.name}: {pixels}")
-            self._keep(job, torch.empty(0, dtype=self.autoencoder.dtype))
+            if (key := unreadable_key(job.key)) not in self.cache:
+                self._keep(key, torch.empty(0, dtype=self.autoencoder.dtype))
             return
         if len(self._group) == GROUP or (self._group and self._group[0][0].shape != job.shape):
             self.finish()
@@ -138,12 +140,12 @@ class _Encoding:
         for job, latent in zip(jobs, latents, strict=True):
             if not latent.isfinite().all():
                 raise UserError(f"autoencoder.weights: it overflows at {job.name}; leave that out")
-            self._keep(job, latent.clone())
+            self._keep(job.key, latent.clone())
         self.made += len(jobs)
         self._group = []
 
-    def _keep(self, job: Job, latent: Tensor) -> None:
-        self.cache.put(job.key, {LATENT: latent}, strict=True)
+    def _keep(self, key: str, latent: Tensor) -> None:
+        self.cache.put(key, {LATENT: latent}, strict=True)
 
 
 def _decode(job: Job, settings: DataSettings) -> tuple[Job, Tensor | PictureError]:

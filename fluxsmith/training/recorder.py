@@ -75,6 +75,14 @@ class Recorder:
         write_text(path.with_suffix(".txt"), "\n".join(prompts) + "\n")
         self._show(lambda logger: _write_picture(logger, step, path))
 
+    def end(self, status: str) -> None:
+        """Tells the loggers that keep such a thing how training ended: FINISHED, KILLED by a signal
+        or FAILED."""
+        for logger in self._loggers.values():
+            if end := getattr(logger, "end", None):
+                with contextlib.suppress(Exception):  # of a network: training is over
+                    end(status)
+
     def flush_to_disk(self) -> None:
         """Before a checkpoint, so that no record is lost with the power."""
         self._attempt("metrics.jsonl", self._metrics.flush_to_disk)
@@ -142,6 +150,9 @@ class NoRecords(Recorder):
         pass
 
     def flush_to_disk(self) -> None:
+        pass
+
+    def end(self, status: str) -> None:
         pass
 
 

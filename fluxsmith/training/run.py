@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from fluxsmith.data import build_loader
 from fluxsmith.device import explaining_memory, memory_of, peak_memory, pick_device
 from fluxsmith.errors import UserError
 from fluxsmith.interop.open_pipeline import load_initial
-from fluxsmith.kernels.accelerate import why_plain
+from fluxsmith.kernels.accelerate import backend, why_plain
 from fluxsmith.kernels.compiling import compile_blocks, pays, prepare_compiling
 from fluxsmith.model.flops import training_flops
 from fluxsmith.parallel.ranks import ALONE, Ranks
@@ -23,9 +24,14 @@ from fluxsmith.training.caption_encoding import keep_text, prepare_text
 from fluxsmith.training.console import TrainingConsole, in_words
 from fluxsmith.training.curves import plot_loss, plot_signals
 from fluxsmith.training.deterministic import deterministic
-from fluxsmith.training.division import expect_same_data, expect_same_run, pieces_of
+from fluxsmith.training.division import (
+    expect_same_data,
+    expect_same_run,
+    pieces_of,
+    smaller_parts,
+)
 from fluxsmith.training.holding import build_held
-from fluxsmith.training.interrupt import watch
+from fluxsmith.training.interrupt import Interrupt, watch
 from fluxsmith.training.latent_encoding import open_latents
 from fluxsmith.training.lock import FolderLock
 from fluxsmith.training.loggers import library
@@ -50,6 +56,7 @@ class Expected(NamedTuple):
 
 Expect = Callable[[Trainer], Expected | None]  # None for a run that is too short to ask
 
+ECHO = 3.0  # seconds in which a signal that a rank gets again is the same one
 TRAINING_BYTES = 20  # of a parameter: itself, gradient, average and AdamW's two moments, in float32
 
 
@@ -78,21 +85,25 @@ def train(
     with (
         FolderLock(folder) as lock,
         deterministic(config.train.deterministic),
-        explaining_memory(trying, less_memory(config)),
+        ExitStack() as inside,
     ):
         if ranks.first and folder.is_dir():
             lock.take()
         start = find_start(folder, config, resume, overwrite, fork)
         expect_same_run(config, ranks, start)
         pieces = pieces_of(config, ranks, start.pieces)
+        inside.enter_context(explaining_memory(trying, less_memory(config, pieces)))
         trainer = build_trainer(config, device, evaluate, start.path is None, ranks, pieces)
-        expect_same_data(trainer.loader, ranks)
+        expect_same_data(trainer.loader, backend(device, config.train.kernels), ranks)
         with ranks.first_alone():
             others = [*trainer.signals.captions, *(config.sample.prompts or ())]
             of_text = prepare_text(trainer.pipeline, trainer.loader.captions(), others)
         notes = [*start.load_into(trainer), *of_text]
         notes += compile_for_training(trainer.pipeline, trainer.captions)
-        return _run(config, trainer, start, lock, overwrite, notes, expect)
+        with watch(ranks.first, ECHO if ranks.size > 1 else 0.0) as interrupt:
+            code = _run(config, trainer, start, lock, overwrite, notes, interrupt, expect)
+            ranks.tell(None)  # all end together: torchrun kills those that are left
+        return code
 
 
 def _run(
@@ -102,12 +113,13 @@ def _run(
     lock: FolderLock,
     overwrite: bool,
     notes: list[str],
+    interrupt: Interrupt,
     expect: Expect | None,
 ) -> int:
     folder, steps, ranks = trainer.folder, config.train.steps, trainer.ranks
     first = ranks.first
     curve = folder / "loss.png"
-    with watch(first) as interrupt, TrainingConsole(steps, trainer.step) as console:
+    with TrainingConsole(steps, trainer.step) as console:
         if start.resumes and trainer.step >= steps:
             console.say(f"nothing to do: {start.path} is at step {trainer.step} of {steps}")
             if first and not curve.exists():  # the run was killed after its last checkpoint
@@ -127,13 +139,16 @@ def _run(
                 left = (expected.seconds or 0) * (steps - trainer.step)
                 console.say(f"plan        {expected}" + f", {in_words(left)} in all" * bool(left))
             recorder = Recorder(folder, trainer.step, console.say, config.train.loggers)
+        status = "FAILED"
         try:
             with Saver(
                 folder, config.train, console.say, lock if first else None, ranks, trainer.held
             ) as saver:
                 saved = trainer.run(recorder, console, interrupt, saver)
+            status = "KILLED" if interrupt and trainer.step < steps else "FINISHED"
         finally:
             keep_text(trainer.pipeline)
+            recorder.end(status)
         if first and saved is not None:
             _plot(folder, curve, config, console)
         if expected is not None and trainer.timed:
@@ -270,12 +285,10 @@ def _plot(folder: Path, curve: Path, config: RunConfig, console: TrainingConsole
         console.say(f"no loss curve: {error}")
 
 
-def less_memory(config: RunConfig) -> str:
+def less_memory(config: RunConfig, pieces: int = 1) -> str:
     """Which settings to change for less memory; first those that leave the result as it is."""
-    size, now = config.train.batch_size, config.train.accumulate
-    more = next((n for n in range(now + 1, size + 1) if size % n == 0), None)
     ways = ["a smaller train.batch_size, model or data.image_size"]
-    if more is not None:
+    for more in smaller_parts(config, pieces)[:1]:
         ways.insert(0, f"train.accumulate={more} (the same gradients, a smaller piece at a time)")
     if config.train.cuda_graphs:
         ways.insert(0, "train.cuda_graphs=false")

@@ -24,6 +24,7 @@ from fluxsmith.storage import sharded
 from fluxsmith.training.lock import FolderLock, FolderTakenError
 
 WHOLE = Whole(nn.Module())
+BUSY = threading.Event()  # set while this process writes a checkpoint by itself
 
 
 class NotFiniteError(UserError):
@@ -164,24 +165,26 @@ class Saver:
             return None
 
     def _attempt(self, state: Mapping[str, Any]) -> None:
+        if not self._in_shares:
+            BUSY.set()
         try:
-            self._write(on_host(state, self._held))
+            self._write(state)
         except Exception as error:  # reported by the training thread
             self._error = error
+        finally:
+            BUSY.clear()
 
     def _write(self, state: Mapping[str, Any]) -> None:
         path, first = self._path(state), self._ranks.first
-        name = first_not_finite(state)
-        if self._in_shares:
-            name = next(filter(None, self._apart.tell(name)), None)
-        if name is not None:
-            raise NotFiniteError(
-                f"{name} is not finite at step {state['step']}, so nothing of it is saved; the "
-                f"last good checkpoint is {self.last_good()}; resume from it with a lower "
-                f"train.learning_rate"
-            )
-        if self._lock is not None:
-            self._lock.take()  # makes the folder again if it was deleted
+        problem: Exception | None = None
+        try:
+            state = self._ready(state)
+        except Exception as error:
+            problem = error
+        if self._in_shares:  # so that none goes on to write alone
+            problem = next(filter(None, self._apart.tell(problem)), None)
+        if problem is not None:
+            raise problem
         if self._in_shares:
             sharded.save(path, state, self._apart.rank, self._apart.tell, self._apart.group)
         else:
@@ -189,6 +192,19 @@ class Saver:
         self._saved = path
         if first:
             checkpoints.prune(self.folder, self.config.keep_checkpoints, self.config.keep_every)
+
+    def _ready(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The state in this machine's memory, and the folder there, to be written."""
+        state = on_host(state, self._held)
+        if (name := first_not_finite(state)) is not None:
+            raise NotFiniteError(
+                f"{name} is not finite at step {state['step']}, so nothing of it is saved; the "
+                f"last good checkpoint is {self.last_good()}; resume from it with a lower "
+                f"train.learning_rate"
+            )
+        if self._lock is not None:
+            self._lock.take()  # makes the folder again if it was deleted
+        return state
 
 
 def copied(state: Any, held: Whole = WHOLE) -> Any:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fluxsmith.config import RunConfig
 from fluxsmith.data.images import to_uint8
 from fluxsmith.data.imageset import evenly
 from fluxsmith.data.loader import Batch, Loader
+from fluxsmith.data.records import Tally
 from fluxsmith.errors import UserError
 from fluxsmith.kernels.accelerate import backend
 from fluxsmith.kernels.compiling import uncompiled
@@ -51,6 +53,10 @@ Evaluate = Callable[[Pipeline], dict[str, float]]  # the model's scores, by name
 Change = Callable[[Tensor, Tensor], Tensor]  # of what belongs to a parameter, which comes first
 
 CAPTIONS_KEPT = 1000  # at most so many captions are kept in a checkpoint, to draw samples from
+
+
+class NoDataError(UserError):
+    """There is no next batch, which all ranks know."""
 
 
 class Trainer:
@@ -119,6 +125,10 @@ class Trainer:
         self._waited = 0.0  # seconds for the loader, since the last record
         self._examples: list[Example] = []  # of the last step
         self._dropout: list[int] = []  # seeds of its pieces
+        self._bad = [0] * ranks.size  # how many pictures each rank can't use
+        self._tally: Tally | None = getattr(loader, "tally", None)  # where they are decoded now
+        if self._tally is not None:
+            self._tally.alone = ranks.size == 1
 
     def run(
         self, recorder: Recorder, console: TrainingConsole, interrupt: Interrupt, saver: Saver
@@ -135,7 +145,8 @@ class Trainer:
             try:
                 rate = self._next_step(interrupt)
             except UserError as error:  # no data or no graph: the weights are the last step's
-                if self.step > start:
+                together = self.ranks.size == 1 or isinstance(error, NoDataError)
+                if together and self.step > start:
                     self._flush(recorder)
                     saved = saver.save_last(self.state_dict())
                     raise UserError(f"{error}; what was trained is in {saved}") from None
@@ -194,15 +205,26 @@ class Trainer:
 
     def _next_step(self, interrupt: Interrupt) -> float | None:
         """Takes a step, and returns its learning rate; None where any rank was asked to stop.
-        Raises a UserError where any of them has no data."""
+        Raises a NoDataError where any of them has no data."""
         problem = ""
         try:
             batch = self.next_batch()
         except UserError as error:
             problem = str(error)
-        asked, lacking = self.ranks.agree(interrupt.number, int(bool(problem)))
+        ranks, tally = self.ranks, self._tally
+        counts = (len(tally.bad), tally.seen) if tally else (0, 0)
+        told = [x if rank == ranks.rank else 0 for x in counts for rank in range(ranks.size)]
+        asked, lacking, *told = ranks.agree(interrupt.number, int(bool(problem)), *told)
         if lacking:
-            raise UserError(next(filter(None, self.ranks.tell(problem))))
+            raise NoDataError(next(filter(None, ranks.tell(problem))))
+        bad, seen = told[: ranks.size], told[ranks.size :]
+        if tally and ranks.size > 1 and bad != self._bad:
+            new = ranks.tell(dict(islice(tally.bad.items(), self._bad[ranks.rank], None)))
+            self._bad = bad
+            try:
+                tally.join(sum(seen) - tally.seen, new[: ranks.rank] + new[ranks.rank + 1 :])
+            except UserError as error:
+                raise NoDataError(str(error)) from None
         if interrupt.heard(asked):
             return None
         self.signals.before_step(self.step, batch)
@@ -301,23 +323,23 @@ class Trainer:
 
     def _drawn_in_pieces(self, prompts: Sequence[str], edit: Edit | None) -> Tensor:
         """The pictures of these prompts, (n, c, h, w) uint8, in as many pieces as a batch has: what
-        is drawn together decides of last bits. Ranks that have all of the model share the work;
-        those that have shares of it compute all together."""
+        is drawn together decides of last bits. Ranks share the work; those that have shares of the
+        network compute all together, for its calls depend on the captions."""
         sampler = Sampler(self.pipeline, kernels=self.config.train.kernels)
-        size = -(-len(prompts) // self.pieces)
-        ranks = self.ranks if self.config.parallel.shard == 1 else ALONE
+        count, size = len(prompts), -(-len(prompts) // self.pieces)
 
-        def piece(first: int) -> Tensor:
-            own = range(first, min(first + size, len(prompts)))
+        def piece(own: range) -> Tensor:
             images = sampler.generate(
-                prompts[first : first + size],
+                prompts[own.start : own.stop],
                 seed=self.config.seed,
-                first_index=first,
+                first_index=own.start,
                 edit=edit and edit.at(own),
             )
             return to_uint8(images)
 
-        return torch.cat([*ranks.shared(range(0, len(prompts), size), piece)])
+        pieces = [range(i, min(i + size, count)) for i in range(0, count, size)]
+        ranks = self.ranks if self.config.parallel.shard == 1 else ALONE
+        return torch.cat([*ranks.shared(pieces, piece)])
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state, as a checkpoint holds it."""

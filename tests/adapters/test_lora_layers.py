@@ -8,6 +8,7 @@ from flux_at_random import flux_at_random, inputs, tiny_params
 from helpers import assert_agree
 
 from fluxsmith.adapters.layers import (
+    Float8Linear,
     LoraLinear,
     add_changes,
     change_of,
@@ -154,6 +155,24 @@ def test_float8_keeps_what_was_float8_and_makes_its_gradient_again():
     assert torch.equal(found, right)
     keep_in_float8([linear])
     assert linear.weight.float().abs().amax(1).min() > 200  # its range is used in every row
+
+
+@torch.no_grad()
+def test_layers_kept_in_float8_are_merged_with_their_scales():
+    """Changed and unchanged ones; into float8 itself nothing is."""
+    network = with_lora(base_dtype="float8", targets=["attention"], blocks=["single"])
+    kept = {n: m for n, m in network.named_modules() if hasattr(m, "weight_scale")}
+    assert len(kept) > len(changes(network)) > 0
+    expected = {name: layer.weight.float() * layer.weight_scale for name, layer in kept.items()}
+    for change in changes(network):
+        expected[change.layer][change.start : change.stop] += change.change()
+    with pytest.raises(UserError, match="give --dtype bfloat16"):
+        merge(network)
+    merge(network, torch.float32)
+    assert not any(isinstance(m, Float8Linear | LoraLinear) for m in network.modules())
+    assert network.state_dict().keys() == flux_at_random(PARAMS).state_dict().keys()
+    for name, weight in expected.items():
+        assert torch.equal(network.get_submodule(name).weight, weight)
 
 
 def test_peft_computes_and_learns_the_same():

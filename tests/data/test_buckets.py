@@ -212,3 +212,24 @@ def test_settings_that_do_not_fit_are_one_line(folder, changes, said):
 
 def test_measuring_is_done_on_squares(folder):
     assert load(settings(folder), "train").images.shape == (37, 3, 32, 32)
+
+
+@pytest.mark.parametrize("source", ["folder", "webdataset"])
+def test_a_bucket_whose_pictures_are_all_bad_stops_no_run(tmp_path, source):
+    """Others stand in, in its shape, so that batches stay of one shape; and the same ones again."""
+    made = of_sizes([(40, 40)] * 20 + [(60, 40)] * 4)
+    made[20:] = [(png[: len(png) // 2], text) for png, text in made[20:]]  # the header is good
+    if source == "folder":
+        path = as_folder(tmp_path / "set", made, "txt")
+    else:
+        pytest.importorskip("webdataset")
+        path = as_shards(tmp_path / "set", made, 1)
+    options = {"max_bad": 0.2, "in_memory": False} if source == "folder" else {"max_bad": 0.2}
+    loaders = [build_loader(settings(path, source, **options), 4, seed=0) for _ in range(2)]
+    shapes = set()
+    for step in range(18):  # three epochs
+        first, again = (loader.batch(step) for loader in loaders)
+        assert torch.equal(first.images, again.images) and first.captions == again.captions
+        assert max(numbers(first)) < 20
+        shapes.add(tuple(first.images.shape[-2:]))
+    assert len(shapes) == 2

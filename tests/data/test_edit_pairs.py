@@ -1,6 +1,7 @@
 """Pictures in pairs: what an edit begins with stays with what it becomes, from any source."""
 
 import json
+import sys
 import tarfile
 
 import pytest
@@ -11,6 +12,7 @@ from made_pictures import add, items
 from fluxsmith.data import build_loader, load
 from fluxsmith.data.colored_digits import COLORS
 from fluxsmith.data.images import to_uint8
+from fluxsmith.data.sources import open_source
 from fluxsmith.errors import UserError
 from fluxsmith.evaluation.evaluators.composition import colors
 
@@ -113,6 +115,14 @@ def test_a_column_that_is_not_there_is_named(tmp_path):
     settings = as_folder(tmp_path / "data").model_copy(update={"reference_key": "source"})
     with pytest.raises(UserError, match=r"reference_key=source: .* has the columns file_name"):
         load(settings, "train")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_reference_makes_other_data(tmp_path, kind, monkeypatch):
+    first = open_source(KINDS[kind](tmp_path / "data"), "train").digest()
+    assert open_source(KINDS[kind](tmp_path / "same"), "train").digest() == first
+    monkeypatch.setattr(sys.modules[__name__], "BEFORE", [*BEFORE[:5], BEFORE[6], *BEFORE[6:]])
+    assert open_source(KINDS[kind](tmp_path / "other"), "train").digest() != first
 
 
 def test_recolored_digits_differ_in_their_ink_alone():

@@ -30,9 +30,8 @@ def test_captions_have_an_article_where_there_is_one_thing():
 
 
 def test_what_is_transparent_shows_the_paper():
-    drawn = torch.tensor([[10, 20, 30, 255], [10, 20, 30, 0], [0, 100, 0, 51]]).view(3, 1, 4, 1, 1)
-    paper = torch.tensor([[100, 100, 100]] * 3)
-    painted = paint(drawn, paper).view(3, 3).tolist()
+    drawn = torch.tensor([[10, 20, 30, 255], [10, 20, 30, 0], [0, 100, 0, 51]]).view(3, 4, 1, 1)
+    painted = paint(drawn, (100, 100, 100)).view(3, 3).tolist()
     assert painted == [[10, 20, 30], [100, 100, 100], [80, 100, 80]]
 
 

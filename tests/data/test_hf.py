@@ -1,6 +1,7 @@
 """Hugging Face data sets, local ones, whole and streaming."""
 
 import io
+import shutil
 from functools import partial
 
 import pytest
@@ -252,19 +253,147 @@ def test_columns_are_found_whatever_their_case_and_though_a_picture_is_broken(tm
     ]
 
 
+def split_by(tmp_path, words, **options) -> dict[str, list[str]]:
+    """The captions of each split of a set whose rows have these words in a column."""
+    path = str(frame(tmp_path / "x.parquet", image=PICTURES, text=TEXTS, Split=words))
+    return {
+        split: [r.captions[0] for r in everything(open_rows(path, split, **options))]
+        for split in ("train", "test")
+    }
+
+
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_column_called_split_splits_what_is_not_streamed(tmp_path, streaming):
-    words = ["val", "train", "train", "val", "train", "train"]
-    path = str(frame(tmp_path / "x.parquet", image=PICTURES, text=TEXTS, split=words))
-    train, test = (
-        open_rows(path, split, streaming=streaming, test_share=0.0) for split in ("train", "test")
+def test_a_column_called_split_splits(tmp_path, streaming):
+    words = ["Val", "train", None, "val", "training", ""]
+    found = split_by(tmp_path, words, streaming=streaming, test_share=0.0)
+    assert found["test"] == [TEXTS[0], TEXTS[3]]
+    assert found["train"] == [TEXTS[i] for i in (1, 2, 4, 5)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_no_row_of_a_testing_split_is_trained_on(tmp_path, streaming):
+    words = ["val", "train", "test", "train", "train", "val"]
+    found = split_by(tmp_path, words, streaming=streaming, test_share=0.0)
+    assert found["train"] == [TEXTS[i] for i in (1, 3, 4)]
+    if streaming:  # whose end is not known when it begins
+        assert found["test"] == [TEXTS[i] for i in (0, 2, 5)]
+        return
+    assert found["test"] == [TEXTS[2]]
+    passed = open_rows(str(tmp_path / "x.parquet"), "train").account.passed
+    assert list(passed["of val, while test has the test images"]) == ["train/0", "train/5"]
+
+
+def test_a_picture_in_rows_of_both_splits_is_tested_on(tmp_path):
+    words = ["train", "test", "train", "train", "train", "train"]
+    path = frame(
+        tmp_path / "x.parquet", image=[*PICTURES[:5], PICTURES[1]], text=TEXTS, split=words
     )
-    if streaming:
-        assert not everything(test)
-        assert "a stream does not follow its column split" in "".join(train.account.lines())
-    else:
-        assert [record.name for record in everything(test)] == ["train/0", "train/3"]
-        assert len(train) == 4
+    found = [
+        [r.captions[0] for r in everything(open_rows(str(path), split))]
+        for split in ("train", "test")
+    ]
+    assert found == [[TEXTS[i] for i in (0, 2, 3, 4)], [TEXTS[1], TEXTS[5]]]
+
+
+def test_a_word_that_is_no_split_stops(tmp_path):
+    words = ["train", "train", "fold-1", "train", "train", "test"]
+    path = frame(tmp_path / "x.parquet", image=PICTURES, text=TEXTS, split=words)
+    assert refused(path).startswith("train/2: its split is fold-1, which is none of train")
+    stream = open_rows(str(path), "train", streaming=True)
+    with pytest.raises(UserError, match="its split is fold-1"):
+        everything(stream)
+    path = frame(tmp_path / "y.parquet", image=PICTURES, text=TEXTS, split=["dev"] * 6)
+    assert "its rows are all for testing, by dev in their column split" in refused(path)
+
+
+COCO = [i // 5 for i in range(100)]  # five captions a picture
+LARGE = [png for png, _ in items(20, size=120)]  # tens of kilobytes each
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        lambda i: LARGE[i],
+        lambda i: {"bytes": LARGE[i], "path": f"{i}.png"},
+        lambda i: {"bytes": LARGE[i], "path": "image.png"},
+        lambda i: {"bytes": LARGE[i], "path": None},
+        lambda i: [LARGE[i]],
+        lambda i: f"files/{i}.png",
+    ],
+)
+def test_rows_of_one_picture_are_of_one_split(tmp_path, cell, streaming):
+    (tmp_path / "files").mkdir()
+    for i, png in enumerate(LARGE):
+        (tmp_path / "files" / f"{i}.png").write_bytes(png)
+    told = {"image": [*map(cell, COCO)], "text": [f"{i}" for i in range(100)]}
+    path = str(frame(tmp_path / "x.parquet", **told))
+    numbers = [
+        [
+            int(r.captions[0])
+            for r in everything(open_rows(path, s, streaming=streaming, test_share=0.4))
+        ]
+        for s in ("train", "test")
+    ]
+    train, test = ({COCO[i] for i in found} for found in numbers)
+    assert not train & test
+    assert train | test == set(range(20)) and 2 <= len(test) <= 15
+    assert sorted(numbers[0] + numbers[1]) == list(range(100))
+
+
+def test_rows_without_a_picture_are_counted_one_by_one(tmp_path):
+    pictures = [None, b"", {"bytes": None, "path": None}, []]
+    for i, nothing in enumerate(pictures):
+        images = [
+            nothing,
+            *({"bytes": p} if i == 2 else [p] if i == 3 else p for p in PICTURES[1:]),
+        ]
+        path = frame(tmp_path / f"{i}.parquet", image=images, text=TEXTS)
+        both = [everything(open_rows(str(path), s, test_share=0.3)) for s in ("train", "test")]
+        assert sum(map(len, both)) == 6
+
+
+def test_splits_and_files_that_are_not_read_are_named(tmp_path):
+    for name in ("train", "validation", "test"):
+        as_parquet(tmp_path / "set" / f"{name}-00000-of-00001.parquet", MADE[:6])
+    (tmp_path / "set" / "notes.docx").write_text("")
+    (tmp_path / "set" / "more.csv").write_text("image,text\n")
+    for streaming in (False, True):
+        source = open_rows(str(tmp_path / "set"), "train", streaming=streaming)
+        assert {why: sorted(names) for why, names in source.account.passed.items()} == {
+            "split beside train and test": ["validation"],
+            "no file of parquet": ["more.csv", "notes.docx"],
+        }
+
+
+def test_all_files_of_an_imagefolder_are_its(tmp_path):
+    as_classes(tmp_path / "pictures" / "train", MADE[:6], ["x", "y", "z"])
+    assert not open_rows(str(tmp_path / "pictures"), "train").account.passed
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "saved", "beside"])
+def test_a_local_stream_of_other_pictures_or_captions_is_other_data(tmp_path, kind):
+    def made(pictures, texts) -> str:
+        """The digest of the same place with these in it."""
+        if kind == "beside":
+            for i, png in enumerate(pictures):
+                (tmp_path / f"{i}.png").write_bytes(png)
+            pictures = [f"{i}.png" for i in range(6)]
+        path = tmp_path / "set"
+        if kind == "saved":
+            shutil.rmtree(path, ignore_errors=True)
+            datasets.Dataset.from_dict({"image": pictures, "text": texts}).save_to_disk(path)
+        else:
+            path.mkdir(exist_ok=True)
+            file = frame(path / "train.parquet", image=pictures, text=texts)
+            file = file.rename(tmp_path / "x.parquet") if kind == "beside" else file
+            path = path if kind == "folder" else file
+        return open_rows(str(path), "train", streaming=True, test_share=0.0).digest()
+
+    others = PICTURES[:5] + PICTURES[:1]
+    found = [made(PICTURES, TEXTS), made(others, TEXTS), made(PICTURES, [*TEXTS[:5], "another"])]
+    assert len(set(found)) == 3
+    assert made(PICTURES, TEXTS) == found[0]
 
 
 @pytest.mark.parametrize(

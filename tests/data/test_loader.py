@@ -2,13 +2,15 @@
 images are in memory or decoded on the way."""
 
 import math
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from helpers import data_settings
-from made_pictures import as_folder, items
+from made_pictures import as_folder, as_shards, items
 from PIL import Image
 
 from fluxsmith.config.data_section import DataConfig
@@ -196,3 +198,49 @@ def test_the_next_batches_are_decoded_while_a_step_computes(settings):
             break
         time.sleep(0.01)
     assert len(read) == 15  # this batch and the next two
+
+
+class OneByOne:
+    """A decoder that is as slow as the test: it decodes as many pictures as it was allowed to."""
+
+    def __init__(self, decode) -> None:
+        self._decode, self._allowed, self._done = (
+            decode,
+            threading.Semaphore(0),
+            threading.Semaphore(0),
+        )
+
+    def __call__(self, *record):
+        assert self._allowed.acquire(timeout=60)
+        found = self._decode(*record)
+        self._done.release()
+        return found
+
+    def decode(self, pictures: int) -> None:
+        for _ in range(pictures):
+            self._allowed.release()
+            assert self._done.acquire(timeout=60)
+
+
+@pytest.mark.parametrize("source", ["folder", "webdataset"])
+def test_a_loader_starves_no_step_that_takes_as_long_as_decoding_a_batch(tmp_path, source):
+    """Of the pictures of a batch, none is left to decode when the batch is asked for, though no
+    more than one batch is decoded in each step before it."""
+    if source == "folder":
+        path = as_folder(tmp_path / "set", items(30), "txt")
+    else:
+        pytest.importorskip("webdataset")
+        path = as_shards(tmp_path / "set", items(30), 3)
+    shown = {"image_size": 8, "channels": 3, "resize": "stretch", "workers": 1, "test_share": 0.0}
+    options = {"in_memory": False} if source == "folder" else {"shuffle_buffer": 8}
+    loader = build_loader(data_settings(source, str(path), **shown, **options), 5, seed=0)
+    loader.decode = slow = OneByOne(loader.decode)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(loader.batch, 0)
+        slow.decode(5)
+        first.result(timeout=60)
+        for step in range(1, 14):  # over the ends of epochs
+            slow.decode(5)  # while the step before computes
+            batch = pool.submit(loader.batch, step).result(timeout=60)  # nothing is decoded now
+            assert len(batch) == 5
+        slow.decode(10)  # what was begun ahead

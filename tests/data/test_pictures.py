@@ -148,8 +148,9 @@ def test_a_missing_file_is_a_picture_error(tmp_path):
         open_picture(tmp_path / "gone.png")
 
 
-def profile_of(primaries) -> bytes:
-    """An ICC profile of a matrix and a gamma of 2.2, as wide-gamut displays have them."""
+def profile_of(primaries, gamma: float = 2.2, called: bytes = b"wide") -> bytes:
+    """An ICC profile of a matrix and a gamma, as wide-gamut displays have them, or with the curve
+    of sRGB for a gamma of 0."""
 
     def fixed(x: float) -> bytes:
         return struct.pack(">i", round(x * 65536))
@@ -157,8 +158,13 @@ def profile_of(primaries) -> bytes:
     def xyz(values) -> bytes:
         return b"XYZ " + bytes(4) + b"".join(map(fixed, values))
 
-    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(2.2 * 256)) + bytes(2)
-    name = b"desc" + bytes(4) + struct.pack(">I", 5) + b"wide\0" + bytes(78)
+    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
+    if not gamma:
+        levels = np.linspace(0, 1, 256)
+        linear = np.where(levels < 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+        table = (linear * 65535).round().astype(">u2").tobytes()
+        curve = b"curv" + bytes(4) + struct.pack(">I", 256) + table
+    name = b"desc" + bytes(4) + struct.pack(">I", len(called) + 1) + called + bytes(79)
     white = (0.9642, 1.0, 0.8249)
     tags = [(b"desc", name + bytes(-len(name) % 4)), (b"wtpt", xyz(white))]
     tags += [(key, xyz(v)) for key, v in zip((b"rXYZ", b"gXYZ", b"bXYZ"), primaries, strict=True)]
@@ -206,6 +212,19 @@ def test_a_profile_that_cannot_be_used_is_left_out_of_account():
         stream = io.BytesIO()
         Image.new("RGB", (4, 4), (150, 100, 60)).save(stream, "PNG", icc_profile=profile)
         assert open_picture(stream.getvalue()).getpixel((0, 0)) == (150, 100, 60)
+
+
+def test_a_profile_is_known_by_what_it_does_and_not_by_its_name():
+    """Linear light is not sRGB though its name may say so, and sRGB is left as it is under any."""
+    grey = encoded(
+        Image.new("RGB", (4, 4), (55, 55, 55)), icc_profile=profile_of(SRGB, 1.0, b"linear sRGB")
+    )
+    (value,) = set(open_picture(grey).getpixel((0, 0)))
+    assert abs(value - 255 * (1.055 * (55 / 255) ** (1 / 2.4) - 0.055)) <= 1.5  # 129
+    colours = Image.fromarray(drawn(16, 16, 3))
+    for name in (b"sRGB IEC61966-2.1", b"c2"):
+        same = encoded(colours, icc_profile=profile_of(SRGB, 0, name))
+        assert np.array_equal(pixels(same), drawn(16, 16, 3))
 
 
 def test_a_picture_with_a_large_note_is_read():

@@ -14,6 +14,7 @@ import pytest
 from helpers import data_settings, open_data
 from made_pictures import add, as_shards, items
 
+from fluxsmith.data.records import FilePart
 from fluxsmith.data.sources import open_source
 from fluxsmith.errors import UserError
 
@@ -29,7 +30,11 @@ def records(path, **options) -> list:
 
 def everything(shards) -> dict[str, tuple[bytes, tuple[str, ...]]]:
     read = (record for i in range(len(shards)) for _, record in shards.read(i, 0))
-    return {record.name: (record.picture, record.captions) for record in read}
+    return {record.name: (in_bytes(record.picture), record.captions) for record in read}
+
+
+def in_bytes(picture) -> bytes:
+    return picture.read() if isinstance(picture, FilePart) else picture
 
 
 def captions(path, split="train", **options) -> list[str]:
@@ -55,6 +60,20 @@ def test_braces_a_folder_and_a_single_file_name_the_same(tmp_path, caption):
         assert captions(path, test_share=0.0) == ALL
     records = everything(open_shards(pattern, "train", test_share=0.0))
     assert {picture for picture, _ in records.values()} == {png for png, _ in MADE}
+
+
+def test_pictures_of_a_plain_archive_are_read_where_they_are_needed(tmp_path):
+    """Not by every rank, and not kept in the shuffle buffer."""
+    as_shards(tmp_path, MADE, 1)
+    (there,) = tmp_path.glob("*.tar")
+    assert all(isinstance(record.picture, FilePart) for record in records(there, test_share=0.0))
+    (tmp_path / "gz").mkdir()
+    (tmp_path / "gz" / "0.tar").write_bytes(gzip.compress(there.read_bytes()))
+    packed = records(tmp_path / "gz", test_share=0.0)
+    assert [record.picture for record in packed] == [
+        record.picture.read() for record in records(there, test_share=0.0)
+    ]
+    assert len(packed) == len(MADE)
 
 
 def test_urls_are_read(tmp_path, monkeypatch):
@@ -258,6 +277,26 @@ def test_shards_called_after_splits_split(tmp_path):
     assert {Path(name).parent.name for name in test} == {"set-val-0.tar"}
     (line,) = open_shards(str(tmp_path), "train").account.lines()
     assert "beside train and val" in line and "other.tar" in line
+
+
+def test_shards_of_a_pattern_or_urls_split_by_their_names_too(tmp_path):
+    """By what differs among them: those of one name were meant, whatever they are called."""
+    as_shards(tmp_path / "test", MADE, 4)
+    for i, name in enumerate(["train-0", "train-1", "val-0", "val-1"]):
+        (tmp_path / "test" / f"00{i}.tar").rename(tmp_path / "test" / f"{name}.tar")
+    for base in (str(tmp_path / "test"), "https://example.org/test/set"):
+        both = f"{base}/{{train,val}}-{{0..1}}.tar"
+        names = {s: [Path(u).stem for u in open_shards(both, s).urls] for s in ("train", "test")}
+        assert names == {"train": ["train-0", "train-1"], "test": ["val-0", "val-1"]}
+        for one in (f"{base}/val-{{0..1}}.tar", f"{base}/val-0.tar"):
+            assert next(Path(url).stem for url in open_shards(one, "train").urls) == "val-0"
+    signed = open_shards("https://example.org/{0..1}.tar?key=a-test-b", "train", test_share=0.0)
+    assert len(signed) == 2
+
+
+def test_shards_of_another_url_are_other_data():
+    digests = {open_shards(f"https://{host}.org/0.tar", "train").digest() for host in ("a", "b")}
+    assert len(digests) == 2
 
 
 def test_shards_behind_links_are_read(tmp_path):

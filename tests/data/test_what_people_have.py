@@ -327,6 +327,13 @@ def test_rows_of_one_image_are_one_image(tmp_path):
     assert all(len(r.captions) == 2 for r in (*train, *test))
 
 
+@pytest.mark.parametrize("bad", range(5))
+def test_beside_bad_rows_a_single_image_is_trained_on(tmp_path, bad):
+    table = "file_name,text\n0.png,a boat\n" + f"{bad}.jpg,too,many\n"
+    put(tmp_path, {"0.png": 0, "metadata.csv": table})
+    assert "0.png" in [record.name for record in open_folder(tmp_path, "train")]
+
+
 def test_every_file_is_accounted_for(tmp_path):
     put(tmp_path / "x", pictures("{}.png", 3) | {"metadata.csv": rows(NAMES[:2])})
     put(tmp_path / "x", {"film.mp4": "", ".DS_Store": "", "Thumbs.db": "", "README.md": ""})
@@ -564,3 +571,24 @@ def test_a_key_that_is_asked_for_must_be_there(tmp_path):
     put(tmp_path, pictures("{}.png") | {"metadata.csv": rows(NAMES, header="image,caption")})
     assert boats(tmp_path) == TABLED
     assert "has the columns caption" in refused(tmp_path, caption_key="text")
+
+
+def test_a_row_that_cannot_be_used_is_of_its_images_split(tmp_path):
+    """Also where a root table stands beside the folders of splits."""
+    lines = ["train/0.png,a", "train/1.png,b,c", "test/2.png,d,e", "other/3.png,f,g", ",nobody"]
+    table = "\n".join(["file_name,text", *lines, "9.png,a ghost", "test/4.png,h\n"])
+    put(
+        tmp_path, pictures("train/{}.png", 2) | {"test/2.png": 2, "test/4.png": 4, "other/3.png": 3}
+    )
+    put(tmp_path, {"metadata.csv": table, "test/metadata.csv": "file_name,text\n,nobody\n"})
+    folder = tmp_path.rename(tmp_path.with_name("set"))
+    names = {s: [r.name for r in open_folder(folder, s)] for s in ("train", "test")}
+    bad = "metadata.csv, line {} ({})"
+    assert sorted(names["train"]) == sorted(
+        ["train/0.png", "9.png", bad.format(3, "train/1.png"), "metadata.csv, line 6"]
+    )
+    assert sorted(names["test"]) == sorted(
+        ["test/4.png", bad.format(4, "test/2.png"), "test/metadata.csv, line 2"]
+    )
+    passed = open_folder(folder, "train").account.passed
+    assert list(passed["not in train/"]) == [bad.format(5, "other/3.png")]

@@ -18,6 +18,7 @@ from fluxsmith.distillation.teacher import Teacher
 from fluxsmith.distillation.trajectories import SHARD, Recipe, TrajectoryStore
 from fluxsmith.errors import UserError
 from fluxsmith.flow.solvers import euler, uniform_grid
+from fluxsmith.interop.open_pipeline import TextToImage
 from fluxsmith.randomness import generator
 from fluxsmith.sampling import render
 from fluxsmith.sampling.generate import Sampler
@@ -330,6 +331,52 @@ def test_a_student_may_be_a_lora_on_its_teacher(teacher, tmp_path):
     assert path.stat().st_size < (teacher / "diffusion-1.pt").stat().st_size / 4
     drawn = command(["sample", str(path), "--prompt", "3", "--out", str(tmp_path / "out")])
     assert drawn == 0
+
+
+def test_a_lora_student_of_a_dev_teacher_begins_as_it_is_at_one_scale(make_teacher, tmp_path):
+    """And is drawn from its checkpoint, resumed and exported with the same base."""
+    dev = make_teacher("model.guidance_embed=true", "sample.guidance_method=embedded")
+    own = "train.adapter={kind: lora, rank: 2}", "objective.guidance=3.5"
+    student, found = trainer_of(dev, 4, *own).pipeline, Teacher(dev)
+    x, t, prompts = some(student)
+    with torch.no_grad():
+        ours = student.velocity(x, t, student.encode_text(prompts))
+    assert_agree(ours, found.velocity(x, t, prompts, torch.full((3,), 3.5)), 1e-5)
+    config = student_config(dev, 4, [*QUICK, *own, "train.checkpoint_every=2"])
+    assert train(config) == 0
+    run = tmp_path / "teacher-4step"
+    whole = checkpoints.load(run / "diffusion-4.pt")
+    (run / "diffusion-4.pt").unlink()
+    assert train(config, resume="auto") == 0
+    assert same(checkpoints.load(run / "diffusion-4.pt")["ema"], whole["ema"])
+    assert whole["metadata"]["base"]["path"] == str(dev / "diffusion-1.pt")
+    out = tmp_path / "whole.safetensors"
+    assert command(["export", str(run), str(out), "--format", "bfl"]) == 0
+    assert command(["import", str(out), str(tmp_path / "whole.pt")]) == 0
+    drawn = [
+        TextToImage.from_checkpoint(path, "cpu").generate(["7"], seed=3)
+        for path in (run / "diffusion-4.pt", tmp_path / "whole.pt")
+    ]
+    assert torch.equal(*drawn)
+
+
+def test_a_lora_student_of_guidance_learns_its_input(teacher, tmp_path, capsys):
+    """Which begins at zero, so layers of it must be among those that are trained."""
+    typed = ["distill", str(teacher), "--guidance", *QUICK, "train.learning_rate=0.01"]
+    assert command([*typed, "train.adapter={kind: lora, rank: 2}"]) == 2
+    assert "name embedders" in capsys.readouterr().err
+    own = "train.adapter={kind: lora, rank: 2, targets: [attention, embedders]}"
+    student, found = trainer_of(teacher, None, own).pipeline, Teacher(teacher)
+    x, t, prompts = some(student)
+    with torch.no_grad():
+        v = student.velocity(x, t, student.encode_text(prompts), 3.5)
+    assert_agree(v, found.velocity(x, t, prompts, torch.ones(3)), 1e-5)
+    assert command([*typed, own, "train.ema_decay=0.5"]) == 0
+    learned = TextToImage.from_checkpoint(tmp_path / "teacher-dev" / "diffusion-4.pt", "cpu")
+    with torch.no_grad():
+        cond = learned.encode_text(prompts)
+        low, high = (learned.velocity(x, t, cond, scale) for scale in (1.0, 5.0))
+    assert (low - high).abs().mean() > 1e-4
 
 
 def test_another_teacher_is_refused_on_resuming(teacher, capsys):

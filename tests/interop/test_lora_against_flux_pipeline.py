@@ -1,18 +1,25 @@
 """A LoRA at FLUX.1's form in miniature: diffusers loads our file and draws what we draw; and a LoRA
 that diffusers saves draws here what it draws there."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import assert_agree
+from safetensors.torch import load_file
 from test_against_flux_pipeline import PROMPTS, arguments, made, noise, ours, theirs
 from test_lora_formats import random_changes
 from tiny_encoders import save_flux_text
 
 from fluxsmith.adapters.layers import add_changes
 from fluxsmith.adapters.low_rank import LowRank
+from fluxsmith.config.reading import build_config, with_overrides
 from fluxsmith.interop.lora_files import read_lora, write_lora
+from fluxsmith.interop.open_pipeline import TextToImage
 from fluxsmith.model.tokens import patchify, unpatchify
 from fluxsmith.sampling.generate import Sampler
+from fluxsmith.storage import checkpoint as checkpoints
+from fluxsmith.training.run import train
 
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
@@ -37,10 +44,15 @@ def latents_of_theirs(config, pipe):
     return unpatchify(packed, 2, SIZE[0] // 4, SIZE[1] // 4)
 
 
-def test_diffusers_draws_the_same_with_our_file(model, tmp_path):
+@pytest.mark.parametrize(
+    ("dtype", "alpha"), [(torch.float32, 1.0), (torch.bfloat16, 1.0), (torch.bfloat16, 1.4)]
+)
+def test_diffusers_draws_the_same_with_our_file(model, tmp_path, dtype, alpha):
+    """Whatever the scale, also where diffusers leaves what the metadata say of an alpha."""
     config, folder = model
     params = ours(config, folder)[0].network.params
-    changes = random_changes(params, rank=2, alpha=1.0)
+    changes = random_changes(params, rank=2, alpha=alpha)
+    changes = [replace(c, down=c.down.to(dtype), up=c.up.to(dtype)) for c in changes]
     changes[3:5] = [of_twice_the_rank(change) for change in changes[3:5]]
     write_lora(tmp_path / "lora.safetensors", changes, "diffusers")
     pipe = theirs(diffusers.FluxPipeline, folder)
@@ -48,8 +60,10 @@ def test_diffusers_draws_the_same_with_our_file(model, tmp_path):
     pipe.load_lora_weights(str(tmp_path / "lora.safetensors"))
     with_lora = latents_of_theirs(config, pipe)
     assert (with_lora - before).abs().mean() > 0.05
-    found = latents_of_ours(config, folder, read_lora(tmp_path / "lora.safetensors").changes)
-    assert_agree(found, with_lora, within=1e-4)
+    assert_agree(latents_of_ours(config, folder, changes), with_lora, within=1e-4)
+    pipe.unload_lora_weights()
+    pipe.load_lora_weights(load_file(tmp_path / "lora.safetensors"))  # without its metadata
+    assert_agree(latents_of_theirs(config, pipe), with_lora, within=1e-4)
 
 
 def test_a_lora_that_diffusers_saves_draws_the_same_here(model, tmp_path):
@@ -67,6 +81,33 @@ def test_a_lora_that_diffusers_saves_draws_the_same_here(model, tmp_path):
     assert_agree(latents_of_ours(config, folder, lora.changes), expected, within=1e-4)
     without = latents_of_ours(config, folder, [])
     assert (expected - without).abs().mean() > 0.05
+
+
+def test_a_lora_trained_over_flux1s_form_draws_the_same_in_diffusers(toy, tmp_path):
+    """Over a folder's weights, with its guidance input, latents, CLIP and T5, all of which stay as
+    they are."""
+    text = save_flux_text(tmp_path / "text")
+    settings = ("train.adapter={kind: lora, rank: 2, targets: [all]}", "train.learning_rate=0.05")
+    config, folder = made(toy, tmp_path, text, True, "train.ema_decay=0", *settings[1:])
+    start = [f"train.init_from={folder}", *settings]
+    data = with_overrides(config.model_dump(), start)
+    assert train(build_config(data, "the test")) == 0
+    run = tmp_path / "run"
+    state = checkpoints.load(checkpoints.newest(run))
+    assert {name.rpartition(".")[2] for name in state["model"]} == {"lora_A", "lora_B"}
+    assert any("guidance_in" in name for name in state["model"])
+    lora = read_lora(run)
+    write_lora(tmp_path / "lora.safetensors", lora.changes, "diffusers", lora.metadata)
+    pipe = theirs(diffusers.FluxPipeline, folder)
+    before = latents_of_theirs(config, pipe)
+    pipe.load_lora_weights(str(tmp_path / "lora.safetensors"))
+    with_lora = latents_of_theirs(config, pipe)
+    assert (with_lora - before).abs().mean() > 0.01
+    drawn, seen = TextToImage.from_checkpoint(checkpoints.newest(run), "cpu"), []
+    decode = drawn.autoencoder.decode
+    drawn.autoencoder.decode = lambda x: seen.append(x) or decode(x)
+    Sampler(drawn).generate(PROMPTS, steps=4, seed=5, size=SIZE)
+    assert_agree(seen[0], with_lora, within=1e-4)
 
 
 def of_twice_the_rank(change):

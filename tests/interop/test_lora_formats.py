@@ -1,6 +1,7 @@
 """LoRA files: every format through every other, diffusers' reading of ours, and what is refused."""
 
 import json
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -12,7 +13,13 @@ from safetensors.torch import load_file, save_file
 from fluxsmith.adapters.lora import Settings, chosen
 from fluxsmith.adapters.low_rank import LowRank
 from fluxsmith.errors import UserError
-from fluxsmith.interop.lora_files import check_lora_fits, read_lora, read_specs, write_lora
+from fluxsmith.interop.lora_files import (
+    Lora,
+    check_lora_fits,
+    read_lora,
+    read_specs,
+    write_lora,
+)
 from fluxsmith.interop.lora_names import FORMATS
 from fluxsmith.model.flux import PRESETS, Flux
 
@@ -61,10 +68,13 @@ def assert_equal(found, expected, params=PARAMS):
         torch.testing.assert_close(found[name], change, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("first", "second"), [*product(FORMATS, FORMATS)])
-def test_every_format_through_every_other_is_the_same_change(tmp_path, first, second):
-    """And back, where a fused pair that was split is itself again, at its own rank."""
+def test_every_format_through_every_other_is_the_same_change(tmp_path, first, second, dtype):
+    """And back, where a fused pair that was split is itself again, at its own rank; the scale of
+    2 / 3 is rounded in no half precision."""
     both_know = for_xflux() if "x-flux" in (first, second) else random_changes()
+    both_know = [replace(c, down=c.down.to(dtype), up=c.up.to(dtype)) for c in both_know]
     paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
     write_lora(paths[0], both_know, first)
     assert read_lora(paths[0]).form == first
@@ -74,6 +84,17 @@ def test_every_format_through_every_other_is_the_same_change(tmp_path, first, se
         assert_equal(read_lora(path).changes, both_know)
     shapes = [{n: t.shape for n, t in load_file(path).items()} for path in paths]
     assert shapes[2] == shapes[0]
+
+
+@pytest.mark.parametrize(("alpha", "stored"), [(1.5, torch.bfloat16), (2.0, torch.float32)])
+@pytest.mark.parametrize("form", ["diffusers", "bfl", "x-flux"])
+def test_a_half_precision_stays_where_the_scale_is_exact_in_it(tmp_path, form, alpha, stored):
+    half = torch.bfloat16
+    own = for_xflux() if form == "x-flux" else random_changes()
+    own = [replace(c, down=c.down.to(half), up=c.up.to(half), scale=alpha / 3) for c in own]
+    write_lora(tmp_path / "a.safetensors", own, form)
+    for name, tensor in load_file(tmp_path / "a.safetensors").items():
+        assert tensor.dtype == (stored if name.endswith(FORMATS[form].up) else half)
 
 
 def test_queries_keys_and_values_of_their_own_make_a_block_diagonal(tmp_path):
@@ -191,9 +212,9 @@ def test_alpha_over_rank_is_the_scale_and_a_missing_alpha_is_the_rank(tmp_path):
         ({"r": 4, "lora_alpha": 2, "alpha_pattern": {"to_k": 1}}, {"to_k": 0.25, "to_out.0": 0.5}),
     ],
 )
-@pytest.mark.parametrize("where", ["metadata", "folder"])
+@pytest.mark.parametrize("where", ["metadata", "folder", "bin", "file in folder"])
 def test_pefts_settings_hold(tmp_path, settings, scales, where):
-    """In a file's metadata, as diffusers writes them, and in PEFT's own folder."""
+    """In a file's metadata, as diffusers writes them, and in PEFT's own folder, old and new."""
     tensors = {}
     prefix = "transformer." if where == "metadata" else "base_model.model."
     for part in scales:
@@ -205,8 +226,14 @@ def test_pefts_settings_hold(tmp_path, settings, scales, where):
         save_file(tensors, path, {"lora_adapter_metadata": told})
     else:
         path = tmp_path
-        save_file(tensors, path / "adapter_model.safetensors")
+        if where == "folder":
+            save_file(tensors, path / "adapter_model.safetensors")
+        else:
+            torch.save(tensors, path / "adapter_model.bin")
+            torch.save({"state": {}}, path / "optimizer.pt")
         (path / "adapter_config.json").write_text(json.dumps(settings))
+    if where == "file in folder":
+        path = path / "adapter_model.bin"
     found = {c.layer.rpartition(".")[2]: c.scale for c in read_lora(path).changes}
     assert found == {"qkv": scales["to_k"], "proj": scales["to_out.0"]}
 
@@ -236,6 +263,20 @@ def test_every_tensor_lands_or_the_file_is_refused(tmp_path, replaced, says):
     with pytest.raises(UserError, match=says) as refused:
         read_lora(path)
     assert str(refused.value).startswith(str(path)) and "\n" not in str(refused.value)
+
+
+def test_a_file_of_torch_with_other_names_and_plain_numbers(tmp_path):
+    """Its alphas may be numbers; keys that are no text are named, and nothing else is passed."""
+    file, name = tmp_path / "a.pt", "double_blocks.0.img_attn.proj"
+    pair = {f"{name}.lora_down.weight": torch.randn(2, 32), f"{name}.alpha": 1.0}
+    pair[f"{name}.lora_up.weight"] = torch.randn(32, 2)
+    torch.save(pair, file)
+    assert [c.scale for c in read_lora(file).changes] == [0.5]
+    for key, value in ((7, torch.zeros(2)), (("a", 1), torch.zeros(2)), ("state", {"a": 1})):
+        torch.save(pair | {key: value}, file)
+        with pytest.raises(UserError, match="1 of 4 tensors have no place in a Flux") as refused:
+            read_lora(file)
+        assert str(key) in str(refused.value)
 
 
 def test_text_encoders_are_left_out_when_that_is_asked_for(tmp_path):
@@ -268,6 +309,33 @@ def test_a_lora_of_another_size_is_refused_with_its_shapes(tmp_path, other):
     check_lora_fits(lora, network_of(bigger).state_dict())
     with pytest.raises(UserError, match=r"have no layer in this network: \w+blocks.*another size"):
         check_lora_fits(lora, network_of(PARAMS).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("layer", "start", "stop", "fits"),
+    [
+        ("single_blocks.0.linear1", 0, 192, True),  # queries, keys, values and the MLP
+        ("single_blocks.0.linear1", 0, 96, True),
+        ("single_blocks.0.linear1", 96, 192, True),
+        ("single_blocks.0.linear1", 0, 160, False),  # within the MLP
+        ("single_blocks.0.linear1", 96, 160, False),
+        ("double_blocks.0.img_attn.qkv", 32, 64, True),
+        ("double_blocks.0.img_attn.qkv", 0, 100, False),
+        ("double_blocks.0.img_mlp.0", 0, 96, True),
+        ("double_blocks.0.img_mlp.0", 0, 64, False),
+        ("txt_in", 0, 16, False),
+    ],
+)
+def test_a_change_covers_whole_parts_of_a_layer(layer, start, stop, fits):
+    network = network_of(PARAMS).state_dict()
+    width = network[f"{layer}.weight"].shape[1]
+    change = LowRank(layer, torch.zeros(1, width), torch.zeros(stop - start, 1), 1.0, start)
+    lora = Lora("a.safetensors", "kohya", [change])
+    if fits:
+        check_lora_fits(lora, network)
+    else:
+        with pytest.raises(UserError, match=f"{layer}.*another size"):
+            check_lora_fits(lora, network)
 
 
 def test_x_flux_has_no_names_for_the_other_layers(tmp_path):

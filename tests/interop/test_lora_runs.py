@@ -13,8 +13,10 @@ from fluxsmith.cli import main
 from fluxsmith.errors import UserError
 from fluxsmith.interop.exporting import export
 from fluxsmith.interop.importing import import_model
+from fluxsmith.interop.lora_files import read_lora
 from fluxsmith.interop.read_weights import read_weights
 from fluxsmith.storage import checkpoint as checkpoints
+from fluxsmith.storage.tensor_files import read_metadata
 from fluxsmith.training.run import build_trainer, train
 
 
@@ -74,6 +76,46 @@ def test_a_resumed_run_is_the_run(lora, tmp_path, more):
         assert same(again[key], whole[key])
 
 
+@pytest.mark.parametrize("kept", ["blocks", "selective"])
+@pytest.mark.parametrize("more", [(), ("train.adapter.base_dtype=float8",)])
+def test_blocks_that_are_computed_again_learn_the_same(lora, kept, more):
+    """With dropout, which is drawn again as it was: the same bits."""
+    plan = ("train.adapter.dropout=0.3", "train.adapter.targets=[all]", *more)
+    states = []
+    for kind in ("none", kept):
+        config = lora(f"parallel.checkpoint_activations={kind}", *plan)
+        trainer = build_trainer(config, torch.device("cpu"))
+        for _ in range(3):
+            trainer.train_step()
+        states.append(trainer.state_dict()["model"])
+    assert same(*states)
+    assert all(up.any() for name, up in states[0].items() if name.endswith("lora_B"))
+
+
+def test_a_base_that_is_stored_in_fp8(base, lora, tmp_path):
+    """It computes in bfloat16, is resumed to the bit, drawn with as it is, and merged into what can
+    hold the change."""
+    state = checkpoints.load(base)
+    half = {n: t.to(torch.float8_e4m3fn) if t.ndim == 2 and "network" in n else t
+            for n, t in state["ema"].items()}  # fmt: skip
+    checkpoints.save(base, state | {"model": half, "ema": half})
+    trainer = build_trainer(lora(), torch.device("cpu"))
+    assert trainer.pipeline.network.img_in.weight.dtype == torch.bfloat16
+    assert train(lora("train.checkpoint_every=3")) == 0
+    whole = checkpoints.load(last(tmp_path))
+    last(tmp_path).unlink()
+    assert train(lora(), resume="auto") == 0
+    assert same(checkpoints.load(last(tmp_path))["ema"], whole["ema"])
+    expected = drawn(Pipeline.from_checkpoint(last(tmp_path), "cpu"))
+    with pytest.raises(UserError, match="give --dtype bfloat16"):
+        export(last(tmp_path), tmp_path / "no.safetensors", "bfl")
+    for dtype in ("bfloat16", None):
+        out = tmp_path / f"small-{dtype}"
+        export(last(tmp_path), out, "fluxsmith", dtype=dtype, samples=False)
+        small = drawn(Pipeline.from_checkpoint(out / "diffusion-6.pt", "cpu"))
+        assert (small - expected).abs().mean() < 0.02
+
+
 def test_dropout_draws_anew_in_each_step(lora):
     losses = []
     for dropout in (0, 0.9):
@@ -119,6 +161,32 @@ def test_a_runs_checkpoint_draws_and_exports_as_the_whole_model(lora, base, tmp_
     assert all(torch.allclose(merged[name], again[name], atol=1e-6) for name in merged)
     pictures = [next((tmp_path / name).glob("*/0000.png")).read_bytes() for name in "ab"]
     assert len({picture[-200:] for picture in pictures}) == 1  # pixels, behind the metadata
+
+
+def test_a_runs_file_says_what_it_is(lora, base, tmp_path):
+    """Where its base comes from and on what terms goes through training; a trigger is told."""
+    state = checkpoints.load(base)
+    source = {"name": "foxes", "license": "other", "license_name": "fox-1", "base_model": "fox/es"}
+    checkpoints.save(base, state | {"metadata": state["metadata"] | {"source": source}})
+    assert train(lora("train.steps=1", "name=ink")) == 0
+    out = tmp_path / "ink.safetensors"
+    for form, ranks in (("kohya", "ss_network_dim"), ("diffusers", "lora_adapter_metadata")):
+        typed = f"lora convert {tmp_path / 'run'} {out} --format {form} --trigger ink"
+        with pytest.raises(SystemExit) as ended:
+            main(typed.split())
+        assert not ended.value.code
+        metadata = read_metadata(out)
+        assert metadata.items() >= {
+            "modelspec.architecture": "flux/lora", "modelspec.title": "ink",
+            "modelspec.license": "fox-1", "modelspec.trigger_phrase": "ink",
+            "ss_sd_model_name": "base.pt", "base_model": "fox/es",
+        }.items()  # fmt: skip
+        assert ranks in metadata and str(tmp_path) not in str(metadata)
+    state = checkpoints.load(last(tmp_path))
+    told = state["metadata"] | {"captions": ["", "a fox in ink"]}
+    checkpoints.save(tmp_path / "one.pt", state | {"metadata": told})
+    for path, phrase in ((tmp_path / "run", None), (tmp_path / "one.pt", "a fox in ink")):
+        assert read_lora(path).metadata.get("modelspec.trigger_phrase") == phrase
 
 
 def test_weights_in_bfloat16_keep_their_changes_beside_them(toy, lora, tmp_path):

@@ -5,15 +5,18 @@ import json
 import pytest
 import torch
 from flux_at_random import flux_at_random
-from helpers import assert_agree
+from helpers import assert_agree, randomise
 from safetensors.torch import load_file
+from test_exporting import save_checkpoint
 from test_lora_formats import PARAMS, random_changes, whole
 
+from fluxsmith import Pipeline
 from fluxsmith.cli import main
 from fluxsmith.errors import UserError
 from fluxsmith.interop.lora_files import read_lora, write_lora
 from fluxsmith.interop.lora_tools import describe, extract, merge
-from fluxsmith.storage.tensor_files import write_tensors
+from fluxsmith.storage import checkpoint as checkpoints
+from fluxsmith.storage.tensor_files import read_metadata, write_tensors
 
 
 @pytest.fixture
@@ -44,6 +47,13 @@ def test_merging_adds_the_changes_times_their_weights(model, lora, tmp_path):
     assert found.keys() == expected.keys()
     for name, change in expected.items():
         assert_agree(found[name], 0.75 * change, within=1e-6)
+
+
+def test_merging_keeps_what_the_model_says_of_itself(model, lora, tmp_path):
+    spec = {"modelspec.title": "Foxes", "modelspec.license": "mit"}
+    write_tensors(model, load_file(model), spec | {"modelspec.hash_sha256": "0x12"})
+    merge(model, [str(lora)], tmp_path / "out.safetensors", None)
+    assert read_metadata(tmp_path / "out.safetensors") == {"format": "pt", **spec}
 
 
 def test_merging_rounds_once_to_the_dtype_and_never_into_float8(model, lora, tmp_path):
@@ -79,6 +89,31 @@ def test_extracting_finds_the_lora_that_was_merged(model, lora, tmp_path):
     )
 
 
+def test_models_that_do_other_things_have_no_lora_between_them(toy, tmp_path):
+    before = save_checkpoint(tmp_path / "a.pt", randomise(Pipeline.build(toy())))
+    state = checkpoints.load(before)
+    for section, key in (("flow", "prediction"), ("model", "conditioning")):
+        other = {"prediction": "data", "conditioning": "kontext"}[key]
+        config = {**state["config"], section: {**state["config"][section], key: other}}
+        checkpoints.save(tmp_path / "c.pt", state | {"config": config})
+        with pytest.raises(UserError, match=f"its {key} is {other}, and was"):
+            extract(before, tmp_path / "c.pt", tmp_path / "no.safetensors", 4, "bfl", None)
+
+
+def test_another_text_encoder_is_said_and_counted(toy, tmp_path, caplog):
+    before = save_checkpoint(tmp_path / "a.pt", randomise(Pipeline.build(toy())))
+    state, held = checkpoints.load(before), []
+    for moved in (0.0, 0.1):
+        ema = {
+            name: t + moved if name.startswith("text.") else 1.5 * t
+            for name, t in state["ema"].items()
+        }
+        checkpoints.save(tmp_path / "b.pt", state | {"ema": ema})
+        held += [extract(before, tmp_path / "b.pt", tmp_path / "x.safetensors", 4, "bfl", None)]
+        assert ("has another text encoder" in caplog.text) == bool(moved)
+    assert held[1] < held[0]
+
+
 def test_models_that_are_the_same_or_another_have_no_lora_between_them(model, tmp_path):
     with pytest.raises(UserError, match="have the same weights"):
         extract(model, model, tmp_path / "a.safetensors", 4, "kohya", None)
@@ -94,6 +129,11 @@ def test_what_a_lora_is_said_to_be(lora, tmp_path):
     told = dict(describe(read_lora(lora)))
     assert told["format"] == "comfyui" and told["rank"] == "2" and told["alpha / rank"] == "1"
     assert told["trigger words"] == "ink drawing, a cat"
+    assert "left out" not in told
+    text = {"lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha": torch.tensor(1.0)}
+    write_tensors(lora, load_file(lora) | text, {})
+    told = dict(describe(read_lora(lora, without_text=True)))
+    assert told["left out"].startswith("1 tensors of text encoders, for which sample refuses it")
     block = [
         c.norm() ** 2 for c in random_changes(rank=2) if c.layer.startswith("single_blocks.1.")
     ]

@@ -1,5 +1,6 @@
 """Released weights under a config: what is loaded, in which dtype, and what is said of mistakes."""
 
+import json
 import shlex
 
 import pytest
@@ -200,8 +201,22 @@ def test_a_folder_that_is_drawn_along_other_times_says_so(toy, tmp_path, pipelin
     export(save_checkpoint(tmp_path / "d.pt", pipeline), tmp_path / "m", "diffusers", samples=False)
     loaded_from(toy(), tmp_path / "m")
     assert not caplog.text
+    said = "its scheduler says {'schedule': 'uniform'}; sample.schedule=flux"
     loaded_from(toy("sample.schedule=flux"), tmp_path / "m")
-    assert "its scheduler says {'schedule': 'uniform'}; sample.schedule=flux" in caplog.text
+    assert said in caplog.text
+    start = f"train.init_from={tmp_path / 'm'}"
+    for more in ((), ("train.adapter={kind: lora, rank: 2}",)):
+        caplog.clear()
+        build_trainer(toy(start, *more), torch.device("cpu"))
+        assert "scheduler" not in caplog.text
+        build_trainer(toy(start, "sample.schedule=flux", *more), torch.device("cpu"))
+        assert caplog.text.count(said) == 1
+        scheduler = tmp_path / "m" / "scheduler" / "scheduler_config.json"
+        own = scheduler.read_text()
+        scheduler.write_text(json.dumps(json.loads(own) | {"use_beta_sigmas": True}))
+        with pytest.raises(UserError, match="use_beta_sigmas=True can't be drawn with"):
+            build_trainer(toy(start, *more), torch.device("cpu"))
+        scheduler.write_text(own)
 
 
 @pytest.mark.parametrize(

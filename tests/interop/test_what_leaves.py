@@ -19,6 +19,7 @@ from tiny_encoders import save_flux_text
 from fluxsmith import Pipeline
 from fluxsmith.errors import UserError
 from fluxsmith.interop.importing import import_model
+from fluxsmith.interop.provenance import after_training, spec_of
 from fluxsmith.interop.read_weights import read_weights
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.storage.tensor_files import read_metadata, read_tensors, write_tensors
@@ -114,10 +115,33 @@ def test_licence_base_model_and_modelspec_go_on(toy, tmp_path, encoders):
     assert "0 steps" not in card
     metadata = read_metadata(tmp_path / "out" / "transformer")
     assert metadata.items() >= SPEC.items()
-    run_export(tmp_path / "in.pt", tmp_path / "m.safetensors", dtype="float16")
-    metadata = read_metadata(tmp_path / "m.safetensors")
-    assert metadata["modelspec.title"] == "Foxes"
-    assert "modelspec.hash_sha256" not in metadata
+    for out, dtype in (("half.safetensors", "float16"), ("joined.safetensors", None)):
+        run_export(tmp_path / "in.pt", tmp_path / out, dtype=dtype)
+        metadata = read_metadata(tmp_path / out)
+        assert metadata["modelspec.title"] == "Foxes"
+        assert "modelspec.hash_sha256" not in metadata  # of other bytes
+
+
+@pytest.mark.parametrize(
+    ("said", "lines"),
+    [
+        ("MIT", ['license: "mit"']),
+        ("Fox Licence 2", ['license: "other"', 'license_name: "Fox Licence 2"']),
+    ],
+)
+def test_a_licence_that_the_file_alone_says_goes_on(toy, tmp_path, encoders, said, lines):
+    """Into the card, and through training."""
+    _, folder = made(toy, tmp_path, encoders, True)
+    (folder / "fluxsmith" / "about.json").unlink()
+    (folder / "README.md").unlink()
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    write_tensors(file, read_tensors(file), {"modelspec.license": said})
+    import_model(folder, tmp_path / "in.pt", None, ["text.t5_tokens=24"])
+    run_export(tmp_path / "in.pt", tmp_path / "out", "diffusers")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert all(line in card for line in lines) and "No licence" not in card
+    trained = after_training(checkpoints.load(tmp_path / "in.pt")["metadata"]["source"])
+    assert spec_of(trained) == {"modelspec.license": lines[-1].split('"')[1]}
 
 
 def test_an_imported_model_without_a_licence_says_so(tmp_path, checkpoint):

@@ -7,10 +7,9 @@ import time
 
 import pytest
 from parallel.launching import Ranks, write_config
-from parallel.test_same_run import run
+from parallel.test_same_run import assert_same_checkpoints, beside_checkpoints, run
 from reliability.comparing import left_behind
 
-from fluxsmith.cli import rank_watch
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.training.trainer import Trainer
 
@@ -24,7 +23,7 @@ def saved(folder):
     return [step for step, _ in checkpoints.find(folder / "run")]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_rank_that_is_killed_takes_the_others_with_it(tmp_path, victim):
     write_config(tmp_path, **LONG)
     ranks = Ranks(tmp_path, 2, "train", "toy.yaml")
@@ -57,37 +56,42 @@ def test_a_signal_to_one_rank_ends_the_step_of_all(tmp_path, number):
 
 
 @pytest.mark.slow
-def test_killed_at_random_it_always_ends_with_the_same_bytes(tmp_path):
-    """RANK_KILLS=100 for the long form."""
-    draw = random.Random("ranks")
-    plan = {"train": {"steps": 24, "sample_every": 6, "keep_checkpoints": 3}}
-    expected = run(tmp_path / "alone", 1, **plan)
+@pytest.mark.parametrize("shard", [1, 2])
+def test_killed_at_random_it_always_ends_with_the_same_bytes(tmp_path, shard):
+    """Replicated, in files, and sharded, in folders; RANK_KILLS=100 for the long form."""
+    draw = random.Random(f"ranks {shard}")
+    plan = {"steps": 24, "sample_every": 6, "keep_checkpoints": 3}
+    alone = run(tmp_path / "alone", 1, train=plan)
     kills = round_ = 0
     while kills < KILLS:
         round_ += 1
         folder = tmp_path / str(round_)
-        write_config(folder, **plan)
+        form = {"checkpoint_format": "sharded"} if shard > 1 else {}
+        write_config(folder, train=plan | form, parallel={"shard": shard})
         while True:
             ranks = Ranks(folder, 2, "train", "toy.yaml", "--resume", "auto")
-            if kill := kills < KILLS:
+            victim = draw.randrange(2)
+            if kills < KILLS:
                 ranks.lives[0].until(lambda ranks=ranks: ranks.logs[0], 300)  # they have met
                 time.sleep(draw.uniform(0, 5))
-                ranks.lives[draw.randrange(2)].send(signal.SIGKILL)
-                kills += 1
+                ranks.lives[victim].send(signal.SIGKILL)
             began = time.monotonic()
-            codes = ranks.wait(30 if kill else 600)
+            codes = ranks.wait(30 if kills < KILLS else 600)
             for _, path in checkpoints.find(folder / "run"):
                 checkpoints.load(path)  # whole, or this raises
-            if codes == [0, 0]:
+            if 0 in codes:  # it was over before
+                assert codes[1 - victim] == 0, ranks.logs
                 break
-            assert kill, ranks.logs
+            assert codes[victim] == -signal.SIGKILL, ranks.logs
             assert time.monotonic() - began < 30, ranks.logs
-        assert left_behind(folder / "run") == expected
+            kills += 1
+        assert beside_checkpoints(left_behind(folder / "run")) == beside_checkpoints(alone)
+        assert_same_checkpoints(folder / "run", tmp_path / "alone" / "run")
 
 
 def never_reads(rank):
     """Has the second rank wait for data that never comes; all give up after three seconds."""
-    rank_watch.STUCK = 3.0
+    os.environ["FLUXSMITH_STUCK_SECONDS"] = "3"
     if rank == 1:
         Trainer.next_batch = lambda trainer: time.sleep(1000)
 
@@ -101,3 +105,26 @@ def test_what_hangs_is_named(tmp_path):
     assert len(lines) == 1
     assert "rank 0 waits in the agreement before a step for" in lines[0]
     assert "rank 1 computes or reads" in lines[0]
+
+
+def fails_in_a_step(rank):
+    from fluxsmith.errors import UserError
+
+    plain = Trainer._noise
+
+    def noise(trainer, piece):
+        if rank == 1 and trainer.step == 3:
+            raise UserError("no memory for this piece")
+        return plain(trainer, piece)
+
+    Trainer._noise = noise
+
+
+def test_what_fails_in_a_step_of_one_rank_is_told_at_once(tmp_path):
+    """Though the other one waits for its gradients."""
+    write_config(tmp_path)
+    ranks = Ranks(tmp_path, 2, "train", "toy.yaml", each=fails_in_a_step)
+    assert ranks.wait(60) == [2, 2], ranks.logs
+    lines = [x for log in ranks.logs for x in log.splitlines() if x.startswith("error:")]
+    assert lines == ["error: rank 1: no memory for this piece"]
+    assert saved(tmp_path) == [2]

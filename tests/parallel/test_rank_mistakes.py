@@ -82,3 +82,34 @@ def test_a_port_that_is_in_use(tmp_path, monkeypatch):
             each=lambda rank: os.environ.update(MASTER_PORT=port, WORLD_SIZE="2"),
         )  # fmt: skip
         assert "the port is in use" in said(first)
+
+
+def test_a_time_to_wait_that_is_no_number(tmp_path):
+    write_config(tmp_path)
+    patience = {"FLUXSMITH_STUCK_SECONDS": "an hour"}
+    ranks = Ranks(tmp_path, 2, "train", "toy.yaml", each=lambda rank: os.environ.update(patience))
+    assert "FLUXSMITH_STUCK_SECONDS=an hour: must be a whole number" in said(ranks)
+
+
+def test_weights_of_one_name_that_differ(tmp_path):
+    for rank in range(2):
+        write_config(tmp_path / str(rank), train={"steps": 1 + rank, "sample_every": 0})
+        assert Ranks(tmp_path / str(rank), 1, "train", "toy.yaml").wait() == [0]
+        (tmp_path / str(rank) / "run").rename(tmp_path / str(rank) / "base")
+        (path,) = (tmp_path / str(rank) / "base").glob("*.pt")
+        path.rename(path.with_name("base.pt"))
+        write_config(tmp_path / str(rank), train={"init_from": "base/base.pt"})
+    ranks = Ranks(tmp_path, 2, "train", "toy.yaml", each=lambda rank: os.chdir(str(rank)))
+    assert "contents of train.init_from" in said(ranks)
+
+
+def test_pictures_that_can_t_be_used_are_counted_over_all_ranks(tmp_path):
+    """Four of 40 are more than 0.06 of them; two, as each rank meets, are not."""
+    made = items(40, size=8)
+    for i in (3, 12, 21, 30):
+        made[i] = (made[i][0][:40], made[i][1])
+    as_folder(tmp_path / "data", made)
+    data = {"source": "folder", "image_size": 8, "path": "data", "test_share": 0, "max_bad": 0.06}
+    write_config(tmp_path, data=data | {"in_memory": False}, train={"steps": 40})
+    line = said(Ranks(tmp_path, 2, "train", "toy.yaml"))
+    assert "of 40 images can't be used, more than data.max_bad=0.06 allows" in line

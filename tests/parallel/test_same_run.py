@@ -3,6 +3,8 @@ sample grids and the checkpoint files that hold them."""
 
 import os
 import random
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from fluxsmith.storage import checkpoint as checkpoints
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 ROOT = Path(__file__).parents[2]
+STATE = ("model", "ema", "optimizer", "window", "data")
 
 
 def run(folder, size, *command, **sections):
@@ -32,6 +35,14 @@ def same_states(one, other):
     return [name for name in one if name not in files and one[name] != other[name]] == []
 
 
+def beside_checkpoints(left):
+    return {name: what for name, what in left.items() if not name.endswith(".pt")}
+
+
+def lines(file):
+    return file.read_text().splitlines()
+
+
 def assert_same_checkpoints(one, other):
     """Of two folders, however they were written."""
     for (step, path), (again, beside) in zip(
@@ -39,7 +50,7 @@ def assert_same_checkpoints(one, other):
     ):
         assert step == again
         state, found = checkpoints.load(path), checkpoints.load(beside)
-        for key in ("model", "ema", "optimizer", "window", "data"):
+        for key in STATE:
             assert_equal(state[key], found[key], f"{key} of step {step}")
 
 
@@ -128,11 +139,14 @@ def test_many_steps_and_resumes_of_a_shipped_config(tmp_path):
                 "train.keep_checkpoints=0", "evaluate.every=100")  # fmt: skip
     config = ROOT / "configs" / "image" / "digits" / "tiny.yaml"
 
-    def trained(name, size, *more, last=steps):
-        where = (f"output_dir={tmp_path / name}", f"train.steps={last}")
-        # the course of the learning rate is that of the whole run
-        rate = ("train.schedule=constant",)
-        ranks = Ranks(tmp_path, size, "train", config, *settings, *where, *rate, *more)
+    def started(name, size, *more):
+        return Ranks(
+            tmp_path, size, "train", config, *settings, f"output_dir={tmp_path / name}",
+            f"train.steps={steps}", *more,
+        )  # fmt: skip
+
+    def trained(name, size, *more):
+        ranks = started(name, size, *more)
         assert ranks.wait(3000) == [0] * size, ranks.logs
         return left_behind(tmp_path / name)
 
@@ -141,12 +155,17 @@ def test_many_steps_and_resumes_of_a_shipped_config(tmp_path):
         name = f"{size}-{shard}"
         assert same_states(one, trained(name, size, f"parallel.shard={shard}"))
         assert_same_checkpoints(tmp_path / "one", tmp_path / name)
-    draw = random.Random("resumes")
-    cuts = sorted(draw.sample(range(1, steps), 3))
-    for size, shard, last in zip((1, 2, 4, 1), (1, 2, 2, 1), (*cuts, steps), strict=True):
-        more = (f"parallel.shard={shard}", "--resume", "auto", "train.checkpoint_every=0")
-        trained("through", size, *more, last=last)
-    assert_equal(
-        *(checkpoints.load(checkpoints.newest(tmp_path / name))["model"]
-          for name in ("one", "through")), "model",
-    )  # fmt: skip
+    draw, records, seen = random.Random("resumes"), tmp_path / "through" / "metrics.jsonl", 0
+    for size, shard in ((1, 1), (2, 2), (4, 2)):
+        ranks = started("through", size, f"parallel.shard={shard}", "--resume", "auto")
+        seen += draw.randint(1, steps // 40)  # records, one in ten steps
+        ranks.lives[0].until(lambda n=seen: records.exists() and len(lines(records)) >= n, 3000)
+        time.sleep(draw.random())
+        ranks.lives[-1].send(signal.SIGTERM)
+        assert ranks.wait(120) == [128 + signal.SIGTERM] * size, ranks.logs
+        seen = len(lines(records))
+    through = trained("through", 1, "--resume", "auto")
+    assert beside_checkpoints(through) == beside_checkpoints(one)
+    one, other = (checkpoints.load(checkpoints.newest(tmp_path / n)) for n in ("one", "through"))
+    for key in STATE:
+        assert_equal(one[key], other[key], key)

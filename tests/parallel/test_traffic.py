@@ -60,7 +60,7 @@ def sent(folder, ranks, steps, **sections):
     ("ranks", "shard", "accumulate"),
     [
         (2, 1, 1),
-        (2, 2, 1),
+        pytest.param(2, 2, 1, marks=pytest.mark.slow),
         pytest.param(2, 2, 4, marks=pytest.mark.slow),
         pytest.param(4, 2, 1, marks=pytest.mark.slow),
     ],

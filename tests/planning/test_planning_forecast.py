@@ -13,6 +13,7 @@ from fluxsmith.planning.machine import Machine, quantity
 from fluxsmith.planning.outline import Outline
 from fluxsmith.planning.sharing import Sharing, Sizes
 from fluxsmith.planning.trace import Allocations, traced
+from fluxsmith.training.division import smaller_parts
 
 SIZES = Sizes(blocks=[100, 100, 40], root=60, whole=20)
 
@@ -22,6 +23,7 @@ def planner(config, memory, **machine):
     return Planner(Outline.of(config), Machine(memory=memory, **described))
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_what_to_change_first(toy):
     config = toy("train.batch_size=64")
     needed = sum(planner(config, 2**40).memory(config).values())
@@ -83,7 +85,7 @@ def test_further_blocks_take_what_further_blocks_took():
     seconds = {(dual, single): 1 + 0.5 * dual + 0.25 * single for dual, single in sizes}
     assert extrapolated(seconds, (6, 12)) == pytest.approx(1 + 3 + 3)
     assert measured_sizes((1, 3)) == [(1, 3)]
-    assert measured_sizes((0, 40)) == [(0, 1), (0, 4)]
+    assert measured_sizes((0, 40)) == [(0, 1), (0, 6)]
 
 
 @pytest.mark.parametrize(
@@ -112,6 +114,7 @@ def test_what_is_no_quantity_is_named(text):
         (("--devices", "2", "--memory", "1GiB", "parallel.shard=4"), "parallel.shard=4"),
         (("--memory", "80 apples"), "--memory 80 apples"),
         (("--rate", "80GiB"), "--rate 80GiB"),
+        (("--rate", "1TFLOPS"), "say its --memory too"),
         (("--reached", "1.5"), "--reached 1.5"),
     ],
 )
@@ -138,3 +141,11 @@ def test_a_described_machine_is_planned_for_without_data_and_files(toy_file, tmp
     assert within == 0
     assert found["seconds"] == pytest.approx(found["flops"] / 2 / 0.5e12 + between / 1e9)
     assert found["mfu"] == pytest.approx(found["flops"] / (found["seconds"] * 2e12))
+
+
+def test_what_is_cut_finer_is_cut_in_each_piece(toy):
+    """Of a batch of 32 in 8 pieces, each has 4 pictures: in two parts, or in four."""
+    config = toy("train.batch_size=32")
+    assert smaller_parts(config, 8) == [16, 32]
+    assert smaller_parts(config, 1) == [2, 4, 8, 16, 32]
+    assert smaller_parts(toy("train.batch_size=32", "train.accumulate=8"), 1) == [16, 32]

@@ -14,6 +14,7 @@ from fluxsmith.storage.tensor_files import write_tensors
 WITH_BLOCKS = ("model.depth=2", "model.depth_single_blocks=3", "model.hidden_size=128",
                "model.num_heads=2")  # fmt: skip
 LORA = ("train.adapter.kind=lora", "train.init_from=not-here-yet")
+SLOW = pytest.mark.slow
 
 
 def held_by(work) -> int:
@@ -44,8 +45,8 @@ def held_by(work) -> int:
         ("parallel.checkpoint_activations=blocks",),
         ("train.batch_size=16", "parallel.pieces=4"),
         (*LORA, "train.adapter.base_dtype=float32"),
-        (*LORA, "train.adapter.targets=[all]", "train.adapter.rank=64"),
-        (*LORA, "train.adapter.base_dtype=float8", "train.kernels=off"),
+        pytest.param((*LORA, "train.adapter.targets=[all]", "train.adapter.rank=64"), marks=SLOW),
+        pytest.param((*LORA, "train.adapter.base_dtype=float8", "train.kernels=off"), marks=SLOW),
     ],
     ids=[
         "kernels",
@@ -96,6 +97,7 @@ def test_parts_are_those_of_the_parameters(toy):
     assert found["optimiser"] == pytest.approx(8 * count, rel=0.01)  # and a count each
 
 
+@SLOW
 def test_what_a_lora_trains_is_all_that_needs_more_than_its_weights(toy, pipeline, tmp_path):
     """Beside the base, in the dtype that its file has."""
     weights = {name: x.bfloat16() for name, x in pipeline.network.state_dict().items()}

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import same
+from helpers import assert_agree, same
 
 from fluxsmith.cli import main
 from fluxsmith.errors import UserError
+from fluxsmith.interop.lora_files import read_lora
+from fluxsmith.interop.read_weights import read_weights
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.storage import sharded
@@ -56,6 +58,39 @@ def test_everything_reads_it(toy, tmp_path, folder):
         assert not end.value.code
     assert train(toy("train.steps=3", SHARES), resume="auto") == 0
     assert checkpoints.newest(folder.parent).name == "diffusion-3"
+
+
+def test_it_is_a_model_wherever_weights_are_taken(toy, tmp_path, folder):
+    """Imported, as a start, and as the base of a LoRA run, which lies in a folder of its own: that
+    one is drawn with, merged and found again between two models."""
+    average = checkpoints.load(folder)["ema"]
+    assert same(read_weights(folder.parent).tensors(), average)
+    started = build_trainer(toy(f"train.init_from={folder}"), torch.device("cpu")).pipeline
+    assert same(dict(started.state_dict()), average)
+    run, out = tmp_path / "lora", tmp_path / "out.safetensors"
+    adapter = "train.adapter={kind: lora, rank: 2}", "train.learning_rate=0.1"
+    for base in (folder, folder.parent):
+        lora = toy(SHARES, f"train.init_from={base}", f"output_dir={run}", *adapter)
+        assert train(lora, overwrite=True) == 0
+    for typed in (
+        f"import {folder} {tmp_path / 'in.pt'}",
+        f"lora merge {run} {out}",
+        f"lora convert {run} {tmp_path / 'lora.safetensors'}",
+        f"lora extract {folder} {out} {tmp_path / 'found.safetensors'} --rank 2",
+        f"sample {folder} --lora {run} --prompt 7 --steps 1 --out {tmp_path / 'drawn'}",
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(typed.split())
+        assert not end.value.code, typed
+    assert same(checkpoints.load(tmp_path / "in.pt")["ema"], average)
+    for file in ("lora", "found"):
+        for change in read_lora(tmp_path / f"{file}.safetensors").changes:
+            whole = read_weights(out).network[f"{change.layer}.weight"]
+            before = average[f"network.{change.layer}.weight"]
+            rows = slice(change.start, change.stop)
+            assert_agree(whole[rows] - before[rows], change.change(), within=1e-4)
+    with pytest.raises(UserError, match="is a whole model"):
+        read_lora(folder)
 
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "plain.pt"])

@@ -13,14 +13,14 @@ from fluxsmith.cli import main
 from fluxsmith.data import build_loader
 from fluxsmith.errors import UserError
 from fluxsmith.evaluation.measurement import during_training
-from fluxsmith.interop.open_pipeline import load_initial
+from fluxsmith.interop.open_pipeline import TextToImage, load_initial
 from fluxsmith.randomness import generator
 from fluxsmith.sampling.edit import Edit
 from fluxsmith.sampling.generate import Sampler
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.training.objective import objective_of
 from fluxsmith.training.recorder import read_metrics
-from fluxsmith.training.run import train
+from fluxsmith.training.run import build_trainer, train
 
 KINDS = ["fill", "kontext"]
 PAIRS = ("data={source: colored-digits, edits: true, channels: 3, image_size: 12, resize: stretch}",
@@ -181,11 +181,38 @@ def test_a_text_model_becomes_a_fill_model_that_is_blind_at_first(toy, config, t
     text = Pipeline.from_checkpoint(tmp_path / "run" / "diffusion-6.pt", "cpu")
     fill = Pipeline.build(config("fill"))
     load_initial(fill, str(tmp_path / "run"))
+    assert_blind(fill, text)
+
+
+def assert_blind(fill, text):
+    """A fill model draws what this one of text alone draws."""
     x, t, cond = torch.randn(2, 1, 16, 16), torch.tensor(0.5), text.encode_text(["3", "4"])
     seen = fill.image_condition(torch.rand(2, 1, 16, 16), torch.ones(2, 1, 16, 16))
     with torch.no_grad():
         v = fill.eval().velocity(x, t, cond, image_cond=seen)
         torch.testing.assert_close(v, text.velocity(x, t, cond))
+
+
+def test_a_lora_makes_a_fill_model_of_a_text_model(toy, config, tmp_path, capsys):
+    """It begins blind, and its checkpoint draws with the base that was widened."""
+    assert train(toy("evaluate.every=0", "train.ema_decay=0")) == 0
+    base = (tmp_path / "run").rename(tmp_path / "base")
+    own = f"train.init_from={base}", "train.adapter={kind: lora, rank: 2, targets: [all]}"
+    made = config("fill", *own, "evaluate.every=0", "train.learning_rate=0.1")
+    blind = config("fill", *own, "train.adapter.targets=[attention]")
+    with pytest.raises(UserError, match="name embedders"):
+        build_trainer(blind, torch.device("cpu"))
+    fill = build_trainer(made, torch.device("cpu")).pipeline
+    text = Pipeline.from_checkpoint(base / "diffusion-6.pt", "cpu")
+    assert_blind(fill, text)
+    assert train(made) == 0
+    drawn = TextToImage.from_checkpoint(tmp_path / "run" / "diffusion-6.pt", "cpu")
+    with pytest.raises(AssertionError):
+        assert_blind(drawn, text)
+    with pytest.raises(SystemExit) as exit_:
+        main(["lora", "merge", str(tmp_path / "run"), str(tmp_path / "m.safetensors")])
+    assert exit_.value.code == 2
+    assert "export" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import same
 from made_pictures import as_folder, as_shards, of_sizes, replace
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_autoencoder import TINY, save_autoencoder, tiny_network
@@ -176,6 +177,36 @@ def test_a_picture_that_can_not_be_read_is_noted_and_counted_in_training(cached,
     captions = [text for _, texts in batches(config, cache=True) for text in texts]
     assert "picture number 3" not in captions
     assert "skipped 00003.png: it could not be read when" in caplog.text
+
+
+def test_a_picture_that_could_not_be_read_is_tried_again(cached, tmp_path, monkeypatch):
+    """As of a format that an older Pillow did not know, or of a disk that failed for a moment."""
+    with Image.open(tmp_path / "pictures" / "00003.png") as picture:
+        picture.save(tmp_path / "pictures" / "00003.webp", lossless=True)
+    (tmp_path / "pictures" / "00003.png").unlink()
+    config = cached("data.max_bad=0.2")
+    with monkeypatch.context() as older:
+        older.setattr(Image, "ID", [kind for kind in Image.ID if kind != "WEBP"])
+        for made in (13, 0):
+            assert encoded(config) == made
+            assert "1 can't be read" in encode_latents(config)[1]
+    assert encoded(config) == 1
+    assert encode_latents(config) == encode_latents(config)  # no more can't be read
+    captions = [text for _, texts in batches(config, cache=True) for text in texts]
+    assert "picture number 3" in captions
+    assert same(batches(config, cache=True), batches(config, cache=False))
+
+
+def test_a_bucket_of_unreadable_pictures_alone_stops_no_run(cached, tmp_path):
+    ((tall, _),) = of_sizes([(8, 32)])  # no other is
+    (tmp_path / "pictures" / "tall.png").write_bytes(tall[: len(tall) // 2])
+    (tmp_path / "pictures" / "tall.txt").write_text("tall")
+    shapes = "data.buckets=auto", "data.bucket_step=8", "data.bucket_aspect=4"
+    config = cached("data.max_bad=0.2", *shapes)
+    encode_latents(config)
+    for cache in (True, False):
+        captions = {text for _, texts in batches(config, cache) for text in texts}
+        assert len(captions) > 8 and "tall" not in captions
 
 
 def test_a_folder_that_can_not_be_written_is_one_line(cached, tmp_path):

@@ -6,11 +6,13 @@ import json
 import shlex
 import shutil
 import socket
+import sys
 import threading
 
 import numpy as np
 import pytest
 import torch
+from helpers import TOY
 from PIL import Image
 from starlette.testclient import TestClient
 from toy_page import events, save_toy, wait_until
@@ -259,3 +261,51 @@ def test_a_run_that_is_deleted_while_it_is_read_is_a_message(path, tmp_path):
         answer = client.get(f"/api/runs/{[*page.gallery.places][-1]}")
         assert answer.status_code == 400 and "was its run or model deleted?" in answer.text
         assert client.get("/api/models").status_code == 200
+
+
+def test_without_its_extra_the_page_is_one_line(path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "starlette", None)  # cannot be imported
+    with pytest.raises(SystemExit) as exit_:
+        main(["serve", str(path), "--no-browser"])
+    assert exit_.value.code == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "fluxsmith[web]" in told
+
+
+@pytest.mark.slow
+def test_a_run_stops_goes_on_and_keeps_a_snapshot_and_has_one_server(path, tmp_path):
+    """The server that started it; another one watches."""
+    run = tmp_path / "run"
+    run.mkdir()
+    config = TOY.replace("steps: 6", "steps: 100000, snapshots: 2, sample_every: 0")
+    config = config.replace("log_every: 2", "log_every: 1")
+    config += f"name: run\noutput_dir: {run}\n"
+    (run / "config.yaml").write_text(config, encoding="utf-8")
+    own, other = (Page(Gallery([str(path), str(run)]), tmp_path / "runs") for _ in range(2))
+
+    def state(page):
+        return page.runs.look("run", 0)
+
+    own.runs.go_on("run")
+    try:
+        wait_until(lambda: state(own)["step"] > 3)
+        kept = state(own)["checkpoints"]
+        own.runs.ask_for_snapshot("run")
+        wait_until(lambda: len(state(own)["checkpoints"]) > len(kept))
+        assert state(own)["own"] and state(other)["training"] and not state(other)["own"]
+        with pytest.raises(UserError, match="was started elsewhere"):
+            other.runs.stop("run")
+        with pytest.raises(UserError, match="is being trained already"):
+            other.runs.go_on("run")
+        own.runs.stop("run")
+        wait_until(lambda: not state(own)["training"])
+        stopped = state(own)["step"]
+        assert stopped > 3 and not state(own)["problem"]
+        assert (run / f"diffusion-{stopped}.pt").is_file()
+        own.runs.go_on("run")
+        wait_until(lambda: state(own)["step"] > stopped + 2)
+    finally:
+        own.runs.close()
+    seen = [record["step"] for record in state(other)["records"]]
+    assert seen == [*range(1, len(seen) + 1)]
+    assert not state(other)["training"]

@@ -36,7 +36,7 @@ class Straightness(Evaluator):
             return path_errors(velocity, noise.to(pipeline.device), STEPS)
 
         with sampler.evaluating():
-            batches = samples.measured(count, BATCH, errors_of)
+            batches = samples.measured(count, BATCH, errors_of, guided=True)
         errors, lengths, (times, *_) = zip(*batches, strict=True)
         overall, profile = straightness(torch.cat(errors, dim=1), torch.cat(lengths))
         return {
