@@ -52,13 +52,9 @@ class Watch(threading.Thread):
     @contextlib.contextmanager
     def waiting(self, call: str) -> Iterator[None]:
         """Inside, this rank waits for others in a call of this name."""
-        thread = threading.get_ident()
-        around = self._calls.pop(thread, None)
-        self._calls[thread] = time.monotonic(), call
+        self._calls[threading.get_ident()] = time.monotonic(), call
         yield  # after an error it still counts as the last call
-        del self._calls[thread]
-        if around is not None:
-            self._calls[thread] = around
+        del self._calls[threading.get_ident()]
 
     def over(self) -> None:
         """This rank ends as it should; the first one, which may hold the store, when the others

@@ -326,20 +326,20 @@ class Trainer:
         is drawn together decides of last bits. Ranks share the work; those that have shares of the
         network compute all together, for its calls depend on the captions."""
         sampler = Sampler(self.pipeline, kernels=self.config.train.kernels)
-        count, size = len(prompts), -(-len(prompts) // self.pieces)
+        size = -(-len(prompts) // self.pieces)
+        ranks = self.ranks if self.config.parallel.shard == 1 else ALONE
 
-        def piece(own: range) -> Tensor:
+        def piece(first: int) -> Tensor:
+            own = range(first, min(first + size, len(prompts)))
             images = sampler.generate(
-                prompts[own.start : own.stop],
+                prompts[first : first + size],
                 seed=self.config.seed,
-                first_index=own.start,
+                first_index=first,
                 edit=edit and edit.at(own),
             )
             return to_uint8(images)
 
-        pieces = [range(i, min(i + size, count)) for i in range(0, count, size)]
-        ranks = self.ranks if self.config.parallel.shard == 1 else ALONE
-        return torch.cat([*ranks.shared(pieces, piece)])
+        return torch.cat([*ranks.shared(range(0, len(prompts), size), piece)])
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state, as a checkpoint holds it."""

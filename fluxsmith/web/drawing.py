@@ -8,14 +8,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from fluxsmith.autoencoder.conditioning import ImageCondition
 from fluxsmith.data.images import to_uint8, to_unit
 from fluxsmith.errors import UserError
 from fluxsmith.flow.path import Velocity, x0_from_velocity
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.sampling.edit import Edit
 from fluxsmith.sampling.generate import Drawing, Sampler
-from fluxsmith.text.encoder import NULL_PROMPT, TextEmbedding
 from fluxsmith.web.line import Emit
 
 MOST_PICTURES = 64
@@ -52,17 +50,8 @@ class WatchedSampler(Sampler):
         super().__init__(pipeline, **options)
         self._see = see  # (x (b, c, h, w), t (), v): at every evaluation
 
-    def guided_velocity(
-        self,
-        cond: TextEmbedding,
-        guidance: float,
-        image_cond: ImageCondition | None = None,
-        negative_prompt: str = NULL_PROMPT,
-        true_guidance: float = 1.0,
-    ) -> Velocity:
-        velocity = super().guided_velocity(
-            cond, guidance, image_cond, negative_prompt, true_guidance
-        )
+    def guided_velocity(self, *given: Any, **options: Any) -> Velocity:
+        velocity = super().guided_velocity(*given, **options)
 
         def seen(x: Tensor, t: Tensor) -> Tensor:
             v = velocity(x, t)
