@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CORE := $(VENV)/core.installed
+WEB := $(VENV)/web.installed
 DEV := $(VENV)/dev.installed
 DOCS := $(VENV)/docs.installed
 PROMPTS := 0 1 2 3 4 5 6 7 8 9 zero one two three four five six seven eight nine
@@ -12,9 +13,10 @@ TINY := output/image/digits/tiny
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test test-slow check docs format clean help
+.PHONY: install demo test test-slow check docs format clean help
 
 help:
+	@echo "make install    an environment in .venv, with what the page needs"
 	@echo "make demo       train a tiny model on handwritten digits and draw with it (minutes)"
 	@echo "make test       the tests that take seconds (minutes in all)"
 	@echo "make test-slow  the others: long runs, many kills, much nonsense, full sizes"
@@ -22,6 +24,8 @@ help:
 	@echo "make docs       the site of README, docs and the book, in build/site"
 	@echo "make format     rewrite the code in the house format"
 	@echo "make clean      remove the environment; trained models in output/ stay"
+
+install: $(WEB)
 
 demo: $(CORE)
 	$(BIN)/fluxsmith train configs/image/digits/tiny.yaml --overwrite
@@ -52,6 +56,10 @@ clean:
 $(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable .
+	@touch $@
+
+$(WEB): $(CORE)
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[web]"
 	@touch $@
 
 $(DEV): $(CORE)

@@ -6,10 +6,11 @@ measured, for every config that trains on this machine and ten made-up ones.
 Each side is a process of its own, in turn with the other; the medians of some rounds are compared.
 Measured memory is VmHWM after some steps less VmRSS before the trainer was built, when a toy
 network had been trained in the same process and its memory handed back: so libraries, thread pools
-and their buffers are in neither side. Measured seconds are the median of those steps, without
-compiling. Rounds that are in FILE are not run again, and what can't be measured here, for want of
-data, is told and left out. Linux only; for seconds the machine must do nothing else, which memory
-does not depend on.
+and their buffers are in neither side. Nor is what a student reads from files that stay open, the
+teacher's weights and its trajectories: the system takes back their pages. Measured seconds are the
+median of those steps, without compiling. Rounds that are in FILE are not run again, and what can't
+be measured here, for want of data, is told and left out. Linux only; for seconds the machine must
+do nothing else, which memory does not depend on.
 """
 
 import argparse
@@ -29,6 +30,8 @@ SHIPPED = (
     "digits/tiny", "digits/colored", "digits/fill", "emoji/small", "mnist/small", "cifar10/flux",
     "mnist/flux",
 )  # fmt: skip
+# Of a teacher that was not trained, which makes no difference to what they take.
+STUDENTS = "digits/tiny-dev", "digits/tiny-4step", "mnist/small-dev", "mnist/small-4step"
 STEPS = 6  # measured; two more come before
 WITHIN = 0.05, 0.15  # what memory and seconds are to be off by at the most
 
@@ -56,9 +59,23 @@ MADE_UP = {
 
 def cases() -> dict[str, tuple[Path, list[str]]]:
     tiny = CONFIGS / "digits" / "tiny.yaml"
-    return {name: (CONFIGS / f"{name}.yaml", []) for name in SHIPPED} | {
+    return {name: (CONFIGS / f"{name}.yaml", []) for name in SHIPPED + STUDENTS} | {
         name: (tiny, changed.split()) for name, changed in MADE_UP.items()
     }
+
+
+def save_teacher(student: Path, folder: str) -> None:
+    """What a student's config learns from, at its first step."""
+    import torch
+
+    from fluxsmith.config import read_config
+    from fluxsmith.storage import checkpoint as checkpoints
+    from fluxsmith.training.run import build_trainer
+
+    file = student.with_stem(student.stem.rpartition("-")[0])
+    trainer = build_trainer(read_config(file, []), torch.device("cpu"))
+    trainer.train_step()
+    checkpoints.save(Path(folder, "diffusion-1.pt"), trainer.state_dict())
 
 
 def measured(file: Path, overrides: list[str]) -> tuple[float, float]:
@@ -82,11 +99,18 @@ def measured(file: Path, overrides: list[str]) -> tuple[float, float]:
             trainer.train_step()
     del trainer
     release_freed_memory()
-    base = resident_memory() or 0
+    base, in_files = resident_memory() or 0, pages_of_files()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
     trainer = build_trainer(config, device)
     taken = [seconds(trainer.train_step, device) for _ in range(2 + STEPS)]
-    return (peak_memory(device) or 0) - base, median(taken[2:])
+    memory = (peak_memory(device) or 0) - base - (pages_of_files() - in_files)
+    return memory, median(taken[2:])
+
+
+def pages_of_files() -> int:
+    """The bytes of files that are resident in this process."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssFile:")[1].split()[0]) * 1024
 
 
 def planned(file: Path, overrides: list[str]) -> tuple[float, float]:
@@ -96,7 +120,8 @@ def planned(file: Path, overrides: list[str]) -> tuple[float, float]:
         command = [sys.executable, "-m", "fluxsmith", "plan", str(file), *overrides]
         subprocess.run([*command, "--json", str(found)], check=True, stdout=subprocess.DEVNULL)
         figures = json.loads(found.read_text())
-    return sum(figures["memory"].values()), figures["seconds"]
+    memory = figures["memory"]
+    return sum(memory.values()) - memory.get("teacher", 0), figures["seconds"]
 
 
 def alone(call: Any, *arguments: Any) -> Any:
@@ -116,10 +141,14 @@ def main() -> None:
     print(f"{'':20}{'memory, MiB':>28}{'':9}{'seconds a step':>20}")
     print(f"{'':20}{'planned':>14}{'measured':>14}{'':9}{'planned':>10}{'measured':>10}")
     for name in options.only:
-        rounds, case = found.setdefault(name, []), cases()[name]
+        rounds, (file, overrides) = found.setdefault(name, []), cases()[name]
         try:
             while len(rounds) < options.rounds:
-                rounds.append([*planned(*case), *alone(measured, *case)])
+                with tempfile.TemporaryDirectory() as teacher:
+                    if name in STUDENTS:
+                        alone(save_teacher, file, teacher)
+                        overrides = [f"objective.teacher={teacher}", "objective.trajectories=512"]
+                    rounds.append([*planned(file, overrides), *alone(measured, file, overrides)])
                 options.out.parent.mkdir(parents=True, exist_ok=True)
                 options.out.write_text(json.dumps(found, indent=2) + "\n")
         except (UserError, subprocess.CalledProcessError) as error:

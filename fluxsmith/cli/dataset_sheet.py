@@ -25,7 +25,7 @@ from fluxsmith.data.buckets import crop_share, cut_in_words, nearest, shapes_of
 from fluxsmith.data.images import Shape, fit, to_uint8
 from fluxsmith.data.imageset import ImageSet
 from fluxsmith.data.pictures import decode_record, in_order, picture_size
-from fluxsmith.data.records import ReadingSettings, Record, Records, Shards
+from fluxsmith.data.records import NO_IMAGES, ReadingSettings, Record, Records, Shards
 from fluxsmith.data.sources import open_source
 from fluxsmith.errors import UserError
 from fluxsmith.pipeline import build_text_encoder, caption_fault
@@ -76,8 +76,8 @@ def dataset_sheet(config: RunConfig, out: Path | None) -> DatasetSheet:
     reading = cast(ReadingSettings, tolerant)
     found, of_test = look(source, reading, encoder), look(test, reading, encoder)
     if not found.good:
-        name, reason = (found.bad or [("any", "there are no images")])[0]
-        raise UserError(f"data.path={tolerant.path}: no image can be used; {name}: {reason}")
+        bad = "".join(f"no image can be used; {name}: {why}" for name, why in found.bad[:1])
+        raise UserError(f"data.path={tolerant.path}: {bad or NO_IMAGES}")
     # Names and captions may look like rich's markup.
     console = Console(markup=False)
     sheet = Table(title=f"{config.name}: data.source={config.data.source}", show_header=False)

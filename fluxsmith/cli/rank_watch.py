@@ -45,6 +45,7 @@ class Watch(threading.Thread):
         self.store, self.rank, self.size = store, rank, size
         self.of_another: str | None = None  # what this rank has to tell of another's end
         self.code = 1  # with which the ranks end once there is a verdict
+        self._known: Verdict | None = None  # the verdict, once this rank has seen it
         self._calls: dict[int, tuple[float, str]] = {}  # of each thread: since when, and what
         self._over = threading.Event()
         store.set(f"who/{rank}", f"{os.getpid()} {socket.gethostname()}")
@@ -77,10 +78,13 @@ class Watch(threading.Thread):
             while verdict is None and time.monotonic() < end:
                 time.sleep(POLL)
                 verdict = self._verdict()
-            owner, self.code, told = verdict or self._claim(line, code)
-        except RuntimeError:  # as after a mistake of all, once the first rank has told of it
+            verdict = verdict or self._claim(line, code)
+        except RuntimeError:  # the store is gone: the first rank has told, or was killed
+            verdict = self._known
+        if verdict is None:
             self.of_another = NO_STORE
             return self.rank == 1 and code != 2
+        owner, self.code, told = verdict
         self.of_another = None if told == line else told
         return owner == self.rank
 
@@ -130,11 +134,13 @@ class Watch(threading.Thread):
     def _claim(self, line: str, code: int = 1) -> Verdict:
         """The verdict, which is this one where there was none."""
         mine = json.dumps((self.rank, code, line))
-        return Verdict(*json.loads(self.store.compare_set("verdict", "", mine)))
+        self._known = Verdict(*json.loads(self.store.compare_set("verdict", "", mine)))
+        return self._known
 
     def _verdict(self) -> Verdict | None:
-        there = self.store.check(["verdict"])
-        return Verdict(*json.loads(self.store.get("verdict"))) if there else None
+        if self._known is None and self.store.check(["verdict"]):
+            self._known = Verdict(*json.loads(self.store.get("verdict")))
+        return self._known
 
     def _leave(self, verdict: Verdict) -> None:
         """Ends this process where its main thread does not end by itself."""

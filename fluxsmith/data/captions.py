@@ -250,7 +250,7 @@ def _no_text(value: Any) -> str:
             f"its caption is the number {value}; name the classes in data.class_names, or set "
             f"data.templates=['a {{}}']"
         )
-    return f"its caption is {type(value).__name__}, not text"
+    return f"its caption is {type(value).__name__}, not text; data.caption_key names another column"
 
 
 def _tag_orders(caption: str, kept: int) -> Iterator[str]:

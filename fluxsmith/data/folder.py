@@ -91,12 +91,14 @@ def load(settings: Settings, split: Split) -> FolderRecords:
     path = path_of(settings)
     root = Path(path).expanduser()
     if not root.is_dir():
-        what = "is no folder" if root.exists() else "there is no such folder"
-        raise UserError(f"data.path={path}: {what}; correct it{_other_source(root)}")
+        what = "there is no such folder; correct it"
+        what = "is no folder; name the one that it lies in" if root.exists() else what
+        raise UserError(f"data.path={path}: {what}{_other_source(root)}")
     there = list_folder(root)
     if not there.images:
         passed = "".join(f"; {line}" for line in there.account.lines())
         names = [*there.texts, *(name for found in there.account.passed.values() for name in found)]
+        names.sort(key=lambda name: ".tar" not in name)  # tables beside shards only tell of them
         hint = next(filter(None, map(_other_source, map(Path, names))), "")
         raise UserError(f"data.path={path}: no images in it or below; add some{hint}{passed}")
     sides = FolderSplits(there, settings.test_share, settings.captions == "class")
@@ -152,7 +154,8 @@ def _kind(there: Listing, sides: FolderSplits, texts: Texts, settings: Settings)
             f"{root}: {some(texts.unread)} would lie unused, for texts beside images are read as "
             f".txt, .caption or .json; rename them, or {ask}"
         )
-    _expect_classes(there, [sides.below(name) for name in there.images], ask)
+    used = [name for name in there.images if sides.side(name) in ("train", "test")]
+    _expect_classes(there, list(map(sides.below, used)), ask)
     return "class"
 
 

@@ -52,8 +52,12 @@ def from_tables(
                     fault += "; data.source=hf reads it" * isinstance(given, (bytes, dict))
                 yield Record(row.where, b"", (), fault=row.fault or fault)
                 continue
-            images, fault = index.find(folder, given), row.fault
-            if not images and len(images := index.find_moved(given)) == 1:
+            web = "it is an address on the web; fetch the pictures first" if "://" in given else ""
+            images, fault = index.find(folder, given), row.fault or web
+            word = split_in_name(PurePosixPath(name).stem) or _split_of(row)
+            if len(images) > 1:
+                images = [one for one in images if word and sides.word(one) == word] or images
+            if not images and len(images := index.find_moved(given, root.absolute().name)) == 1:
                 before = moved.setdefault(images[0], given)
                 fault = f"{before} is the same image here" if before != given else fault
             image = images[0] if len(images) == 1 else str(folder / given)
@@ -61,7 +65,6 @@ def from_tables(
             if ending in endings() and ending != PurePosixPath(image).suffix.lower():
                 renamed.append(f"{given} for {image}")
             named.add(image)
-            word = split_in_name(PurePosixPath(name).stem) or _split_of(row)
             if word and not own_test([sides.tables.get(image, "")]):  # testing goes before training
                 sides.tables[image] = word
             fault = fault or ("" if MISSING not in held else f"it has no {', '.join(keys)}")

@@ -343,6 +343,8 @@ def _reading(what: str, fix: str = "see that its files are there and whole") -> 
         raise
     except Exception as error:
         told = reason(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+        if "Config name is missing" in told or "BuilderConfig" in told:
+            fix = "data.subset names one of them"
         raise UserError(f"data.path: can't read {what}: {told}; {fix}") from None
 
 

@@ -169,11 +169,11 @@ class ImageIndex:
             return []
         return self.find(folder, str(given_path.with_suffix("")))  # it may have another ending now
 
-    def find_moved(self, given: str) -> list[str]:
-        """The image of a whole path of where it once lay, such as one of Windows: the longest end
-        of it that leads to one here."""
+    def find_moved(self, given: str, root: str) -> list[str]:
+        """The image of a whole path of where it once lay, such as one of Windows, or of a path that
+        begins with the name of the whole folder: the longest end of it that leads to one here."""
         path = PurePosixPath(given.strip().replace("\\", "/"))
-        if not (path.is_absolute() or re.match(r"[A-Za-z]:/", str(path))):
+        if not (path.is_absolute() or re.match(r"[A-Za-z]:/", str(path)) or path.parts[0] == root):
             return []
         ends = ("/".join(path.parts[i:]) for i in range(1, len(path.parts)))
         return next(filter(None, (self.find(PurePosixPath(), end) for end in ends)), [])

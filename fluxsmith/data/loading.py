@@ -21,6 +21,7 @@ from fluxsmith.data.latents import Latents, decoder, expect_latents
 from fluxsmith.data.loader import Loader, MemoryLoader, RecordLoader
 from fluxsmith.data.pictures import Decoded, decode_record, in_order, picture_size
 from fluxsmith.data.records import (
+    NO_IMAGES,
     DataSettings,
     PictureError,
     ReadingSettings,
@@ -111,7 +112,7 @@ def _loader_of(
         parts = [_fitted(source, shapes[nearest((width, height), shapes)], settings)]
         return MemoryLoader(parts, batch_size, seed, settings, device)
     if not len(source):
-        raise UserError(f"data.path={reading.path}: there are no images to train on")
+        raise UserError(f"data.path={reading.path}: {NO_IMAGES}")
     buckets = find_buckets(source, reading)
     if latents is not None:
         buckets = expect_latents(source, buckets, latents, reading.workers)

@@ -94,11 +94,11 @@ def read_idx(file: Path, dimensions: int) -> Tensor:
 
 
 def _find(name: str, path: str | None, split: Split) -> Path:
-    """The file under data.path, else $FLUXSMITH_DATA/mnist, else the cache, else downloaded."""
-    folders = [Path(path).expanduser()] if path else []
-    if shared := os.environ.get("FLUXSMITH_DATA"):
-        folders.append(Path(shared).expanduser() / "mnist")
-    folders.append(cache_folder() / "mnist")
+    """The file under data.path or, where none is given, $FLUXSMITH_DATA/mnist, else the cache, else
+    downloaded."""
+    shared = os.environ.get("FLUXSMITH_DATA")
+    usual = [Path(shared).expanduser() / "mnist"] if shared else []
+    folders = [Path(path).expanduser()] if path else [*usual, cache_folder() / "mnist"]
     for folder in folders:
         for candidate in (folder / name, folder / f"{name}.gz", *_mirrored(folder, name)):
             if candidate.is_file():

@@ -17,6 +17,7 @@ log = logging.getLogger("fluxsmith.data")
 Split = Literal["train", "test"]
 
 LOGGED, NAMED = 100, 3  # pictures that can't be used: in the log, and in an error
+NO_IMAGES = "there are no images to train on; add some, or lower data.test_share"
 STREAM_SAMPLE = 1000  # images of a stream, at least, that its share of bad ones is taken of
 
 

@@ -21,7 +21,7 @@ from fluxsmith.data.images import Shape
 from fluxsmith.data.imageset import distinct
 from fluxsmith.data.loader import TRIES, Ahead, Batch, Rows, batch_of, nothing_instead
 from fluxsmith.data.pictures import Decode, Decoded, decode_record, in_order
-from fluxsmith.data.records import ReadingSettings, Record, Shards, Tally
+from fluxsmith.data.records import NO_IMAGES, ReadingSettings, Record, Shards, Tally
 from fluxsmith.device import to_device
 from fluxsmith.errors import UserError
 from fluxsmith.randomness import generator
@@ -224,5 +224,5 @@ class ShardLoader:
             if records:
                 yield start, records
             elif block == 0:
-                raise UserError(f"data.path={self.settings.path}: there are no images to train on")
+                raise UserError(f"data.path={self.settings.path}: {NO_IMAGES}")
             epoch, block, turn, skip = epoch + 1, 0, 0, 0

@@ -13,7 +13,7 @@ from fluxsmith.randomness import address_seed
 
 TRAIN_NAMES = ("train", "training")
 # The first of these that is there holds the test images.
-TEST_NAMES = ("test", "testing", "validation", "valid", "val", "dev")
+TEST_NAMES = ("test", "testing", "eval", "evaluation", "validation", "valid", "val", "dev")
 
 
 def named_split(name: str) -> str | None:
@@ -23,9 +23,9 @@ def named_split(name: str) -> str | None:
 
 
 def split_in_name(stem: str) -> str | None:
-    """The split that is a word of a file's name, such as test for metadata_test."""
-    words = map(named_split, re.split(r"[^A-Za-z]+", stem))
-    return next((word for word in words if word), None)
+    """The split that is a word of a file's name, such as test for metadata_test or testset."""
+    words = re.findall("[A-Z]?[a-z]+|[A-Z]+", stem)  # testA is two words
+    return next(filter(None, (named_split(re.sub("(?i)set$", "", word)) for word in words)), None)
 
 
 def split_word(value: object, where: str) -> str:
@@ -99,11 +99,17 @@ class FolderSplits:
         self.there, self.test_share = there, test_share
         self._images = set(there.images)
         self._named: Callable[[str], str | None] = named_split
-        named = set(filter(None, map(self._word, there.images)))
+        named = set(filter(None, map(self.word, there.images)))
         if not named:  # names such as train_images and val_images, where both are there
             self._named = split_in_name
-            named = set(filter(None, map(self._word, there.images)))
-            if not (own_train(named) and own_test(named) and all(map(self._word, there.images))):
+            named = set(filter(None, map(self.word, there.images)))
+            if not (own_train(named) and own_test(named) and all(map(self.word, there.images))):
+                if own_test(named) and not train_may_be_class:
+                    folders = sorted(set(filter(None, map(self._folder, there.images))))
+                    there.account.note(
+                        f"{some(folders)} split nothing; where they are splits, name them train "
+                        f"and test"
+                    )
                 named, self._named = set(), named_split
         self.train, self.test = own_train(named), own_test(named)
         self.tables: dict[str, str] = {}  # by image, the split that its table is called after
@@ -149,12 +155,12 @@ class FolderSplits:
     def _side_of(self, record: Record) -> str:
         """That of its image, or of its row; train for one that has neither in a split's folder."""
         image = self.rows.get(record.name, record.name)
-        nowhere = image not in self._images and not self._word(image)
+        nowhere = image not in self._images and not self.word(image)
         return "train" if nowhere and self.train is not None else self.side(image)
 
     def side(self, name: str) -> str:
         """train, test, or why it is neither; train where images are split by their own names."""
-        word, test = self._word(name), self.test
+        word, test = self.word(name), self.test
         if self.train is None and self.test is None:
             word, test = self.tables.get(name, ""), own_test(self.tables.values())
         if not word and self.train is not None:
@@ -165,6 +171,6 @@ class FolderSplits:
         """The first folder on the way to an image that is called after a split."""
         return next((part for part in name.split("/")[:-1] if self._named(part)), "")
 
-    def _word(self, name: str) -> str:
-        """The split that this folder is called after."""
+    def word(self, name: str) -> str:
+        """The split that the folder of an image is called after, "" for none."""
         return self._named(self._folder(name)) or ""

@@ -34,6 +34,10 @@ from fluxsmith.optional import optional
 PLAIN_URL = re.compile(r"(https?|s3|gs|hf|file)://[^\s'\"`$\\]+")
 SHARD = re.compile(r".+\.(tar|tgz|tar\.(gz|bz2|xz))", re.IGNORECASE)
 TEXTS = ("txt", "caption", "text")
+TOGETHER = (
+    "files of a sample follow each other, and data.image_key and data.caption_key name endings, "
+    "such as input.jpg"
+)
 BLOCK = 512  # bytes; an archive ends with blocks of zeros
 MAGIC, MAGIC_AT = b"ustar", 257  # of an archive that is not compressed
 
@@ -106,10 +110,7 @@ class WebShards:
             self.account.pass_over("second image of its name", f"{name}.{ending}")
         if not there:
             what = f"no {wanted}" if wanted else "no image"
-            fault = (
-                f"it has {what} but {', '.join(sample)}; files of a sample follow each other, and "
-                f"data.image_key and data.caption_key name endings, such as input.jpg"
-            )
+            fault = f"it has {what} but {', '.join(sample)}; {TOGETHER}"
             return Record(name, b"", (), fault=fault)
         if before is not None and before not in sample:
             return Record(name, b"", (), fault=f"it has no {before} but {', '.join(sample)}")
@@ -146,7 +147,7 @@ class WebShards:
         if "cls" in sample:
             number = decode_text(sample["cls"]).strip()
             return self.captioner.describe(int(number) if number.isdecimal() else number)
-        return self.captioner.describe()
+        return Described(fault=f"it has no caption but {', '.join(sample)}; {TOGETHER}")
 
 
 def load(settings: Settings, split: Split) -> WebShards:

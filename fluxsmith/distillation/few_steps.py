@@ -14,7 +14,7 @@ from fluxsmith.distillation.trajectories import Recipe, Trajectories
 from fluxsmith.flow.path import beside
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.text.encoder import TextInput
-from fluxsmith.training.objective import Losses
+from fluxsmith.training.objective import Cost, Losses
 
 KEPT = 4  # states of a trajectory, at least, so that one cache serves students of 1, 2 and 4 steps
 
@@ -78,6 +78,11 @@ class TrajectoryDistillation(Distillation):
     @classmethod
     def needs_data(cls, config: RunConfig) -> bool:
         return False
+
+    @classmethod
+    def cost(cls, config: RunConfig) -> Cost:
+        """The student's own steps before the one that it learns."""
+        return Cost(passes=(config.objective.steps - 1) / 2, teachers=1)
 
     def draw(self, batch: Batch, generator: torch.Generator) -> Steps:
         assert isinstance(batch, Trajectories)

@@ -17,7 +17,7 @@ from fluxsmith.flow.path import interpolate
 from fluxsmith.flow.timesteps import sample
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.text.encoder import NULL_PROMPT, TextInput
-from fluxsmith.training.objective import Losses
+from fluxsmith.training.objective import Cost, Losses
 
 STATES, BETWEEN = 10, 2  # kept of a trajectory, and the solver's steps between them
 UNGUIDED = 0.25  # share of the states with a scale of 1
@@ -104,6 +104,11 @@ class GuidanceDistillation(Distillation):
     @classmethod
     def needs_data(cls, config: RunConfig) -> bool:
         return config.objective.noised_data > 0
+
+    @classmethod
+    def cost(cls, config: RunConfig) -> Cost:
+        """The teacher's, one where the scale is 1 and two elsewhere."""
+        return Cost(passes=1 + (1 - UNGUIDED) * (1 - NO_PROMPT), teachers=1)
 
     def draw(self, batch: Batch, generator: torch.Generator) -> GuidedStates:
         """The first part of a batch is noised data, the rest states of trajectories."""

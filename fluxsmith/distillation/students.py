@@ -58,6 +58,8 @@ def student_config(run: Path, steps: int | None, overrides: Sequence[str] = ()) 
     most = (GuidanceDistillation if dev else TrajectoryDistillation).Settings.trajectories
     paths = min(most, whole_shards(more * contents["images_seen"]))
     data["objective"] = {"teacher": str(run), "trajectories": paths}
+    if is_shipped(path):
+        data["objective"]["cache"] = str(folder / "trajectories")
     every = max(1, length // PARTS)
     del data["train"]["init_from"]
     data["train"] |= TRAIN | {"steps": length, "sample_every": every, "checkpoint_every": every}

@@ -26,6 +26,7 @@ from fluxsmith.device import to_device
 from fluxsmith.distillation.teacher import Teacher
 from fluxsmith.errors import UserError
 from fluxsmith.flow.solvers import adams2
+from fluxsmith.kernels.memory import release_freed_memory
 from fluxsmith.parallel.ranks import ALONE, Ranks
 from fluxsmith.randomness import address_seed, generator, image_noise
 from fluxsmith.storage.files import first_line, make_folder
@@ -111,6 +112,7 @@ class TrajectoryStore:
                 made = self.count - (len(missing) - done) * SHARD
                 console.report(f"trajectories {made:,}/{self.count:,} of the teacher", left)
             console.report(f"trajectories {self.count:,} in {self.folder}", None, last=True)
+        release_freed_memory()  # training asks for blocks of other sizes
 
     def rows(self, indices: Sequence[int]) -> Trajectories:
         """These trajectories, on the teacher's device."""

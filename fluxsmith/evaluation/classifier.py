@@ -7,6 +7,7 @@ under a digest of those images.
 
 import contextlib
 import hashlib
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -67,9 +68,11 @@ def _convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> list[
     return [layer, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
-def trained_classifier(train: ImageSet, test: ImageSet) -> Classifier:
+def trained_classifier(
+    train: ImageSet, test: ImageSet, each_step: Callable[[], None] = lambda: None
+) -> Classifier:
     """The classifier of this data set, from the cache or trained now, with a progress bar; a
-    UserError where the data have no classes."""
+    UserError where the data have no classes. `each_step` may end the training by an error."""
     if train.classes is None:
         raise UserError(
             "the captions of this data set are free text, and a classifier needs classes to tell "
@@ -83,14 +86,14 @@ def trained_classifier(train: ImageSet, test: ImageSet) -> Classifier:
         classifier.load_state_dict(torch.load(path, weights_only=True))
         return classifier.eval()
     make_folder(path.parent, "FLUXSMITH_CACHE")
-    _train(classifier, train)
+    _train(classifier, train, each_step)
     _, seen = classifier.classify(test.images)
     classifier.test_accuracy.fill_((seen == test.class_labels).float().mean())
     write_whole(path, lambda to: torch.save(classifier.state_dict(), to))
     return classifier
 
 
-def _train(classifier: Classifier, data: ImageSet) -> None:
+def _train(classifier: Classifier, data: ImageSet, each_step: Callable[[], None]) -> None:
     """On shifted images with AdamW and a one-cycle learning rate; addressed randomness."""
     classifier.train()
     classes = data.class_labels
@@ -98,6 +101,7 @@ def _train(classifier: Classifier, data: ImageSet) -> None:
     optimiser = torch.optim.AdamW(classifier.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, updates)
     for step in track(range(updates), description="training the classifier", transient=True):
+        each_step()
         draw = generator(ADDRESS, "batch", step)
         rows = torch.randint(len(data), (BATCH,), generator=draw)
         images = _shifted(to_unit(data.images[rows]), draw)

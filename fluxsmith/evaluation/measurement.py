@@ -115,6 +115,7 @@ def measure(
             "data_digest": data_digest(samples.reference.train, samples.reference.test),
         },
         "results": results,
+        "table": _rows(results),
         "seconds": seconds,
     }
 
@@ -166,11 +167,18 @@ def _lacking(evaluator: Evaluator, reference: Reference, config: RunConfig) -> s
 def table(results: dict[str, Any]) -> Table:
     title = f"{results['name']}, step {results['step']}, {results['weights']} weights"
     sheet = Table(title=title, show_header=False)
-    for name, found in results["results"].items():
-        for figure in EVALUATORS[name].figures(found):
+    for row in results["table"]:
+        sheet.add_row(*row)
+    return sheet
+
+
+def _rows(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a person reads of them: names and values."""
+    found = list[tuple[str, str]]()
+    for name, each in results.items():
+        for figure in EVALUATORS[name].figures(each):
             value, ends, real = figure.texts
             shown = value + (f" ({ends})" if ends else "")
-            sheet.add_row(figure.name, shown + (f"; real images {real}" if real else ""))
-        for row in EVALUATORS[name].rows(found):
-            sheet.add_row(*row)
-    return sheet
+            found.append((figure.name, shown + (f"; real images {real}" if real else "")))
+        found += EVALUATORS[name].rows(each)
+    return found

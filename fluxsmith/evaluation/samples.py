@@ -35,11 +35,15 @@ BATCH = 100
 class Reference:
     """The training and test images of a config's data set, as its model sees them, and the
     classifier trained on them; each loaded when it is first needed, by all `ranks`, which share
-    the work of measuring. `together`: they have shares of a network, and compute at one time."""
+    the work of measuring. `together`: they have shares of a network, and compute at one time.
+    `each_step` of the classifier's training may end it by an error."""
 
-    def __init__(self, config: RunConfig, ranks: Ranks = ALONE, together: bool = False) -> None:
+    def __init__(
+        self, config: RunConfig, ranks: Ranks = ALONE, together: bool = False,
+        each_step: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         self._data, self._fault, self.ranks = config.data, caption_fault(config), ranks
-        self.together = together
+        self.together, self._each_step = together, each_step
 
     def shared(
         self, batches: Sequence[range], work: Callable[[range], Done], guided: bool = False
@@ -86,7 +90,7 @@ class Reference:
     def classifier(self) -> Classifier:
         data = self.train, self.test
         with self.ranks.first_alone():
-            return trained_classifier(*data)
+            return trained_classifier(*data, self._each_step)
 
     @cached_property
     def train_features(self) -> Tensor:

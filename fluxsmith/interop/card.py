@@ -45,7 +45,7 @@ def write_card(
         render.save_png(folder / "samples.png", grid, {"prompts": prompts, "seed": "0"})
     config = RunConfig.model_validate(portable(pipeline.config.model_dump()))
     environment = Environment(undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"json": json.dumps, "figures": _figures}
+    environment.filters["json"] = json.dumps
     text = Path(__file__).with_name(template).read_text(encoding="utf-8")
     card = environment.from_string(text).render(
         config=config,
@@ -67,23 +67,13 @@ def write_card(
 
 
 def check_scores(pipeline: Pipeline, scores: Path) -> None:
-    """Raises a UserError if an evaluation is not of these very weights."""
-    measured, own = read_json(scores).get("model"), pipeline.digest()
+    """Raises a UserError if an evaluation is not of these very weights, or has no table."""
+    found = read_json(scores)
+    measured, own = found.get("model"), pipeline.digest()
     if measured != own:
         raise UserError(
             f"{scores}: is an evaluation of other weights (model {measured}, these are {own}); "
             f"evaluate this checkpoint, with the same --weights"
         )
-
-
-def _figures(results: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """The plain numbers among the results, by dotted name; not their long lists."""
-    found = []
-    for name, value in results.items():
-        if isinstance(value, dict):
-            found += _figures(value, f"{prefix}{name}.")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            found.append((prefix + name, f"{value:.6g}"))
-        elif name.endswith("interval") and len(value) == 2 and None not in value:
-            found.append((f"{prefix}{name}", "{:.6g} to {:.6g}".format(*value)))
-    return found
+    if "table" not in found:
+        raise UserError(f"{scores}: was written by an earlier version; evaluate again")

@@ -36,7 +36,8 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
 
 def give_back_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
     """The same, but every large block goes back: by itself, glibc keeps those of up to 32 MiB."""
-    return _set(environment, {_M_MMAP_THRESHOLD: LARGE})
+    usual = {_M_MMAP_MAX: 65536, _M_TRIM_THRESHOLD: 128 * 1024}  # where it was to keep them before
+    return _set(environment, usual | {_M_MMAP_THRESHOLD: LARGE})
 
 
 def _set(environment: Mapping[str, str], options: Mapping[int, int]) -> bool:

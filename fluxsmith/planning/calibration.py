@@ -1,6 +1,7 @@
 """What this machine makes of a training step: its seconds, and the memory that is lost between
 tensors. Both are measured on the network itself or, where it is large, on one of fewer blocks."""
 
+import math
 from functools import partial
 from statistics import median
 from typing import NamedTuple
@@ -55,7 +56,8 @@ def calibrate(outline: Outline, config: RunConfig, device: torch.device) -> Cali
         step()  # the first takes longer
     taken = take_turns(steps, device, ROUNDS)
     rounds = (dict(zip(taken, one, strict=True)) for one in zip(*taken.values(), strict=True))
-    found = median(extrapolated(one, blocks) for one in rounds)
+    more = outline.of_a_step(config) / outline.flops(config)
+    found = median(extrapolated(one, blocks) for one in rounds) * more
     words = " and ".join("+".join(map(str, size)) for size in sizes)
     return Calibration(found, share, f"steps with {words} blocks")
 
@@ -69,11 +71,24 @@ def _lost(
     trainer = outline.trainer(config, device)
     work = outline.flops(config) * config.train.batch_size
     for _ in range(min(SETTLING[1], max(SETTLING[0], int(SETTLING_FLOPS / work)))):
-        trainer.train_step(outline.batch(captions[trainer.step % len(captions)]))
+        batch = outline.batch(captions[trainer.step % len(captions)])
+        if passes := outline.cost.passes:
+            _teach(trainer, batch, passes)
+        trainer.train_step(batch)
     after = resident_memory()
     if not before or not after or device.type != "cpu":
         return 0.0
     return after - before - sum(traced(outline, config).at_most().values())
+
+
+@torch.no_grad()
+def _teach(trainer: Trainer, batch: Batch, passes: float) -> None:
+    """Forward passes of so many batches, in blocks of memory of other sizes than a step's own."""
+    objective, each = trainer.objective, math.ceil(passes)
+    part = batch.at(range(round(len(batch) * passes / each)))
+    for _ in range(each):
+        draw = torch.Generator(trainer.pipeline.device).manual_seed(0)
+        objective.losses(objective.prepare(objective.draw(part, draw)))
 
 
 def measured_sizes(blocks: Blocks) -> list[Blocks]:
@@ -107,7 +122,7 @@ def _by_products(outline: Outline, config: RunConfig, device: torch.device) -> C
     products = matrix_products(device, dtype)
     taken = take_turns(products, device, ROUNDS)
     rate = product_flops(device) / min(median(one) for one in taken.values())
-    seconds = outline.flops(config) * config.train.batch_size / rate
+    seconds = outline.of_a_step(config) * config.train.batch_size / rate
     return Calibration(seconds, 0.0, "large matrix products alone")
 
 

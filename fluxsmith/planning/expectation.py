@@ -5,7 +5,7 @@ from fluxsmith.model.flops import training_flops
 from fluxsmith.planning.calibration import calibrate
 from fluxsmith.planning.forecast import Planner
 from fluxsmith.planning.machine import Machine
-from fluxsmith.planning.outline import ALONE, Outline
+from fluxsmith.planning.outline import Outline
 from fluxsmith.training.run import Expected
 from fluxsmith.training.trainer import Trainer
 
@@ -14,8 +14,8 @@ WORTH = 5e13  # FLOPs: a shorter run is over before it matters what it takes
 
 def expected(trainer: Trainer) -> Expected | None:
     """The memory that this process will have at the most, and, where it trains alone, the seconds
-    of a step; None for a short run, or where a teacher takes a part."""
-    if trainer.config.objective.kind not in ALONE:
+    of a step; None for a short run, or where the objective does not say its cost."""
+    if trainer.objective.cost(trainer.config) is None:
         return None
     config, device = trainer.config, trainer.pipeline.device
     pipeline, images = trainer.pipeline, config.train.steps * config.train.batch_size
@@ -24,6 +24,7 @@ def expected(trainer: Trainer) -> Expected | None:
         return None
     resident = resident_memory() or 0
     outline = Outline.of(config, trainer.loader)
+    config = outline.config
     machine = Machine(
         "this", trainer.ranks.size, memory_of(device), gpu=device.type == "cuda", here=True
     )
@@ -33,6 +34,6 @@ def expected(trainer: Trainer) -> Expected | None:
     found = planned.memory(planned.config, calibration.lost if calibration else 0.0)
     memory = sum(found.values()) + planned.saving(found)
     if not machine.gpu:  # this process has weights, average and data already
-        there = ("weights", "average", "data set")
+        there = ("weights", "average", "teacher", "data set")
         memory += resident - sum(found.get(part, 0) for part in there)
     return Expected(memory, calibration.seconds if calibration else None)

@@ -66,11 +66,14 @@ class Planner:
             network = Flux(outline.params(self.config))
             whole = outline.learned(self.config, network)
             self.sizes = Sizes.of(whole, network, network.blocks)
+            self._teacher = outline.cost.teachers * sum(p.nbytes for p in whole.parameters())
         if adapter := self.config.train.adapter.choice:
             whole.requires_grad_(False)
             adapter.attach(network, self.config.seed)
             own = sum(p.numel() for p in whole.parameters() if p.requires_grad)
             self.sizes = Sizes((), 0, own)  # which are whole on every rank
+            if adapter.dtype_of(outline.stored) == outline.stored:
+                self._teacher = 0  # the frozen weights are its own
         self._alone: dict[Any, Allocations] = {}  # traces, by what they depend on
 
     def forecast(self) -> Forecast:
@@ -81,7 +84,7 @@ class Planner:
             calibration = calibrate(self.outline, local, pick_device(config.device))
         lost = calibration.lost if calibration else 0.0
         memory = self.memory(config, lost)
-        traffic, flops = self.traffic(), self.outline.flops(config) * config.train.batch_size
+        traffic, flops = self.traffic(), self.outline.of_a_step(config) * config.train.batch_size
         seconds, how = self._seconds(flops, traffic, calibration)
         spent = seconds and machine.rate and seconds * machine.rate * machine.devices
         txt, img = self.outline.tokens(config)
@@ -114,6 +117,7 @@ class Planner:
             self._alone[key] = traced(self.outline, local)
         found = self._sharing(config).on_a_rank(self._alone[key], self.sizes)
         found["lost between tensors"] = round(lost * sum(found.values()))
+        found["teacher"] = self._teacher
         found["data set"] = 0 if self.machine.gpu else self.outline.data
         return {part: size for part, size in found.items() if size}
 

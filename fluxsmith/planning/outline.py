@@ -18,6 +18,7 @@ from fluxsmith.autoencoder import Autoencoder
 from fluxsmith.autoencoder.flux_ae import FluxAutoencoder
 from fluxsmith.autoencoder.network import AutoencoderNetwork, AutoencoderParams
 from fluxsmith.config import RunConfig
+from fluxsmith.config.objective_section import ObjectiveConfig
 from fluxsmith.data import build_loader
 from fluxsmith.data.loader import Batch, Loader, MemoryLoader
 from fluxsmith.device import DTYPES, dtype_of_most
@@ -39,7 +40,7 @@ from fluxsmith.text.padding import batch_length
 from fluxsmith.training.caption_encoding import likely_batches
 from fluxsmith.training.holding import prepare
 from fluxsmith.training.latent_encoding import keeps_latents, open_latents
-from fluxsmith.training.objective import objective_of
+from fluxsmith.training.objective import Cost, objective_of
 from fluxsmith.training.trainer import Trainer
 
 # Widths of the encoders that our configs name, as their published configurations have them.
@@ -48,8 +49,6 @@ WIDTHS = {
     "google/t5-v1_1-base": 768,
     "google/t5-v1_1-xxl": 4096,
 }
-# The objectives in which a network with a picture's tokens is all that computes.
-ALONE = ("flow_matching", "fill")
 CPU = torch.device("cpu")
 WORD = "word"  # a token of a learned encoder
 
@@ -127,16 +126,22 @@ class Outline:
     captions: list[str]
     data: int  # bytes that its pictures take in memory
     stored: torch.dtype = torch.float32  # of the weights that training begins with
+    cost: Cost = field(default_factory=Cost)  # of the objective
     notes: list[str] = field(default_factory=list)  # what was not here
 
     @classmethod
     def of(cls, config: RunConfig, loader: Loader | None = None) -> "Outline":
         """Opens the data, unless there is a loader of it already."""
-        if config.objective.kind not in ALONE:
-            kinds = " and ".join(ALONE)
+        objective = objective_of(config)
+        cost, needs_data = objective.cost(config), objective.needs_data(config)
+        if cost is None:
             raise UserError(
-                f"objective.kind={config.objective.kind}: only {kinds} can be planned for"
+                f"objective.kind={config.objective.kind}: says nothing of its cost, so it can't be "
+                f"planned for"
             )
+        if cost.teachers:  # a student's step is one of flow matching, beside its teacher's part
+            plain = {"objective": ObjectiveConfig.model_validate({"kind": "flow_matching"})}
+            config = config.model_copy(update=plain)
         notes: list[str] = []
         autoencoder = autoencoder_of(config, notes)
         try:
@@ -149,9 +154,10 @@ class Outline:
             most = _text(config).max_tokens
             captions = [" ".join([WORD] * most)]
             notes.append(f"captions are taken to have {most} tokens, the most they can: {error}")
-        images = loader.images if isinstance(loader, MemoryLoader) else []
+        images = loader.images if needs_data and isinstance(loader, MemoryLoader) else []
         stored = torch.float32 if config.train.adapter.choice is None else _stored(config, notes)
-        return cls(config, autoencoder, captions, sum(x.nbytes for x in images), stored, notes)
+        data = sum(x.nbytes for x in images)
+        return cls(config, autoencoder, captions, data, stored, cost, notes)
 
     def trainer(self, config: RunConfig, device: torch.device = CPU) -> Trainer:
         """A trainer, at step 0, of a config that may have other sizes than the outline's."""
@@ -198,7 +204,9 @@ class Outline:
         if encoded and self.autoencoder is not None:
             side = data.image_size // self.autoencoder.factor
             shape = self.autoencoder.z_channels, side, side
-        return Batch(torch.zeros(len(captions), *shape), captions, encoded)
+        images = torch.zeros(len(captions), *shape)
+        references = images if self.config.model.conditioning == "kontext" else None
+        return Batch(images, captions, encoded, references)
 
     def likely(self, size: int) -> list[list[str]]:
         """The captions of some batches, as training meets them."""
@@ -228,15 +236,20 @@ class Outline:
         ]
         factor = 1 if self.autoencoder is None else self.autoencoder.factor
         side = config.data.image_size // factor // config.model.patch_size
-        return sum(lengths) / len(lengths), side * side
+        pictures = 2 if config.model.conditioning == "kontext" else 1
+        return sum(lengths) / len(lengths), pictures * side * side
 
     def flops(self, config: RunConfig, of: Flops | None = None) -> float:
-        """Of a picture in a training step, or in what else is counted."""
+        """Of a picture, forward and backward, or in what else is counted."""
         txt, img = self.tokens(config)
         frozen = config.train.adapter.choice is not None
         of = of or (through_frozen if frozen else training_flops)
         low, high = (of(self.params(config), math.floor(txt) + more, img) for more in (0, 1))
         return low + (high - low) * (txt % 1)
+
+    def of_a_step(self, config: RunConfig) -> float:
+        """Of a picture in a step, with the passes that teach a student."""
+        return self.flops(config) + self.cost.passes * self.flops(config, forward_flops)
 
 
 def changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:

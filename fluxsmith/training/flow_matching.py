@@ -15,7 +15,7 @@ from fluxsmith.flow.timesteps import Density, sample
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.text.encoder import TextInput
 from fluxsmith.training.latent_encoding import keeps_latents
-from fluxsmith.training.objective import Losses, Objective
+from fluxsmith.training.objective import Cost, Losses, Objective
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,10 @@ class FlowMatching(Objective):
             )
         flow = config.flow
         return cls(pipeline, flow.choice, flow.stratified, config.train.precision)
+
+    @classmethod
+    def cost(cls, config: RunConfig) -> Cost:
+        return Cost()
 
     def draw(self, batch: Batch, generator: torch.Generator) -> Any:
         t = sample(self.density, len(batch), generator, self.stratified)

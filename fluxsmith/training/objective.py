@@ -41,6 +41,14 @@ class Example(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a step takes beside the network that it trains."""
+
+    passes: float = 0.0  # forward passes of a picture without gradients, on average
+    teachers: int = 0  # frozen networks of the same sizes
+
+
 class Objective(ABC):
     """What a step minimises."""
 
@@ -66,6 +74,11 @@ class Objective(ABC):
     def build(cls, config: RunConfig, pipeline: Pipeline) -> "Objective":
         """The objective of a run, with what it needs beside the model: a teacher, a second
         network."""
+
+    @classmethod
+    def cost(cls, config: RunConfig) -> Cost | None:
+        """For a plan; None where it is not known."""
+        return None
 
     def make(self, ranks: Ranks) -> None:  # noqa: B027 (most need nothing)
         """Makes what it learns from, where that is not there yet; a call of all ranks at once."""

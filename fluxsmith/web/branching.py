@@ -12,7 +12,7 @@ from fluxsmith.errors import UserError
 from fluxsmith.evaluation.samples import Reference
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.web.drawing import Request, Scale, States, draw
-from fluxsmith.web.line import Emit, Event
+from fluxsmith.web.line import Emit, Event, Stopped
 
 
 class BranchRequest(Request):
@@ -83,6 +83,11 @@ class Judges:
     def __init__(self) -> None:
         self._found: dict[str, Reference | str] = {}  # by data section; or why there is none
         self._lock = threading.Lock()
+        self._over = threading.Event()
+
+    def close(self) -> None:
+        """What is being trained ends at its next step."""
+        self._over.set()
 
     def say(self, pipeline: Pipeline, drawn: Sequence[States], prompts: Sequence[str]) -> Event:
         """What is `judged` of these drawings; {"judge": why} where nothing can be."""
@@ -102,9 +107,13 @@ class Judges:
     def _load(self, key: str, pipeline: Pipeline) -> None:
         found: Reference | str
         try:
-            found = Reference(pipeline.config)
+            found = Reference(pipeline.config, each_step=self._go_on)
             found.classifier.eval()
             _ = found.prompts
         except Exception as error:  # of data that can't be had, for whatever reason
             found = str(error) or type(error).__name__
         self._found[key] = found
+
+    def _go_on(self) -> None:
+        if self._over.is_set():
+            raise Stopped

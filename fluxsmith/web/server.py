@@ -118,6 +118,7 @@ class Page:
             yield
         finally:
             self.line.close()
+            self.judges.close()
             await run_in_threadpool(self.runs.close)
 
     async def models(self, request: Request) -> Response:

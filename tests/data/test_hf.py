@@ -144,6 +144,18 @@ def test_what_is_missing_is_named(tmp_path, streaming):
     assert "data.test_split=dev" in refused(path, test_split="dev", **options)
 
 
+def test_one_of_several_configurations_is_named(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        frame(tmp_path / name / "train.parquet", image=PICTURES, text=TEXTS)
+    told = "".join(f"- config_name: {name}\n  data_files: {name}/*.parquet\n" for name in "ab")
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{told}---\n")
+    for options in ({}, {"subset": "c"}):
+        message = refused(tmp_path, **options)
+        assert "['a', 'b']" in message and message.endswith("data.subset names one of them")
+    assert len(open_rows(str(tmp_path), "train", subset="b", test_share=0.0)) == 6
+
+
 def test_a_path_that_is_nothing_names_the_ways_out(tmp_path):
     assert "data.path: missing" in refused(None)
     message = refused("nobody/nothing-of-this-name")

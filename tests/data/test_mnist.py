@@ -107,7 +107,7 @@ def test_what_can_not_be_read_or_is_not_there(tmp_path, cache):
     assert IMAGES in message
 
 
-def test_files_are_looked_for_under_the_path_then_the_variable_then_the_cache(
+def test_files_are_looked_for_under_the_path_or_the_variable_then_the_cache(
     tmp_path, cache, monkeypatch, mnist_arrays, idx
 ):
     places = [tmp_path / "path", tmp_path / "data" / "mnist", cache / "mnist"]
@@ -117,6 +117,7 @@ def test_files_are_looked_for_under_the_path_then_the_variable_then_the_cache(
     monkeypatch.setenv("FLUXSMITH_DATA", str(tmp_path / "data"))
     assert set(load(places[0], "train").labels.tolist()) == {1}
     assert set(load(None, "train").labels.tolist()) == {2}
+    assert "no train-images" in mistake(tmp_path / "paht")  # a slip is not passed over
     monkeypatch.delenv("FLUXSMITH_DATA")
     assert set(load(None, "train").labels.tolist()) == {3}
 

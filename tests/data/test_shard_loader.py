@@ -180,7 +180,7 @@ def test_other_data_is_refused_on_resuming():
 def test_an_empty_stream_is_one_line():
     stream = loader()
     stream.shards.lists = [[], [], [], []]
-    with pytest.raises(UserError, match="there are no images to train on"):
+    with pytest.raises(UserError, match="no images to train on; add some, or lower data"):
         stream.batch(0)
 
 

@@ -232,6 +232,8 @@ def test_samples_that_lack_a_part_are_named_and_the_others_read(tmp_path):
     assert [found[key] for key in "012"] == ["", "", ""]
     assert found["7"].startswith("it has no image but txt")
     assert found["8"].startswith("its json has url; data.caption_key")
+    apart = records(shard(tmp_path / "1.tar", ("9.png", MADE[0][0])), test_share=0)
+    assert apart[0].fault.startswith("it has no caption but png; files of a sample follow each")
 
 
 def test_numbers_of_classes_in_shards(tmp_path):

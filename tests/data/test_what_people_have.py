@@ -216,7 +216,12 @@ def test_what_is_not_plain_can_be_said(tmp_path):
 
 
 def test_splits_are_known_by_their_usual_names(tmp_path):
-    for train, test in (("Train", "Val"), ("training", "testing"), ("train", "dev")):
+    for train, test in (
+        ("Train", "Val"),
+        ("training", "testing"),
+        ("train", "dev"),
+        ("TRAIN", "eval"),
+    ):
         root = put(tmp_path / train, pictures(f"{train}/a{{}}.png") | texts(f"{train}/a{{}}.txt"))
         put(root, pictures(f"{test}/b{{}}.png", 2) | texts(f"{test}/b{{}}.txt", n=2))
         sides = [[r.name[-6] for r in open_folder(root, split)] for split in ("train", "test")]
@@ -229,14 +234,24 @@ def test_splits_are_known_by_their_usual_names(tmp_path):
     )
 
 
-@pytest.mark.parametrize("names", [("train_images", "val_images"), ("train2017", "val2017")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train_images", "val_images"),
+        ("train2017", "val2017"),
+        ("trainset", "testset"),
+        ("trainA", "testA"),
+    ],
+)
 def test_folders_with_the_names_of_both_splits_in_theirs_split(tmp_path, names):
     for name, n in zip(names, (6, 2), strict=True):
         put(tmp_path, pictures(f"{name}/{{}}.png", n) | texts(f"{name}/{{}}.txt", n=n))
     sides = [open_folder(tmp_path, split) for split in ("train", "test")]
     assert [{r.name.split("/")[0] for r in side} for side in sides] == [{names[0]}, {names[1]}]
     put(tmp_path, pictures("other/{}.png") | texts("other/{}.txt"))  # so they may be classes
-    assert {r.name.split("/")[0] for r in open_folder(tmp_path, "train")} == {*names, "other"}
+    train = open_folder(tmp_path, "train")
+    assert {r.name.split("/")[0] for r in train} == {*names, "other"}
+    assert f"{', '.join(sorted(names))} split nothing" in "".join(train.account.lines())
 
 
 def test_what_is_read_in_place_of_something_else_is_said(tmp_path):
@@ -560,6 +575,45 @@ def test_a_folder_named_twice_comes_twice_and_none_is_an_error(tmp_path):
 )
 def test_a_folder_of_something_else_says_what_reads_it(tmp_path, name, hint):
     assert hint in refused(put(tmp_path, {name: b"x"}))
+
+
+def test_tables_beside_shards_and_a_file_for_a_folder_say_so_too(tmp_path):
+    put(tmp_path, {"0.parquet": b"x", "0.tar": b"x"})
+    assert "data.source=webdataset" in refused(tmp_path)
+    put(tmp_path, {"a.csv": "x"})
+    assert "is no folder; name the one that it lies in" in refused(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("tables", [("train.csv", "test.csv"), ("metadata.csv",)])
+def test_a_name_of_two_images_is_that_of_its_rows_split(tmp_path, tables):
+    put(tmp_path, pictures("train/{}.png") | pictures("test/{}.png"))
+    lines = {s: [f"{n},of {s} {i},{s}" for i, n in enumerate(NAMES)] for s in ("train", "test")}
+    for table in tables:
+        own = lines.get(table.removesuffix(".csv"), lines["train"] + lines["test"])
+        put(tmp_path, {table: "\n".join(["file_name,text,split", *own])})
+    for split in ("train", "test"):
+        found = {r.name: r.captions for r in open_folder(tmp_path, split)}
+        assert found == {f"{split}/{n}": (f"of {split} {i}",) for i, n in enumerate(NAMES)}
+
+
+def test_names_that_begin_with_the_folders_own_are_found(tmp_path):
+    table = rows(f"{tmp_path.name}/{name}" for name in NAMES)
+    put(tmp_path, pictures("{}.png") | {"metadata.csv": table})
+    assert boats(tmp_path) == TABLED
+
+
+def test_addresses_on_the_web_are_named(tmp_path):
+    table = rows(["https://example.org/a.png", *NAMES])
+    put(tmp_path, pictures("{}.png") | {"metadata.csv": table})
+    bad = "metadata.csv, line 2 (https://example.org/a.png)"
+    assert faults(tmp_path) == {bad: "it is an address on the web; fetch the pictures first"}
+
+
+def test_folders_that_are_in_no_split_are_no_classes(tmp_path):
+    put(tmp_path, pictures("train/{}/0.png", 2) | pictures("valid/{}/1.png", 2))
+    put(tmp_path, pictures("unlabelled/a/{}.png", 2))
+    notes = open_folder(tmp_path, "train").account.notes
+    assert notes == ["captions are made of the names of folders: 0, 1"]
 
 
 def test_a_broken_array_says_where_it_breaks(tmp_path):

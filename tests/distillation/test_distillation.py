@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import assert_agree, randomise, same
 from PIL import Image
+from planning.memory_profile import held_by
 
 from fluxsmith import Pipeline
 from fluxsmith.cli import main
@@ -19,6 +20,9 @@ from fluxsmith.distillation.trajectories import SHARD, Recipe, TrajectoryStore
 from fluxsmith.errors import UserError
 from fluxsmith.flow.solvers import euler, uniform_grid
 from fluxsmith.interop.open_pipeline import TextToImage
+from fluxsmith.planning.forecast import Planner
+from fluxsmith.planning.machine import Machine
+from fluxsmith.planning.outline import Outline
 from fluxsmith.randomness import generator
 from fluxsmith.sampling import render
 from fluxsmith.sampling.generate import Sampler
@@ -464,3 +468,32 @@ def test_mistakes_get_a_line(make_teacher, tmp_path, capsys):
         told = capsys.readouterr().err
         assert "Traceback" not in told and len(told.splitlines()) <= 2
         assert re.search(line, told), (typed, told)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [4, None], ids=["few steps", "guidance"])
+def test_a_plan_counts_the_passes_and_the_memory_of_a_student(teacher, steps):
+    trainer = trainer_of(teacher, steps, "train.batch_size=64")
+    pictures = []
+    config, theirs = trainer.config, trainer.objective.teacher.pipeline.network
+    for network in (trainer.pipeline.network, theirs):
+        network.img_in.register_forward_pre_hook(lambda _, given: pictures.append(len(given[0])))
+    for _ in range(8):
+        trainer.train_step()
+    outline = Outline.of(config)
+    assert sum(pictures) / 8 / 64 == pytest.approx(1 + outline.cost.passes, rel=0.05)
+
+    def real():
+        again = build_trainer(config, torch.device("cpu"))
+        for _ in range(2):
+            again.train_step()
+
+    del trainer
+    real()  # what comes once and stays
+    machine = Machine("described", 1, 2**40, gpu=False, here=False)
+    memory = Planner(outline, machine).memory(outline.config)
+    assert memory.pop("teacher") == pytest.approx(memory["average"], rel=0.01)
+    planned = sum(size for part, size in memory.items() if part != "data set")
+    # The teacher's weights lie in its file, of which the profiler counts every byte.
+    mapped = (teacher / "diffusion-1.pt").stat().st_size
+    assert planned + mapped == pytest.approx(held_by(real), rel=0.03)

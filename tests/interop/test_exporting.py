@@ -159,16 +159,16 @@ def test_ema_or_raw_weights_as_asked(checkpoint, tmp_path):
 def test_the_card_tells_what_it_is_and_shows_it(checkpoint, tmp_path):
     scores = tmp_path / "scores.json"
     digest = Pipeline.from_checkpoint(checkpoint, "cpu").digest()
-    results = {"prompt_accuracy": {"accuracy": 0.985, "interval": [0.97, 0.99]}}
-    scores.write_text(json.dumps({"model": digest, "results": results, "settings": {"steps": 20}}))
+    rows = [["Prompt accuracy", "98.5% (97.0% to 99.0%)"]]
+    scores.write_text(json.dumps({"model": digest, "table": rows, "settings": {"steps": 20}}))
     run_export(checkpoint, tmp_path / "model", "diffusers", scores=scores, samples=True)
     card = (tmp_path / "model" / "README.md").read_text()
-    score = "| prompt_accuracy.accuracy | 0.985 |"
+    score = "| Prompt accuracy | 98.5% (97.0% to 99.0%) |"
     for part in ("for 7 steps of 8 images", score, "samples.png", "source: digits"):
         assert part in card, part
     assert (tmp_path / "model" / "samples.png").stat().st_size > 1000
 
-    scores.write_text(json.dumps({"model": "another", "results": {}}))
+    scores.write_text(json.dumps({"model": "another", "table": []}))
     with pytest.raises(UserError, match="evaluation of other weights"):
         run_export(checkpoint, tmp_path / "other", "diffusers", scores=scores)
     assert not (tmp_path / "other").exists()

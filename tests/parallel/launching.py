@@ -70,6 +70,10 @@ class Ranks:
     def logs(self) -> list[str]:
         return [life.text() for life in self.lives]
 
+    def told(self) -> str:
+        """The ends of the logs, for a test that fails."""
+        return "".join(f"\n-- rank {rank}\n{log[-4000:]}" for rank, log in enumerate(self.logs))
+
 
 def free_port() -> int:
     with socket.socket() as taken:

@@ -32,7 +32,7 @@ def data(folder, kind):
 
 def run(folder, size, *command):
     ranks = Ranks(folder, size, "train", "toy.yaml", *command)
-    assert ranks.wait(280) == [0] * size, ranks.logs
+    assert ranks.wait(280) == [0] * size, ranks.told()
 
 
 @pytest.mark.slow
@@ -73,7 +73,7 @@ def test_ranks_fill_one_cache_of_latents_at_once(tmp_path, size):
     model = {"patch_size": 2}
     write_config(folder, data=section, autoencoder=autoencoder, model=model, **OFF)
     ranks = Ranks(folder, size, "encode", "toy.yaml")
-    assert ranks.wait(280) == [0] * size, ranks.logs
+    assert ranks.wait(280) == [0] * size, ranks.told()
     made = [int(re.search(r"(\d+) pictures encoded now", log)[1]) for log in ranks.logs]
     assert sum(made) == len(MADE) - 1
     assert max(made) - min(made) <= 1 + 1  # one of them could not be read

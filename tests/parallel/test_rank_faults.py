@@ -47,7 +47,7 @@ def test_a_signal_to_one_rank_ends_the_step_of_all(tmp_path, number):
     ranks = Ranks(tmp_path, 2, "train", "toy.yaml")
     ranks.lives[1].until(lambda: saved(tmp_path), 200)
     ranks.lives[1].send(number)
-    assert ranks.wait(120) == [128 + number] * 2, ranks.logs
+    assert ranks.wait(120) == [128 + number] * 2, ranks.told()
     assert "stopped after step" in ranks.logs[0]
     step = saved(tmp_path)[-1]
     again = Ranks(tmp_path, 2, "train", "toy.yaml", f"train.steps={step + 2}", "--resume", "auto")
@@ -80,10 +80,10 @@ def test_killed_at_random_it_always_ends_with_the_same_bytes(tmp_path, shard):
             for _, path in checkpoints.find(folder / "run"):
                 checkpoints.load(path)  # whole, or this raises
             if 0 in codes:  # it was over before
-                assert codes[1 - victim] == 0, ranks.logs
+                assert codes[1 - victim] == 0, ranks.told()
                 break
-            assert codes[victim] == -signal.SIGKILL, ranks.logs
-            assert time.monotonic() - began < 30, ranks.logs
+            assert codes[victim] == -signal.SIGKILL, ranks.told()
+            assert time.monotonic() - began < 30, ranks.told()
             kills += 1
         assert beside_checkpoints(left_behind(folder / "run")) == beside_checkpoints(alone)
         assert_same_checkpoints(folder / "run", tmp_path / "alone" / "run")
@@ -100,7 +100,7 @@ def never_reads(rank):
 def test_what_hangs_is_named(tmp_path):
     write_config(tmp_path)
     ranks = Ranks(tmp_path, 2, "train", "toy.yaml", each=never_reads)
-    assert ranks.wait(120) == [1, 1], ranks.logs
+    assert ranks.wait(120) == [1, 1], ranks.told()
     lines = [line for log in ranks.logs for line in log.splitlines() if line.startswith("error:")]
     assert len(lines) == 1
     assert "rank 0 waits in the agreement before a step for" in lines[0]
@@ -124,7 +124,7 @@ def test_what_fails_in_a_step_of_one_rank_is_told_at_once(tmp_path):
     """Though the other one waits for its gradients."""
     write_config(tmp_path)
     ranks = Ranks(tmp_path, 2, "train", "toy.yaml", each=fails_in_a_step)
-    assert ranks.wait(60) == [2, 2], ranks.logs
+    assert ranks.wait(60) == [2, 2], ranks.told()
     lines = [x for log in ranks.logs for x in log.splitlines() if x.startswith("error:")]
     assert lines == ["error: rank 1: no memory for this piece"]
     assert saved(tmp_path) == [2]

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 def said(ranks, code=2):
     """The one line that all ranks together print as an error."""
-    assert ranks.wait(60) == [code] * len(ranks.lives), ranks.logs
+    assert ranks.wait(60) == [code] * len(ranks.lives), ranks.told()
     (line,) = [line for log in ranks.logs for line in log.splitlines() if line.startswith("error:")]
     assert "Traceback" not in "".join(ranks.logs)
     return line

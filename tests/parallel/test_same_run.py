@@ -24,7 +24,7 @@ def run(folder, size, *command, **sections):
     """What a run on so many ranks leaves behind."""
     write_config(folder, **sections)
     ranks = Ranks(folder, size, "train", "toy.yaml", *command)
-    assert ranks.wait(300) == [0] * size, ranks.logs
+    assert ranks.wait(300) == [0] * size, ranks.told()
     return left_behind(folder / "run")
 
 
@@ -147,7 +147,7 @@ def test_many_steps_and_resumes_of_a_shipped_config(tmp_path):
 
     def trained(name, size, *more):
         ranks = started(name, size, *more)
-        assert ranks.wait(3000) == [0] * size, ranks.logs
+        assert ranks.wait(3000) == [0] * size, ranks.told()
         return left_behind(tmp_path / name)
 
     one = trained("one", 1)
@@ -162,7 +162,7 @@ def test_many_steps_and_resumes_of_a_shipped_config(tmp_path):
         ranks.lives[0].until(lambda n=seen: records.exists() and len(lines(records)) >= n, 3000)
         time.sleep(draw.random())
         ranks.lives[-1].send(signal.SIGTERM)
-        assert ranks.wait(120) == [128 + signal.SIGTERM] * size, ranks.logs
+        assert ranks.wait(120) == [128 + signal.SIGTERM] * size, ranks.told()
         seen = len(lines(records))
     through = trained("through", 1, "--resume", "auto")
     assert beside_checkpoints(through) == beside_checkpoints(one)

@@ -45,7 +45,7 @@ def test_ranks_share_the_pictures_and_leave_the_files_of_one(trained):
             "--filmstrip", "--out", trained / f"on-{size}",
             each=lambda rank: note_what_is_done(trained),
         )  # fmt: skip
-        assert ranks.wait() == [0] * size, ranks.logs
+        assert ranks.wait() == [0] * size, ranks.told()
         out = trained / f"on-{size}"
         found[size] = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
     assert len(found[1]) == 2 + 5 + 2
@@ -70,7 +70,7 @@ def test_ranks_share_the_measuring_and_find_the_figures_of_one(trained, metrics)
             trained, size, "evaluate", "run", "--num-samples", 250, "--metrics", metrics,
             "--steps", 2, "--json", trained / f"{size}.json", *report,
         )  # fmt: skip
-        assert ranks.wait(600) == [0] * size, ranks.logs
+        assert ranks.wait(600) == [0] * size, ranks.told()
         found.append(json.loads((trained / f"{size}.json").read_text())["results"])
     for row in (row for each in found for row in each.get("sweep", {"rows": []})["rows"]):
         del row["seconds"]
@@ -84,7 +84,7 @@ def test_ranks_that_draw_different_things_are_refused(trained):
         trained, 2, "sample", "run", "--prompt", "3", "--steps", "2",
         each=lambda rank: os.environ.update(FLUXSMITH_TEST_RANK=str(rank)) or differ(rank),
     )  # fmt: skip
-    assert ranks.wait() == [2, 2], ranks.logs
+    assert ranks.wait() == [2, 2], ranks.told()
     (line,) = [x for log in ranks.logs for x in log.splitlines() if x.startswith("error:")]
     assert "steps: 2 on rank 0 and 3 on rank 1" in line
 
@@ -111,7 +111,7 @@ def test_what_fails_on_one_rank_is_told_by_one(trained):
             Sampler._solve = solve
 
     ranks = Ranks(trained, 2, "sample", "run", "--num-samples", 4, "--batch-size", 2, each=fails)
-    assert ranks.wait() == [2, 2], ranks.logs
+    assert ranks.wait() == [2, 2], ranks.told()
     lines = [x for log in ranks.logs for x in log.splitlines() if x.startswith("error:")]
     assert lines == ["error: no more memory here"]
 
@@ -132,7 +132,7 @@ def test_a_run_shares_its_scores_and_grids(tmp_path, shard):
             tmp_path / str(size), size, "train", "toy.yaml",
             each=lambda rank, size=size: note_what_is_done(tmp_path / str(size)),
         )  # fmt: skip
-        assert ranks.wait() == [0] * size, ranks.logs
+        assert ranks.wait() == [0] * size, ranks.told()
         found.append(left_behind(tmp_path / str(size) / "run"))
         if shard > 1:  # which is a setting that differs
             found[-1] = beside_checkpoints(found[-1])

@@ -31,7 +31,7 @@ def test_two_ranks_leave_the_student_of_one(tmp_path, kind):
             folder, objective=objective | more, sample=sample, model=model, evaluate={"every": 0}
         )
         ranks = Ranks(folder, size, "train", "toy.yaml")
-        assert ranks.wait(300) == [0] * size, ranks.logs
+        assert ranks.wait(300) == [0] * size, ranks.told()
         found.append(left_behind(folder / "run"))
     one, two = found
     assert one == two and "diffusion-6.pt" in one

@@ -34,6 +34,12 @@ def test_what_does_not_fit_is_told_what_to_change_first(toy):
     assert tight.advice.startswith("a smaller model") and tight.largest_batch == 0
 
 
+@pytest.mark.slow
+def test_this_machine_is_measured(toy):
+    found = planner(toy(), 2**40, here=True).forecast()
+    assert found.seconds > 0 and found.how == "steps with 1+1 blocks"
+
+
 def test_the_largest_batch_fits_and_one_more_does_not(toy):
     config, memory = toy("train.batch_size=32"), 2**26
     made = planner(config, memory)

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from test_planning_forecast import planner
+from planning.memory_profile import held_by
+from planning.test_planning_forecast import planner
 from torch import nn
-from torch._C._profiler import _EventType
-from torch.profiler import ProfilerActivity, profile
 
 from fluxsmith.planning.outline import Outline
 from fluxsmith.planning.trace import Allocations, traced
@@ -15,24 +14,6 @@ WITH_BLOCKS = ("model.depth=2", "model.depth_single_blocks=3", "model.hidden_siz
                "model.num_heads=2")  # fmt: skip
 LORA = ("train.adapter.kind=lora", "train.init_from=not-here-yet")
 SLOW = pytest.mark.slow
-
-
-def held_by(work) -> int:
-    """The most bytes of tensors that some work holds at once, as torch's profiler counts them."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    waiting = list(profiler.profiler.kineto_results.experimental_event_tree())
-    events = []
-    while waiting:
-        event = waiting.pop()
-        waiting += event.children
-        if event.tag == _EventType.Allocation:
-            events.append((event.start_time_ns, event.extra_fields.alloc_size))
-    held = largest = 0
-    for _, size in sorted(events, key=lambda event: event[0]):
-        held += size
-        largest = max(largest, held)
-    return largest
 
 
 @pytest.mark.parametrize(

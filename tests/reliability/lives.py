@@ -1,6 +1,7 @@
 """Commands run in forked processes, which have everything imported already."""
 
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -45,6 +46,7 @@ class Life:
             os.dup2(file, 1)
             os.dup2(file, 2)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            faulthandler.enable(2)  # pytest's own would write to its terminal
             prepare()
             # pytest has put its own objects in the place of these
             sys.stdout = open(1, "w", encoding="utf-8", buffering=1)  # noqa: SIM115

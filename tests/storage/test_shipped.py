@@ -93,6 +93,8 @@ def test_a_student_of_it_goes_to_a_run_s_folder_and_not_beside_it(models):
     config = student_config("toy", 4)
     assert not config.resolved_output_dir.startswith(str(models))
     assert config.resolved_output_dir.endswith("-4step")
+    student = config.resolved_output_dir
+    assert config.objective.cache == student.removesuffix("-4step") + "/trajectories"
 
 
 def test_what_can_t_ship_is_refused(run, tmp_path):

@@ -109,6 +109,21 @@ def test_settings_live_in_the_address_and_keys_choose_prompts(browser, address):
         assert pixels(page) == state
 
 
+def test_a_model_begins_with_its_own_prompts_and_a_student_with_its_own_steps(browser, folder):
+    few = ("name=letters", "objective.kind=trajectory_distillation", "objective.teacher=none",
+           "objective.steps=2", "sample.steps=2", "sample.guidance_method=none",
+           "sample.guidance=1")  # fmt: skip
+    letters = save_toy(folder / "few", *few, name="letters", captions=["an a", "a b"])
+    with started(save_toy(folder / "plain"), letters, cwd=folder) as address:
+        with opened(browser, f"{address}#/draw?model=letters") as page:
+            assert page.get_by_label("What to draw").input_value() == "an a"
+            assert page.get_by_label("Steps").input_value() == "2"
+            page.get_by_label("Model", exact=True).select_option("toy")
+            assert page.get_by_label("What to draw").input_value() == "seven"
+        with opened(browser, f"{address}#/branch?model=letters") as page:
+            assert page.get_by_label("Steps").input_value() == "2"
+
+
 def test_a_picture_is_saved_and_a_mistake_is_a_message(browser, address):
     with opened(browser, f"{address}#/draw?steps=2&pictures=1") as page:
         with page.expect_download() as download:

@@ -22,7 +22,7 @@ from fluxsmith.data.images import to_uint8
 from fluxsmith.errors import UserError
 from fluxsmith.evaluation import classifier
 from fluxsmith.interop.open_pipeline import TextToImage
-from fluxsmith.web.branching import plane
+from fluxsmith.web.branching import Judges, plane
 from fluxsmith.web.gallery import Gallery
 from fluxsmith.web.server import LARGEST, Page
 
@@ -309,3 +309,14 @@ def test_a_run_stops_goes_on_and_keeps_a_snapshot_and_has_one_server(path, tmp_p
     seen = [record["step"] for record in state(other)["records"]]
     assert seen == [*range(1, len(seen) + 1)]
     assert not state(other)["training"]
+
+
+def test_a_judge_s_training_ends_with_the_page(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLUXSMITH_CACHE", str(tmp_path))
+    monkeypatch.setattr(classifier, "UPDATES", (10**6, 10**6))
+    before, judges = set(threading.enumerate()), Judges()
+    assert judges.judge(Gallery([str(path)]).open("toy")) == (None, "training")
+    judges.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join()
+    assert not list(tmp_path.rglob("*.pt"))

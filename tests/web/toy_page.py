@@ -22,19 +22,21 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CAPTIONS = [f"{n}" for n in range(10)] + ["zero", "one", "two", "three", "seven"]
 
 
-def save_toy(folder: Path, step: int = 7, name: str = "toy") -> Path:
+def save_toy(
+    folder: Path, *overrides: str, step: int = 7, name: str = "toy", captions: list[str] = CAPTIONS
+) -> Path:
     """A checkpoint of random weights in a folder of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / f"{name}.yaml"
     config.write_text(TOY + f"output_dir: {folder / 'run'}\n", encoding="utf-8")
-    pipeline = Pipeline.build(read_config(config))
+    pipeline = Pipeline.build(read_config(config, overrides))
     randomise(pipeline)
     own = pipeline.state_dict()
     parts = {
         part: {n.removeprefix(part): t for n, t in own.items() if n.startswith(part)}
         for part in ("network.", "text.")
     }
-    about = {"captions": CAPTIONS, "autoencoder": pipeline.autoencoder.digest}
+    about = {"captions": captions, "autoencoder": pipeline.autoencoder.digest}
     weights = Weights("fluxsmith", name, parts["network."], text=parts["text."], step=step)
     path = folder / f"diffusion-{step}.pt"
     whole = contents(weights, pipeline.config)

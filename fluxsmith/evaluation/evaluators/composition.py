@@ -48,8 +48,8 @@ class Composition(Evaluator):
                 "--metrics composition: is for data.source=colored-digits in 3 channels"
             )
         train, test = samples.reference.train, samples.reference.test
-        grey = (replace(each, images=luminance(each.images)) for each in (train, test))
-        classifier = trained_classifier(*grey)
+        grey = [replace(each, images=luminance(each.images)) for each in (train, test)]
+        classifier = trained_classifier(grey[0], grey[1])
         if data.edits:  # what each should become is seen in the picture that the data has
             asked = torch.stack([test.class_labels, *colors(test.images)], dim=1)
             drawn, real = asked[list(samples.rows)], asked

@@ -3,7 +3,7 @@
 import { drawer } from "./api.js";
 import { lines } from "./chart.js";
 import { film, time } from "./film.js";
-import { find, modelSelect, request, usualPrompts } from "./models.js";
+import { find, modelSelect, request, stepsToSee, usualPrompt, usualPrompts } from "./models.js";
 import { paint } from "./paint.js";
 import { after, choice, field, h, number, slider, status } from "./ui.js";
 
@@ -15,13 +15,14 @@ const SIDE = 420;
 const EDGE = 36;
 
 export function mount(root, { models, settings }) {
-  const { values, set } = settings({ model: models[0].name, by: "prompts", prompts: "", prompt: "", scales: SCALES, guidance: NaN, steps: 20, seed: 0, at: -1, shown: "x", marked: -1 });
+  const { values, set } = settings({ model: models[0].name, by: "prompts", prompts: "", prompt: "", scales: SCALES, guidance: NaN, steps: NaN, seed: 0, at: -1, shown: "x", marked: -1 });
   let model = find(models, values.model);
   if (!model) throw new Error(`There is no model ${values.model} here.`);
   adopt();
   function adopt(fresh) {
     if (fresh || !values.prompts) values.prompts = usualPrompts(model).join("\n");
-    if (fresh || !values.prompt) values.prompt = model.prompts.includes("seven") ? "seven" : model.prompts[0] || "";
+    if (fresh || !values.prompt) values.prompt = usualPrompt(model, "seven");
+    if (fresh || !Number.isFinite(values.steps)) values.steps = stepsToSee(model);
     if (fresh || !Number.isFinite(values.guidance)) values.guidance = model.defaults.guidance;
     if (!model.guided) values.by = "prompts";
   }
@@ -116,10 +117,10 @@ export function mount(root, { models, settings }) {
   const single = h("input", { type: "text", value: values.prompt, oninput: () => change({ prompt: single.value }) });
   const scaled = h("input", { type: "text", value: values.scales, oninput: () => change({ scales: scaled.value }) });
   const guidance = slider("Guidance", { min: 0, max: 8, step: 0.1, value: values.guidance, show: (v) => v.toFixed(1), oninput: (v) => change({ guidance: v }) });
-  const steps = slider("Steps", { min: 2, max: 50, value: values.steps, oninput: (v) => change({ steps: v }) });
+  const steps = slider("Steps", { min: 1, max: 50, value: values.steps, oninput: (v) => change({ steps: v }) });
   const seed = number("Seed", values.seed, (v) => change({ seed: v }), { min: 0 });
   const dice = h("button", { type: "button", onclick: () => { seed.control.value = Math.floor(Math.random() * 1e6); change({ seed: +seed.control.value }); } }, "New noise");
-  const chosen = modelSelect(models, values.model, (name) => { model = find(models, name); adopt(true); listed.value = values.prompts; single.value = values.prompt; guidance.set(values.guidance); fit(); change({ model: name }); });
+  const chosen = modelSelect(models, values.model, (name) => { model = find(models, name); adopt(true); listed.value = values.prompts; single.value = values.prompt; guidance.set(values.guidance); steps.set(values.steps); fit(); change({ model: name }); });
   const parts = { list: field("Prompts, one a line", listed), one: field("Prompt", single), scales: field("Scales", scaled) };
   function fit() {
     by.element.hidden = !model.guided;

@@ -11,7 +11,9 @@ export const lead = "Two models begin with the same noise: a teacher and its stu
 
 export function mount(root, { models, settings }) {
   const second = models.find((m) => m.student) || models[1] || models[0];
-  const { values, set } = settings({ model: models[0].name, other: second.name, prompts: "", seed: 0, at: -1, shown: "x", stepsA: NaN, stepsB: NaN, guidanceA: NaN, guidanceB: NaN });
+  const alike = (m) => m !== second && m.size === second.size && m.prompts.join() === second.prompts.join();
+  const first = models.find((m) => alike(m) && !m.student) || models.find((m) => m !== second) || second;
+  const { values, set } = settings({ model: first.name, other: second.name, prompts: "", seed: 0, at: -1, shown: "x", stepsA: NaN, stepsB: NaN, guidanceA: NaN, guidanceB: NaN });
   const told = status();
   const sides = ["A", "B"].map((letter) => {
     const key = letter === "A" ? "model" : "other";

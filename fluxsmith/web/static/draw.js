@@ -2,7 +2,7 @@
 
 import { drawer, post } from "./api.js";
 import { film, time } from "./film.js";
-import { evaluations, find, modelSelect, request } from "./models.js";
+import { evaluations, find, modelSelect, request, usualPrompt } from "./models.js";
 import { paint } from "./paint.js";
 import { after, chips, choice, field, h, number, select, slider, status } from "./ui.js";
 
@@ -11,8 +11,7 @@ export const lead = "Say what; the model leads noise to a picture. Every state o
 const QUICK = 4; // steps of a first answer
 
 export function mount(root, { models, settings }) {
-  const first = models[0];
-  const { values, set } = settings({ model: first.name, prompt: first.prompts.find((p) => p === "seven") || first.prompts[0] || "", guidance: NaN, steps: NaN, solver: "", seed: 0, pictures: 4, at: -1, shown: "x" });
+  const { values, set } = settings({ model: models[0].name, prompt: null, guidance: NaN, steps: NaN, solver: "", seed: 0, pictures: 4, at: -1, shown: "x" });
   let model = find(models, values.model);
   if (!model) throw new Error(`There is no model ${values.model} here.`);
   adopt(false);
@@ -22,6 +21,7 @@ export function mount(root, { models, settings }) {
     if (fresh || !Number.isFinite(values.guidance)) values.guidance = guidance;
     if (fresh || !Number.isFinite(values.steps)) values.steps = steps;
     if (fresh || !model.solvers[values.solver]) values.solver = solver;
+    values.prompt ??= usualPrompt(model, "seven");
   }
 
   const told = status();
@@ -80,8 +80,11 @@ export function mount(root, { models, settings }) {
   const dice = h("button", { type: "button", onclick: () => { seed.control.value = Math.floor(Math.random() * 1e6); change({ seed: +seed.control.value }); } }, "New noise");
   const pictures = choice("Pictures", [1, 4, 9, 16], values.pictures, (v) => change({ pictures: v }), true);
   const chosen = modelSelect(models, values.model, (name) => {
+    const before = model;
     model = find(models, name);
+    if (before.prompts.includes(values.prompt) && !model.prompts.includes(values.prompt)) values.prompt = null;
     adopt(true);
+    prompt.value = values.prompt;
     guidance.set(values.guidance);
     steps.set(values.steps);
     solver.control.value = values.solver;

@@ -2,7 +2,7 @@
 
 import { bytes, drawer, get } from "./api.js";
 import { film, time } from "./film.js";
-import { find, modelSelect, request } from "./models.js";
+import { find, modelSelect, request, stepsToSee } from "./models.js";
 import { colour, paint } from "./paint.js";
 import { after, chips, field, h, number, slider, status } from "./ui.js";
 
@@ -10,7 +10,7 @@ export const title = "Look inside";
 export const lead = "How much each part of the picture attends to a word, in every block and at every t; and the network that does it.";
 
 export function mount(root, { models, settings }) {
-  const { values, set } = settings({ model: models[0].name, prompt: "", guidance: NaN, steps: 20, seed: 0, at: 10, shown: "x0", word: 0, box: 6 });
+  const { values, set } = settings({ model: models[0].name, prompt: "", guidance: NaN, steps: NaN, seed: 0, at: 10, shown: "x0", word: 0, box: 6 });
   let model = find(models, values.model);
   if (!model) throw new Error(`There is no model ${values.model} here.`);
   const told = status();
@@ -96,6 +96,7 @@ export function mount(root, { models, settings }) {
   const adopt = (fresh) => {
     if (fresh || !values.prompt) values.prompt = [...model.prompts].sort((a, b) => b.split(" ").length - a.split(" ").length || b.length - a.length)[0] || "";
     if (fresh || !Number.isFinite(values.guidance)) values.guidance = model.defaults.guidance;
+    if (fresh || !Number.isFinite(values.steps)) values.steps = stepsToSee(model);
   };
   adopt(false);
   const soon = after(150, full);
@@ -103,9 +104,9 @@ export function mount(root, { models, settings }) {
   const prompt = h("input", { type: "text", className: "large", value: values.prompt, autocomplete: "off", spellcheck: false, oninput: () => { offered.mark(prompt.value); change({ prompt: prompt.value }); } });
   const offered = chips("Prompts that this model knows", model.prompts, values.prompt, (v) => { prompt.value = v; change({ prompt: v }); });
   const guidance = slider("Guidance", { min: 0, max: 8, step: 0.1, value: values.guidance, show: (v) => v.toFixed(1), oninput: (v) => change({ guidance: v }) });
-  const steps = slider("Steps", { min: 2, max: 50, value: values.steps, oninput: (v) => change({ steps: v }) });
+  const steps = slider("Steps", { min: 1, max: 50, value: values.steps, oninput: (v) => change({ steps: v }) });
   const seed = number("Seed", values.seed, (v) => change({ seed: v }), { min: 0 });
-  const chosen = modelSelect(models, values.model, (name) => { model = find(models, name); adopt(true); prompt.value = values.prompt; offered.fill(model.prompts, values.prompt); guidance.element.hidden = !model.guided; guidance.set(values.guidance); layout(); change({ model: name, word: 0 }); });
+  const chosen = modelSelect(models, values.model, (name) => { model = find(models, name); adopt(true); prompt.value = values.prompt; offered.fill(model.prompts, values.prompt); guidance.element.hidden = !model.guided; guidance.set(values.guidance); steps.set(values.steps); layout(); change({ model: name, word: 0 }); });
   guidance.element.hidden = !model.guided;
   root.append(
     h("div", { className: "stack tight" }, field("Prompt", prompt), offered.element),

@@ -33,6 +33,11 @@ export const request = (model, values) => ({
   seed: values.seed,
 });
 
+// Steps that show a way: a few-step student's own, else enough to see it bend.
+export const stepsToSee = (model) => (model.student && !model.guided ? model.defaults.steps : 20);
+
+export const usualPrompt = (model, wanted) => (model.prompts.includes(wanted) ? wanted : model.prompts[0] || "");
+
 // Prompts to begin with: a numeral each where the data are digits, else the first ten.
 export function usualPrompts(model, most = 10) {
   const digits = model.prompts.filter((p) => /^\d$/.test(p));

@@ -1,14 +1,13 @@
 // Draw on it: a sketch that the model goes on from, and parts of it that are marked to be drawn anew.
 
 import { base64, drawer } from "./api.js";
-import { find, modelSelect, request } from "./models.js";
+import { find, modelSelect, request, stepsToSee, usualPrompt } from "./models.js";
 import { colour, paint } from "./paint.js";
 import { after, chips, choice, field, h, number, slider, status } from "./ui.js";
 
 export const title = "Draw on it";
 export const lead = "Begin a picture and let the model finish it; or mark what it shall draw anew.";
 const LARGEST = 10 * 2 ** 20; // bytes of a picture to start from
-const STEPS = 20;
 
 export function mount(root, { models, settings }) {
   const { values, set } = settings({ model: models[0].name, prompt: "", strength: 0.7, guidance: NaN, seed: 0, tool: "brush", width: 1.6, colour: "#ffffff" });
@@ -93,8 +92,8 @@ export function mount(root, { models, settings }) {
     return found.some(Boolean) ? base64(found) : null;
   }
   async function full() {
-    const body = { ...request(model, { ...values, steps: STEPS }), prompts: Array(4).fill(values.prompt), picture: base64(pixels(picture, model.channels)), mask: marked(), strength: values.strength };
-    const drawn = await draw("/api/draw", body, { total: Math.ceil(STEPS * values.strength) });
+    const body = { ...request(model, { ...values, steps: stepsToSee(model) }), prompts: Array(4).fill(values.prompt), picture: base64(pixels(picture, model.channels)), mask: marked(), strength: values.strength };
+    const drawn = await draw("/api/draw", body, { total: Math.ceil(stepsToSee(model) * values.strength) });
     if (!drawn) return;
     const end = drawn.states.at(-1).x;
     results.style.setProperty("--columns", 2);
@@ -124,7 +123,7 @@ export function mount(root, { models, settings }) {
   }
 
   const adopt = (fresh) => {
-    if (fresh || !values.prompt) values.prompt = model.prompts.includes("three") ? "three" : model.prompts[0] || "";
+    if (fresh || !values.prompt) values.prompt = usualPrompt(model, "three");
     if (fresh || !Number.isFinite(values.guidance)) values.guidance = model.defaults.guidance;
   };
   adopt(false);
