@@ -91,8 +91,8 @@ def load(settings: Settings, split: Split) -> FolderRecords:
     path = path_of(settings)
     root = Path(path).expanduser()
     if not root.is_dir():
-        what = "there is no such folder; correct it"
-        what = "is no folder; name the one that it lies in" if root.exists() else what
+        missing = "there is no such folder; correct it"
+        what = "is no folder; name the one that it lies in" if root.exists() else missing
         raise UserError(f"data.path={path}: {what}{_other_source(root)}")
     there = list_folder(root)
     if not there.images:

@@ -92,8 +92,9 @@ export function mount(root, { models, settings }) {
     return found.some(Boolean) ? base64(found) : null;
   }
   async function full() {
-    const body = { ...request(model, { ...values, steps: stepsToSee(model) }), prompts: Array(4).fill(values.prompt), picture: base64(pixels(picture, model.channels)), mask: marked(), strength: values.strength };
-    const drawn = await draw("/api/draw", body, { total: Math.ceil(stepsToSee(model) * values.strength) });
+    const steps = stepsToSee(model);
+    const body = { ...request(model, { ...values, steps }), prompts: Array(4).fill(values.prompt), picture: base64(pixels(picture, model.channels)), mask: marked(), strength: values.strength };
+    const drawn = await draw("/api/draw", body, { total: Math.ceil(steps * values.strength) });
     if (!drawn) return;
     const end = drawn.states.at(-1).x;
     results.style.setProperty("--columns", 2);
