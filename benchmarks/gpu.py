@@ -1,7 +1,7 @@
 """What a CUDA GPU makes of the network, in as many minutes as there are.
 
-    python benchmarks/gpu.py --out results --minutes 10
-    python benchmarks/gpu.py --out try --minutes 1 --device cpu     # the same at toy sizes
+    PYTHONPATH=. python benchmarks/gpu.py --out results --minutes 8
+    PYTHONPATH=. python benchmarks/gpu.py --out try --minutes 1 --device cpu    # at toy sizes
 
 What matters most comes first, and what does not fit into the time is left out. Each part prints
 its rows as they are found and writes them to OUT/gpu.json; one that fails is reported, and the next
@@ -22,6 +22,7 @@ import contextlib
 import gc
 import json
 import multiprocessing
+import os
 import platform
 import signal
 import statistics
@@ -38,6 +39,8 @@ import torch
 import torch._dynamo
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA first multiplies
 
 from fluxsmith import Pipeline
 from fluxsmith.cli.benchmark.sides import Ours

@@ -60,8 +60,8 @@ def main(model, work, *overrides):
     command = [
         "fluxsmith", "train", settings, "train.adapter.kind=lora", f"train.init_from={checkpoint}",
         "data.source=folder", f"data.path={work / 'pictures'}", f"output_dir={work / 'lora'}",
-        "name=style", "train.adapter.targets=[all]", "train.adapter.rank=32", "train.steps=600",
-        "train.learning_rate=4e-3", "train.warmup_steps=10", "train.ema_decay=0.95", *overrides,
+        "name=style", "train.adapter.targets=[all]", "train.adapter.rank=32", "train.steps=450",
+        "train.learning_rate=6e-3", "train.warmup_steps=10", "train.ema_decay=0.95", *overrides,
     ]  # fmt: skip
     print(*command, flush=True)
     began = time.perf_counter()

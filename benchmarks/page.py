@@ -1,9 +1,10 @@
 """How quick the page is, in a real browser: python benchmarks/page.py [MODEL] [--seconds 60]
 
 Prints the time from the command to the first picture; from a change of the guidance slider to the
-quick and to the full pictures; how 20 clients fare that draw at once; and, with --train CONFIG, the
-processor time of a run with snapshots beside one without. Needs the extra `web`, playwright and a
-Chromium (`chromium` in the path).
+quick and to the full pictures; how 20 clients fare that draw at once. With --learn: how soon a run
+that is started on the page shows its first pictures, and what a watcher costs its training; with
+--train CONFIG: the processor time of a run with snapshots beside one without. Needs the extra
+`web`, playwright and a Chromium (`chromium` in the path).
 """
 
 import argparse
@@ -19,6 +20,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
@@ -41,9 +43,9 @@ MOVE = """(value) => new Promise((done) => {
 
 
 @contextmanager
-def serving(model: str) -> Iterator[str]:
+def serving(model: str, folder: str | None = None) -> Iterator[str]:
     command = [sys.executable, "-m", "fluxsmith", "serve", model, "--no-browser", "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
     try:
         yield process.stdout.readline().split()[1]
     finally:
@@ -83,8 +85,8 @@ def draw_together(address: str, seconds: float) -> None:
                 f"{address}api/draw", json.dumps(body).encode(), headers
             )
             try:
-                last = urllib.request.urlopen(request).read().splitlines()[-1]
-                assert json.loads(last)["t"] == 0
+                lines = urllib.request.urlopen(request).read().splitlines()
+                assert json.loads(lines[-2])["t"] == 0
                 times.append(time.perf_counter() - began)
             except Exception as error:
                 lost.append(str(error))
@@ -98,6 +100,42 @@ def draw_together(address: str, seconds: float) -> None:
         f"{CLIENTS} clients for {seconds:.0f} s: {len(times)} drawings, {len(lost)} lost", *lost[:1]
     )
     print(f"one of them took {statistics.median(times):.2f} s (worst {max(times):.2f})")
+
+
+def learn(page: Page, model: str) -> None:
+    """A run by the model's config, watched from its start, between two that are left alone."""
+    with tempfile.TemporaryDirectory() as folder, serving(model, folder) as address:
+        runs = Path(folder, "output", "page")
+
+        def trained(watched: bool) -> float:
+            """The seconds of training, by the run's own records."""
+            page.goto("about:blank")
+            page.goto(f"{address}#/learn")
+            page.get_by_label("Config").select_option(model)
+            number = len([*runs.glob("*")]) + 1
+            page.get_by_role("button", name="Train a new one").click()
+            began = time.perf_counter()
+            if watched:
+                cell = page.locator(".map td button[aria-label*='open in Draw']")
+                cell.first.wait_for()
+                seconds = time.perf_counter() - began
+                print(f"from the start of a run to its first column: {seconds:.1f} s")
+                page.get_by_text("finished").wait_for()
+                print(f"columns when it ended: {page.locator('.map thead th').count() - 1}")
+            else:
+                page.wait_for_url(f"**run={model}-{number}*")
+                page.goto("about:blank")
+            run = runs / f"{model}-{number}"
+            while not [*run.glob("diffusion-*.pt")] or (run / ".lock").exists():
+                time.sleep(1)
+            records = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+            speeds = [record["images_per_second"] for record in records if "loss" in record]
+            return sum(1 / speed for speed in speeds)
+
+        alone, watched, again = (trained(watched) for watched in (False, True, False))
+        print(
+            f"training with a watcher took {2 * watched / (alone + again):.3f} of the time without"
+        )
 
 
 def snapshots_cost(config: str) -> None:
@@ -119,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", default="digits-tiny")
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--learn", action="store_true")
     parser.add_argument("--train", metavar="CONFIG")
     options = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -134,8 +173,10 @@ def main() -> None:
             print(f"from the command to the first pictures: {time.perf_counter() - began:.1f} s")
             for pictures in (1, 4):
                 change_guidance(page, address, pictures)
-            page.close()
+            page.goto("about:blank")
             draw_together(address, options.seconds)
+        if options.learn:
+            learn(page, options.model)
         browser.close()
     if options.train:
         snapshots_cost(options.train)

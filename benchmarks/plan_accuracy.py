@@ -27,8 +27,8 @@ from fluxsmith.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "image"
 SHIPPED = (
-    "digits/tiny", "digits/colored", "digits/fill", "emoji/small", "mnist/small", "cifar10/flux",
-    "mnist/flux",
+    "digits/tiny", "digits/colored", "digits/fill", "digits/edit", "emoji/small", "mnist/small",
+    "cifar10/flux", "mnist/flux",
 )  # fmt: skip
 # Of a teacher that was not trained, which makes no difference to what they take.
 STUDENTS = "digits/tiny-dev", "digits/tiny-4step", "mnist/small-dev", "mnist/small-4step"

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fluxsmith.config import RunConfig, read_config
+from fluxsmith.data import load
 from fluxsmith.data.imageset import ImageSet
 from fluxsmith.data.loader import Batch, MemoryLoader, Rows
 from fluxsmith.kernels.memory import keep_freed_memory
@@ -52,9 +53,8 @@ def pictures_are(change: Callable[[ImageSet], ImageSet]) -> Callable[[Trainer], 
     """The trainer gets a loader of a changed data set."""
 
     def plant(trainer: Trainer) -> None:
-        loader, config = trainer.loader, trainer.config
-        assert isinstance(loader, MemoryLoader)
-        parts = [change(part) for part in loader.parts]
+        config = trainer.config
+        parts = [change(load(config.data, "train"))]
         trainer.loader = MemoryLoader(parts, config.train.batch_size, config.seed, config.data)
 
     return plant

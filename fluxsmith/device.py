@@ -5,10 +5,13 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fluxsmith.errors import UserError
 
@@ -30,6 +33,30 @@ def pick_device(name: str) -> torch.device:
         if (device.index or 0) < counts.get(device.type, 0):
             return device
     raise UserError(f"device={name}: not available here; use auto or one of: {', '.join(there)}")
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Modules that are built inside have shapes and no values: they are on torch's meta device."""
+    with torch.device("meta"), _NoNormal():
+        yield
+
+
+class _NoNormal(TorchFunctionMode):
+    """Leaves out normal draws, for which torch imports its compiler on the meta device (1.2 s)."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = dict(kwargs or {})
+        x = args[0] if args else named.get("tensor")
+        if func is nn.init.normal_ and isinstance(x, Tensor) and x.is_meta:
+            return x
+        return func(*args, **named)
 
 
 def named_dtype(name: str | None) -> torch.dtype | None:
@@ -130,6 +157,15 @@ def peak_memory(device: torch.device) -> int | None:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return _from_proc("self/status", "VmHWM")
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """From now on `peak_memory` is of what comes, where the system can do that."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def resident_memory() -> int | None:

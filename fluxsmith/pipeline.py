@@ -22,7 +22,7 @@ from fluxsmith.config import RunConfig, SampleConfig
 from fluxsmith.config.comparing import free_keys
 from fluxsmith.config.reading import build_config, with_overrides
 from fluxsmith.data.loader import Batch
-from fluxsmith.device import autocast, computing_dtype, for_each, pick_device
+from fluxsmith.device import autocast, computing_dtype, for_each, pick_device, shapes_only
 from fluxsmith.errors import UserError
 from fluxsmith.flow.path import velocity_from_x0
 from fluxsmith.model.flux import Flux, FluxParams
@@ -71,7 +71,7 @@ class Pipeline(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(address_seed(config.seed, "weights"))
             text = build_text_encoder(config, device)
-            with torch.device("meta") if empty else nullcontext(), inside or nullcontext():
+            with shapes_only() if empty else nullcontext(), inside or nullcontext():
                 network = Flux(flux_params(config, autoencoder, text))
         pipeline = cls(config, network, text, autoencoder)
         return pipeline if empty else pipeline.to(device)
@@ -95,7 +95,7 @@ class Pipeline(nn.Module):
             raise UserError(f"weights={weights}: must be ema or model")
         on, contents, origin = pick_device(device), checkpoints.load(path), str(path)
         told = deepcopy(contents["config"])
-        settings = with_overrides(told, overrides, [*free_keys(), "train.init_from"])
+        settings = with_overrides(told, overrides, [*free_keys(told), "train.init_from"])
         pipeline = cls.build(build_config(settings, origin, saved=True), on, empty=True)
         check_autoencoder(pipeline.autoencoder, contents["metadata"], origin)
         pipeline.restore(contents, weights, origin)
@@ -276,7 +276,8 @@ class Pipeline(nn.Module):
         """A short digest of every weight and of the settings that shape a picture beside those a
         call names: the model's sections, image size and channels, and some of `sample`, which is
         the config's unless another is given."""
-        own = {key.removeprefix("text.") for key in free_keys() if "text." in key}
+        free = free_keys(self.config.model_dump(include={"text"}))
+        own = {key.removeprefix("text.") for key in free if "text." in key}
         settings = self.config.model_dump(
             include={"data": {"image_size", "channels"}, "text": True, "model": True},
             # too_long is about captions of data
@@ -342,7 +343,7 @@ def caption_fault(config: RunConfig) -> Callable[[str], str] | None:
 def parameters_at_least(config: RunConfig) -> int:
     """The parameters of a config's model, before anything of it is built: counted on torch's meta
     device, with the fewest channels that an autoencoder can have."""
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+    with shapes_only(), torch.random.fork_rng(devices=[]):
         text = build_text_encoder(config, "meta")
         network = Flux(flux_params(config, PixelAutoencoder(1), text))
     learned = [module for module in (network, text) if isinstance(module, nn.Module)]

@@ -18,6 +18,7 @@ from fluxsmith.config import RunConfig, read_config
 # Toy modules gain nothing from a second thread, and test processes would fight over the cores.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA first multiplies
 
 # No test fails because the machine is slow.
 slow_machine = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]

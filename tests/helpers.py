@@ -39,7 +39,8 @@ def randomise(module: torch.nn.Module, scale: float = 0.1) -> torch.nn.Module:
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.add_(scale * torch.randn(parameter.shape, generator=draw))
+            change = scale * torch.randn(parameter.shape, generator=draw)
+            parameter.add_(change.to(parameter.device))
     return module
 
 

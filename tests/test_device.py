@@ -19,6 +19,19 @@ def test_auto_picks_a_device_that_computes():
     assert torch.ones(3, device=pick_device("auto")).sum().item() == 3
 
 
+def test_shapes_have_no_values_and_need_no_compiler():
+    script = """
+import sys, torch
+from fluxsmith.device import shapes_only
+with shapes_only():
+    layer = torch.nn.Embedding(3, 4)
+    real = torch.nn.init.normal_(torch.zeros(3, device="cpu"))
+print(layer.weight.device, bool((real != 0).all()), "torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.split() == ["meta", "True", "False"]
+
+
 @no_gpu
 def test_without_a_gpu_auto_is_the_cpu_or_mps():
     assert pick_device("cpu") == CPU

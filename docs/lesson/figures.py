@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fluxsmith import Pipeline
 from fluxsmith.data.digits import load
+from fluxsmith.data.images import to_size
 from fluxsmith.flow.guidance import classifier_free
 from fluxsmith.flow.path import Velocity, beside, flow_matching_loss, interpolate
 from fluxsmith.flow.solvers import SOLVERS, euler, midpoint, uniform_grid
@@ -149,8 +150,7 @@ def time(model: str) -> plt.Figure:
 def rope(model: str) -> plt.Figure:
     """Chapter 4."""
     figure, (a, b) = plt.subplots(1, 2, figsize=(8, 3.4), width_ratios=(1, 1.2))
-    picture = load(None, "train").images[7, 0]
-    a.imshow(picture.repeat_interleave(2, 0).repeat_interleave(2, 1), cmap="gray")
+    a.imshow(to_size(load(None, "train").images[7:8], 16, "stretch")[0, 0], cmap="gray")
     for line in (4, 8, 12):
         a.axhline(line - 0.5, color=RED, linewidth=1)
         a.axvline(line - 0.5, color=RED, linewidth=1)

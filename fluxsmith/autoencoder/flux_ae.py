@@ -62,6 +62,11 @@ class FluxAutoencoder:
             found.update(tensor.cpu().contiguous().numpy().tobytes())
         return found.hexdigest()[:16]
 
+    def round_to(self, dtype: torch.dtype) -> None:
+        """Makes its weights what they are once they were written in `dtype`."""
+        self.network.to(dtype).float()
+        self.__dict__.pop("digest", None)
+
     def _in_pieces(self, code: nn.Module, x: Tensor, unit: int, to: int) -> Tensor:
         pieces = x.split(self.max_batch or len(x))
         return torch.cat([tiled(code, piece, self.tile, unit, to) for piece in pieces])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fluxsmith.autoencoder.flux_ae import SCALE, SHIFT, FluxAutoencoder
 from fluxsmith.autoencoder.network import GROUPS, AutoencoderNetwork, AutoencoderParams
-from fluxsmith.device import DTYPES
+from fluxsmith.device import DTYPES, shapes_only
 from fluxsmith.errors import UserError
 
 # Reads a model of a kind, here "autoencoder", out of a file, a folder or a hub id: its tensors, and
@@ -66,7 +66,7 @@ def build(
     if any(".down_blocks." in name for name in weights):
         weights = from_diffusers(weights)
     try:
-        with torch.device("meta"):
+        with shapes_only():
             network = AutoencoderNetwork(infer_params(weights))
         float32 = {name: tensor.to(device, torch.float32) for name, tensor in weights.items()}
         network.load_state_dict(float32, assign=True)

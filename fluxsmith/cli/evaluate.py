@@ -55,14 +55,14 @@ def evaluate(
             "--metrics": metrics,
             "--json": json_file,
             "--solver": solver,
-            "--set": where,
             "--compile": compile_,
             "--cuda-graphs": cuda_graphs,
             "--kernels": kernels != "auto",
         }
         if given := [option for option, value in own.items() if value]:
             raise UserError(f"{given[0]}: --against compares all figures; leave one of them out")
-        compare([checkpoint, against], num_samples, steps, guidance, seed, weights, report, device)
+        both = [checkpoint, against]
+        compare(both, num_samples, steps, guidance, seed, weights, report, device, where)
         return
     from fluxsmith.evaluation.evaluators import named
     from fluxsmith.evaluation.measurement import evaluate as run
@@ -111,6 +111,7 @@ def compare(
     weights: Weights = "ema",
     report: Report = None,
     device: Device = "auto",
+    where: Where = None,
 ) -> None:
     """Compare models on the same prompts and noise, and say which differences are real."""
     from fluxsmith.evaluation.comparison import compare as run
@@ -123,6 +124,7 @@ def compare(
         seed=seed,
         weights=weights,
         device=device,
+        overrides=where or (),
         command=this_command(),
         report=report,
         ranks=ranks_on(device),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fluxsmith.cli.options import Checkpoint, Overrides, Weights
+from fluxsmith.cli.options import Checkpoint, Overrides, Weights, Where
 
 
 def export(
@@ -16,6 +16,7 @@ def export(
         typer.Option("--format", metavar="bfl|diffusers|fluxsmith", help="One file, or a folder."),
     ],
     weights: Weights = "ema",
+    where: Where = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="float32, bfloat16, float16, float8_e4m3fn; as they are by default."),
@@ -43,6 +44,7 @@ def export(
         out,
         form,
         weights=weights,
+        overrides=where or (),
         dtype=dtype,
         scores=scores,
         samples=samples,

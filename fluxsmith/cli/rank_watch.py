@@ -52,10 +52,15 @@ class Watch(threading.Thread):
 
     @contextlib.contextmanager
     def waiting(self, call: str) -> Iterator[None]:
-        """Inside, this rank waits for others in a call of this name."""
-        self._calls[threading.get_ident()] = time.monotonic(), call
+        """Inside, this rank waits for others in a call of this name; one may be part of another."""
+        mine = threading.get_ident()
+        before = self._calls.get(mine)
+        self._calls[mine] = time.monotonic(), call
         yield  # after an error it still counts as the last call
-        del self._calls[threading.get_ident()]
+        if before is None:
+            del self._calls[mine]
+        else:
+            self._calls[mine] = before
 
     def over(self) -> None:
         """This rank ends as it should; the first one, which may hold the store, when the others
@@ -68,6 +73,7 @@ class Watch(threading.Thread):
                 if all(self._beat(rank) == BYE for rank in range(self.size)):
                     break
                 time.sleep(POLL)
+        self.join(GRACE)  # a thread that is in the store's C++ when Python ends can crash it
 
     def speaks(self, line: str, code: int, within: float) -> bool:
         """Whether this rank is the one to print, with this line or with `of_another`. The others

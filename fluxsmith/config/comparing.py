@@ -31,25 +31,25 @@ WEIGHTS = (
 TEACHING = "objective.teacher", "objective.cache"  # a teacher is recognised by its digest
 
 
-def free_keys() -> list[str]:
-    """The keys that don't matter to a model: where its files lie, how they are read, how memory is
-    saved. Pretrained encoders and autoencoders are recognised by their weights."""
-    found = [
-        f"{section.NAME}.{key}"
-        for section in (DataConfig, AutoencoderConfig, TextConfig)
-        for kind in section.kinds()
-        for key in getattr(section_of(section, kind).KEYS, "LOCAL", ())
-    ]
-    return [*dict.fromkeys(found), *TEACHING]
+def free_keys(config: Mapping[str, Any]) -> list[str]:
+    """The keys of a config's plain data that don't matter to a model: where its files lie, how
+    they are read, how memory is saved. Pretrained encoders and autoencoders are recognised by their
+    weights."""
+    found = list(TEACHING)
+    for section in (DataConfig, AutoencoderConfig, TextConfig):
+        kind = section.kind_in(config.get(section.NAME, {}))
+        keys = section_of(section, kind).KEYS if kind else None
+        found += [f"{section.NAME}.{key}" for key in getattr(keys, "LOCAL", ())]
+    return found
 
 
 def check_same(before: RunConfig, now: RunConfig, keys: tuple[str, ...], origin: str) -> None:
     """Raises a UserError that names the first setting below `keys` in which they differ."""
     for key, then, value in differences(before, now):
-        if _below(key, keys):
+        if below(key, keys):
             fork = (
                 ""
-                if _below(key, WEIGHTS) or keys != COURSE
+                if below(key, WEIGHTS) or keys != COURSE
                 else f", or start a new run from its weights with --fork {origin}"
             )
             raise UserError(
@@ -60,13 +60,14 @@ def check_same(before: RunConfig, now: RunConfig, keys: tuple[str, ...], origin:
 
 def differences(before: RunConfig, now: RunConfig) -> Iterator[tuple[str, Any, Any]]:
     """Each key in which they differ, before and now, but for the free ones."""
-    then, free = flat(before.model_dump()), free_keys()
-    for key, value in flat(now.model_dump()).items():
+    then, data = flat(before.model_dump()), now.model_dump()
+    free = free_keys(data)
+    for key, value in flat(data).items():
         if key not in free and then.get(key) != value:
             yield key, then.get(key), value
 
 
-def _below(key: str, prefixes: tuple[str, ...]) -> bool:
+def below(key: str, prefixes: tuple[str, ...]) -> bool:
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 
@@ -77,5 +78,5 @@ def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             found |= flat(value, f"{prefix}{key}.")
         else:
-            found[prefix + key] = value
+            found[f"{prefix}{key}"] = value
     return found

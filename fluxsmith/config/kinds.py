@@ -68,13 +68,19 @@ class KindSection(Section):
     def _read_as_its_kind(cls, data: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
         if cls.KEYS is not None or not isinstance(data, dict):
             return handler(data)
-        chosen = data.get(cls.CHOOSER, cls.DEFAULT)
-        kinds = cls.kinds()
-        if not isinstance(chosen, str) or chosen not in kinds:
+        kind = cls.kind_in(data)
+        if kind is None:
+            chosen = data.get(cls.CHOOSER)
             given = "" if chosen is None else f"={str(chosen)[:60]!r}"
-            known = ", ".join(kinds)
+            known = ", ".join(cls.kinds())
             raise ValueError(f"{cls.NAME}.{cls.CHOOSER}{given}: must be one of {known}")
-        return section_of(cls, chosen).model_validate(cls._keys_of(chosen, data))
+        return section_of(cls, kind).model_validate(cls._keys_of(kind, data))
+
+    @classmethod
+    def kind_in(cls, data: Any) -> str | None:
+        """The kind of a section by its plain data; None where there is no such kind."""
+        chosen = data.get(cls.CHOOSER, cls.DEFAULT) if isinstance(data, Mapping) else None
+        return chosen if isinstance(chosen, str) and chosen in cls.kinds() else None
 
     @classmethod
     def _keys_of(cls, kind: str, data: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -82,14 +88,17 @@ class KindSection(Section):
         have."""
         own, found = section_of(cls, kind).model_fields, {}
         for key, value in data.items():
-            having = [name for name in cls.kinds() if key in section_of(cls, name).model_fields]
-            if not having or key in cls.model_fields or (key in own and value is not None):
+            if key in cls.model_fields or (key in own and value is not None):
                 found[key] = value
-            elif value not in cls.UNSET:
-                raise ValueError(
-                    f"{cls.NAME}.{key}={str(value)[:60]}: {cls.NAME}.{cls.CHOOSER}={kind} has no "
-                    f"{key}; remove the key, which is for {' and '.join(having)}"
-                )
+            elif key not in own:
+                having = [name for name in cls.kinds() if key in section_of(cls, name).model_fields]
+                if not having:
+                    found[key] = value
+                elif value not in cls.UNSET:
+                    raise ValueError(
+                        f"{cls.NAME}.{key}={str(value)[:60]}: {cls.NAME}.{cls.CHOOSER}={kind} has "
+                        f"no {key}; remove the key, which is for {' and '.join(having)}"
+                    )
         return found
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ def with_places(
     """The plain data of a config with its paths changed by `change(key, path)`: those under
     `keys`, by default all."""
     found = {k: dict(value) if isinstance(value, Mapping) else value for k, value in config.items()}
-    for key in keys or ("output_dir", "train.init_from", *free_keys()):
+    for key in keys or ("output_dir", "train.init_from", *free_keys(config)):
         section, _, last = key.rpartition(".")
         target = found.get(section) if section else found
         if isinstance(target, dict) and last in target:
@@ -51,7 +51,7 @@ def found_in(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         inside = folder / path
         return str(inside.absolute()) if path and inside.exists() else path
 
-    keys = [key for key in free_keys() if not key.startswith("data.")]
+    keys = [key for key in free_keys(config) if not key.startswith("data.")]
     return with_places(config, place, keys)
 
 

@@ -166,7 +166,9 @@ def _by_key(
     for error in errors:
         loc = error["loc"]
         # Pydantic names the kind behind the key, as a text; the place in a list is a number.
-        behind = len(loc) > 2 and isinstance(loc[2], str) and ".".join(loc[:3]) not in known
+        behind = (
+            len(loc) > 2 and isinstance(loc[2], str) and ".".join(map(str, loc[:3])) not in known
+        )
         key = loc[:2] if behind else loc
         first = found.setdefault(key, {**error, "loc": key})
         if first["msg"] != error["msg"]:
@@ -184,6 +186,8 @@ def _line(error: Mapping[str, Any], section: type[Section]) -> str:
         return f"{key}: missing; add it"
     if kind == "value_error":  # from our own checks, which name key, value and fix
         return str(context["error"])
+    if kind == "string_type" and isinstance(value, bool | int | float):  # off, no, 1e-3
+        return f"{key}={_short(value)}: must be a text; put it in quotes, as YAML has them"
     if kind == "model_type":
         return f"{key}={_short(value)}: must be a section of keys"
     return f"{key}={_short(value)}: {error['msg'].replace('Input should be', 'must be')}"

@@ -5,6 +5,7 @@ import ast
 import contextlib
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -46,7 +47,7 @@ class Captioner:
     ) -> None:
         self.settings = settings
         self.caption = settings.caption if caption is None else caption
-        self.classes = tuple(classes or settings.class_names or ())
+        self.classes = tuple(map(composed, classes or settings.class_names or ()))
         if classes and settings.class_names:
             raise UserError(
                 f"data.class_names={settings.class_names}: the data names its classes itself: "
@@ -99,10 +100,10 @@ class Captioner:
 
     def _class_number(self, text: str) -> int | str:
         """The class that a text names, or whose number it is; else the text itself."""
-        for name in (text, text.strip()):
+        for name in (composed(text), _clean(text)):
             if name in self.classes:
                 return self.classes.index(name)
-        return int(text) if text.strip().isdecimal() else text
+        return as_number(text)
 
     def of_text(self, text: str, account: Account) -> Described:
         """The captions in a text file: the whole text, or each of its lines, which is noted."""
@@ -116,13 +117,16 @@ class Captioner:
             )
         return self.describe(lines)
 
-    def of_json(self, text: str, what: str) -> Described:
-        """The captions in a JSON text: an object that has them under keys, a list, or one alone."""
+    def of_json(self, text: str, what: str, account: Account) -> Described:
+        """The captions in a JSON text: an object that has them under keys, a list, or one alone.
+        Which of several usual keys is read is noted."""
         found = json.loads(text)
         if isinstance(found, (str, list)):
             return self.describe(found)
         row: Mapping[str, Any] = found if isinstance(found, dict) else {}
-        keys = caption_keys(self.settings) or usual(CAPTION_KEYS, row)[:1]
+        keys = caption_keys(self.settings)
+        if not keys and (others := unused(row, keys := tuple(usual(CAPTION_KEYS, row)[:1]))):
+            account.note(f"captions are read from {keys[0]} in json{others}")
         values = [value_at(row, key) for key in keys]
         if not values or any(value is MISSING for value in values):
             there = ", ".join(map(str, row)) or "nothing"
@@ -130,7 +134,7 @@ class Captioner:
         return self.describe(*values)
 
     def _captions(self, texts: Sequence[str], templates: Sequence[str]) -> tuple[str, ...]:
-        made = (template.replace("{}", text) for text in texts for template in templates)
+        made = (composed(way.replace("{}", text)) for text in texts for way in templates)
         kept = self.settings.shuffle_tags
         if kept is not None:
             made = (order for caption in made for order in _tag_orders(caption, kept))
@@ -163,12 +167,16 @@ def value_at(row: Mapping[str, Any], key: str) -> Any:
 
 def labelled(key: str, value: Any) -> Any:
     """A value, which is the number of a class where digits stand in a column of labels."""
-    if key.lower() in LABEL_KEYS and isinstance(value, str) and value.strip().isdecimal():
-        return int(value)
-    return value
+    return as_number(value) if key.lower() in LABEL_KEYS and isinstance(value, str) else value
 
 
-def unused(columns: Sequence[str], keys: Sequence[str]) -> str:
+def as_number(text: str) -> int | str:
+    """The number of a class that a text is, as in 3, 3.0 and -1; else the text itself."""
+    found = re.fullmatch(r"(-?\d+)(\.0+)?", text.strip())
+    return int(found[1]) if found else text
+
+
+def unused(columns: Iterable[str], keys: Sequence[str]) -> str:
     """Which columns, usual ones of captions, are not among the keys that are read."""
     others = [key for key in usual(CAPTION_KEYS, columns) if key not in keys]
     return f", and {', '.join(others)} not" if others else ""
@@ -236,7 +244,12 @@ def _listed(text: str) -> list[str]:
 
 def _clean(text: str) -> str:
     """Without half characters, which JSON may hold and no encoder takes."""
-    return text.encode("utf-8", "replace").decode().strip()
+    return composed(text.encode("utf-8", "replace").decode().strip())
+
+
+def composed(text: str) -> str:
+    """Accents as a keyboard types them: names of files that a Mac wrote have them apart."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _no_text(value: Any) -> str:

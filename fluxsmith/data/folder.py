@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, get_args
 
 from fluxsmith.data.account import Account, some
-from fluxsmith.data.captions import Captioner, Described
+from fluxsmith.data.captions import Captioner, Described, composed
 from fluxsmith.data.fingerprints import digest_of, fingerprints
 from fluxsmith.data.folder_tables import from_tables
 from fluxsmith.data.listing import Listing, Texts, list_folder
@@ -212,9 +212,12 @@ def _from_files(
     there: Listing, sides: FolderSplits, texts: Texts, kind: Kind, captioner: Captioner
 ) -> Iterator[Record]:
     """Every image with its captions, where no table has them."""
+    several: Sequence[str] = ()  # texts of the first image that has more than one
     for name in there.images:
         if kind == "sidecar":
-            found = _beside(there.root, texts.beside.get(name, ()), captioner, there.account)
+            beside = texts.beside.get(name, ())
+            found = _beside(there.root, beside, captioner, there.account)
+            several = several or (beside if len(beside) > 1 else ())
         elif kind == "class":
             own = _class_of(sides.below(name))
             outside = Described(fault="it lies in no folder of a class")
@@ -226,6 +229,13 @@ def _from_files(
         yield Record(name, there.root / name, *found)
     for text in (*texts.others, *texts.tables):
         there.account.pass_over("text that belongs to no image", text)
+    for text in (t for found in texts.beside.values() for t in found if kind != "sidecar"):
+        there.account.pass_over("text beside an image, not used", text)
+    if several:
+        there.account.note(
+            f"images have several texts, such as {some([*several])}, and each is a caption of its "
+            f"own; move away those that are none"
+        )
     repeats = sorted({name.split("/")[0] for name in there.images if re.match(REPEATS, name)})
     if repeats and kind != "class":
         there.account.note(
@@ -249,7 +259,7 @@ def _classes(there: Listing, sides: FolderSplits) -> list[str]:
 
 
 def _class_of(below: str) -> str:
-    return below.partition("/")[0] if "/" in below else ""
+    return composed(below.partition("/")[0]) if "/" in below else ""
 
 
 def _beside(root: Path, names: Sequence[str], captioner: Captioner, account: Account) -> Described:
@@ -260,7 +270,9 @@ def _beside(root: Path, names: Sequence[str], captioner: Captioner, account: Acc
             text = read_text(root / name)
             is_json = name.lower().endswith(".json")
             found.append(
-                captioner.of_json(text, name) if is_json else captioner.of_text(text, account)
+                captioner.of_json(text, name, account)
+                if is_json
+                else captioner.of_text(text, account)
             )
         except (OSError, ValueError) as error:
             fault = f"can't read {name}: {reason(error)}; mend it, or save it as UTF-8"

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from fluxsmith.data.account import some
 from fluxsmith.data.captions import (
@@ -41,9 +42,14 @@ def from_tables(
             f"captions are read from {name}: {', '.join(keys)} of the image in {image_key}"
             f"{unused(table.columns, keys)}"
         )
+        names = [_name_below(root, row, image_key) for row in table.rows]
+        given_names = (given for given in names if isinstance(given, str))
+        whole = index.find_moved(folder, given_names, root.absolute().name)
         renamed, moved = list[str](), dict[str, str]()
-        for row in table.rows:
-            given = _name_below(root, row.values.get(image_key))
+        for given, images in whole.items():
+            if len(images) == 1:
+                moved.setdefault(images[0], given)
+        for row, given in zip(table.rows, names, strict=True):
             held = [labelled(key, value_at(row.values, key)) for key in keys]
             if not isinstance(given, str) or not given.strip():
                 fault = f"it has no {image_key}"
@@ -57,9 +63,10 @@ def from_tables(
             word = split_in_name(PurePosixPath(name).stem) or _split_of(row)
             if len(images) > 1:
                 images = [one for one in images if word and sides.word(one) == word] or images
-            if not images and len(images := index.find_moved(given, root.absolute().name)) == 1:
-                before = moved.setdefault(images[0], given)
-                fault = f"{before} is the same image here" if before != given else fault
+            if given in whole:
+                images = whole[given]
+                if len(images) == 1 and (before := moved[images[0]]) != given:
+                    fault = f"{before} is the same image here"
             image = images[0] if len(images) == 1 else str(folder / given)
             ending = PurePosixPath(given).suffix.lower()
             if ending in endings() and ending != PurePosixPath(image).suffix.lower():
@@ -71,7 +78,7 @@ def from_tables(
             if len(images) > 1:
                 fault = f"it may be {' or '.join(images[:3])}; write its folder too"
             if reference_key is not None and not fault:
-                before = _name_below(root, row.values.get(reference_key))
+                before = _name_below(root, row, reference_key)
                 found = index.find(folder, before) if isinstance(before, str) else []
                 named.update(found)
                 if len(found) != 1 or references.setdefault(image, found[0]) != found[0]:
@@ -100,11 +107,16 @@ def from_tables(
         there.account.pass_over("text beside a table", text)
 
 
-def _name_below(root: Path, given: Any) -> Any:
-    """A name as a table gives it; a number is one too, and a whole path that leads below the folder
-    is one there."""
+def _name_below(root: Path, row: Row, key: str) -> Any:
+    """The name of an image as a row gives it; a number is one too, and a whole path that leads
+    below the folder is one there. None where there is none."""
+    given = value_at(row.values, key)
+    if given is MISSING:
+        return None
     if isinstance(given, int) and not isinstance(given, bool):
         return str(given)
+    if isinstance(given, str) and given.startswith("file://"):
+        given = unquote(given.removeprefix("file://"))
     if isinstance(given, str) and os.path.isabs(given):  # noqa: PTH117 (no path yet)
         for base in (root.absolute(), root.resolve()):
             if Path(given).is_relative_to(base):

@@ -2,6 +2,7 @@
 streaming. Pictures stay encoded until they are needed."""
 
 import contextlib
+import glob
 import itertools
 import logging
 import os
@@ -40,9 +41,12 @@ from fluxsmith.data.records import (
 from fluxsmith.data.splits import (
     belongs,
     indices_of_split,
+    named_split,
+    note_share,
     own_test,
     own_train,
     side_of,
+    split_in_name,
     split_word,
 )
 from fluxsmith.errors import UserError
@@ -55,6 +59,7 @@ DIGESTED = 1000  # rows whose pictures a digest is made of
 KINDS = {
     ".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json",
 }  # fmt: skip
+QUOTED = "put texts that hold a comma in quotes"
 SAVED = ("dataset_dict.json", "state.json")  # one of them is in what save_to_disk wrote
 FETCH = (
     "correct the path, set it to a local copy, or fetch it once with a network (it stays in "
@@ -121,6 +126,10 @@ def load(settings: Settings, split: Split) -> "HFRecords | HFShards":
             words = usual(("split",), splits[chosen].features)
             columns = replace(columns, split=words[0] if words else None)
         rows = _encoded(splits[chosen], columns)
+        if not opened.remote and not Path(path_of(settings)).expanduser().exists():
+            columns.account.note(f"data.path={settings.path} is read from {name}")
+        if own is not None:
+            note_share(columns.account, settings.test_share, own)
         _account_for(opened, train, own, rows, columns)
     if settings.streaming:
         held_out = None if own is not None else settings.test_share
@@ -143,11 +152,25 @@ def _account_for(
         return
     first = next(iter(rows.take(1)), None)
     by_path = first is not None and isinstance(columns.record("", first).picture, Path)
+    named = set(_named(opened, columns)) if by_path else set()
     known = {Path(file).resolve() for files in opened.files.values() for file in files}
     for name in files_below(opened.folder, columns.account):
-        named = by_path and PurePosixPath(name).suffix.lower() in endings()
-        if not named and (opened.folder / name).resolve() not in known:
+        file = (opened.folder / name).resolve()
+        if by_path and PurePosixPath(name).suffix.lower() in endings():
+            if file not in named:
+                columns.account.pass_over("no row", name)
+        elif file not in known:
             columns.account.pass_over(f"no file of {opened.kind}", name)
+
+
+def _named(opened: Opened, columns: "Columns") -> Iterator[Path]:
+    """The pictures that the rows of all splits name by their paths."""
+    for rows in opened.splits.values():
+        for row in _encoded(rows, replace(columns, captions=(), split=None)):
+            for key in columns.pictures:
+                picture, _ = _picture(value_at(row, key), columns.folder)
+                if isinstance(picture, Path):
+                    yield picture.resolve()
 
 
 def _indices(
@@ -161,11 +184,14 @@ def _indices(
     names = [f"{name}/{i}" for i in range(len(rows))]
     if settings.test_share or test:
         first: dict[object, str] = {}
-        cells = rows.select_columns([columns.image]).with_format("arrow").iter(BLOCK)
-        known = (_known_by(cell) for block in cells for cell in block[columns.image])
+        (top,) = _tops([columns.image], rows)
+        blocks = rows.select_columns([top]).with_format("arrow").iter(BLOCK)
+        cells = (value_at({top: cell}, columns.image) for block in blocks for cell in block[top])
+        known = map(_known_by, cells)
         names = [first.setdefault(it or own, own) for it, own in zip(known, names, strict=True)]
     if test is None:
         return indices_of_split(names, settings.test_share, split)
+    note_share(columns.account, settings.test_share, test)
     tested = {it for it, word in zip(names, words, strict=True) if word == test}
     pairs = zip(names, words, strict=True)
     sides = [side_of(test if it in tested else word, test) for it, word in pairs]
@@ -183,7 +209,7 @@ def _indices(
 def _known_by(cell: Any) -> object:
     """What tells the picture in a cell of Arrow's from others: its size and samples, so that little
     of a large set is read, or its path; None where there is none."""
-    if not cell.is_valid:
+    if cell is MISSING or not cell.is_valid:
         return None
     if isinstance(cell, Mapping):
         return next(
@@ -218,10 +244,10 @@ class Columns:
 
     def record(self, name: str, row: Mapping[str, Any]) -> Record:
         captions, label, fault = self.describe(row)
-        picture, why_not = _picture(row[self.image], self.folder)
+        picture, why_not = _picture(value_at(row, self.image), self.folder)
         if self.reference is None:
             return Record(name, picture, captions, label, why_not or fault)
-        reference, missing = _picture(row[self.reference], self.folder)
+        reference, missing = _picture(value_at(row, self.reference), self.folder)
         missing = missing and f"{self.reference}: {missing}"
         return Record(name, picture, captions, label, why_not or missing or fault, reference)
 
@@ -232,9 +258,8 @@ class Columns:
         return self.captioner.describe(*values)
 
     @property
-    def of_captions(self) -> list[str]:
-        """The columns that the captions lie in, or below."""
-        return list(dict.fromkeys(key.partition(".")[0] for key in self.captions))
+    def pictures(self) -> list[str]:
+        return [key for key in (self.image, self.reference) if key is not None]
 
 
 class HFRecords:
@@ -257,7 +282,8 @@ class HFRecords:
         if not self.columns.captions:
             return [self.columns.describe({}).captions] * len(self)
         with _reading(self.name):
-            texts = self.rows.select_columns(self.columns.of_captions).with_format(None)
+            held = _tops(self.columns.captions, self.rows)
+            texts = self.rows.select_columns(held).with_format(None)
             chosen = texts if len(self) == len(texts) else texts.select(self.indices)
             return [self.columns.describe(row).captions for row in chosen]
 
@@ -335,7 +361,9 @@ class HFShards:
 
 
 @contextlib.contextmanager
-def _reading(what: str, fix: str = "see that its files are there and whole") -> Iterator[None]:
+def _reading(
+    what: str, fix: str = "see that its files are there, whole and not empty"
+) -> Iterator[None]:
     """Turns any error inside, from any of the libraries used, into a UserError."""
     try:
         yield
@@ -345,6 +373,8 @@ def _reading(what: str, fix: str = "see that its files are there and whole") -> 
         told = reason(error.__cause__ if isinstance(error.__cause__, Exception) else error)
         if "Config name is missing" in told or "BuilderConfig" in told:
             fix = "data.subset names one of them"
+        elif "Error tokenizing" in told:
+            fix = QUOTED
         raise UserError(f"data.path: can't read {what}: {told}; {fix}") from None
 
 
@@ -362,14 +392,18 @@ def _open(path: str, subset: str | None, streaming: bool) -> Opened:
     if local is not None and local.is_file() and kind is None:
         raise UserError(f"data.path={path}: only files of {', '.join(KINDS)} are read")
     saved = local is not None and any((local / f).is_file() for f in SAVED)
+    if subset is not None and (saved or kind is not None):
+        raise UserError(f"data.subset={subset}: {path} has no configurations; remove the key")
     with _reading(path) if local is not None else _reading(path, FETCH):
         if saved:
             found = datasets.load_from_disk(str(local))
         elif kind is not None:
             files = {"train": str(local)}
             found = datasets.load_dataset(kind, data_files=files, streaming=streaming)
+        elif local is not None:
+            return _open_folder(local, subset, streaming)
         else:
-            found = datasets.load_dataset(str(local or path), subset, streaming=streaming)
+            found = datasets.load_dataset(path, subset, streaming=streaming)
         splits = dict(found) if isinstance(found, dict) else {"train": found}
         opened = Opened(str(local or path), splits, local is None)
         if local is None:
@@ -381,12 +415,43 @@ def _open(path: str, subset: str | None, streaming: bool) -> Opened:
             if streaming:
                 splits = {name: rows.to_iterable_dataset() for name, rows in splits.items()}
             return replace(opened, splits=splits, folder=local, files=held)
-        if kind is not None:
-            return replace(opened, folder=local.parent, files={"train": [str(local)]})
-        builder = datasets.load_dataset_builder(str(local), subset)
-        found = builder.config.data_files or {}
-        held = {str(name): [*map(str, files)] for name, files in found.items()}
-        return replace(opened, folder=local, files=held, kind=builder.info.builder_name)
+        return replace(opened, folder=local.parent, files={"train": [str(local)]})
+
+
+def _open_folder(folder: Path, subset: str | None, streaming: bool) -> Opened:
+    """A local one, of the files that the library finds in it."""
+    datasets = _datasets()
+    builder = datasets.load_dataset_builder(str(folder), subset)
+    kind, found = builder.info.builder_name, builder.config.data_files or {}
+    held = {str(split): [*map(str, files)] for split, files in found.items()}
+    named = _by_names(held, folder, kind)
+    given = {split: [*map(glob.escape, files)] for split, files in named.items()}
+    splits = datasets.load_dataset(
+        str(folder), subset, data_files=given or None, streaming=streaming
+    )
+    return Opened(str(folder), dict(splits), False, folder, named or held, kind)
+
+
+def _by_names(held: Mapping[str, Sequence[str]], folder: Path, kind: str) -> dict[str, list[str]]:
+    """The files of each split where the library takes those of several for one, for it knows their
+    names in lower case only; else none. The folders of pictures may be classes, such as Test Tube,
+    so that the whole name of one has to be a split's."""
+    files = [file for own in held.values() for file in own] if len(held) == 1 else []
+    in_folder = named_split if kind == "imagefolder" else split_in_name
+    words = dict[str, str]()
+    for file in files:
+        path = Path(os.path.relpath(file, folder))
+        told = [*map(in_folder, path.parent.parts), split_in_name(path.stem)]
+        words[file] = next(filter(None, told), "")
+    splits = {word for word in words.values() if word}
+    if not (own_train(splits) and own_test(splits)):
+        return {}
+    if tables := [file for file in files if not words[file] and Path(file).stem == "metadata"]:
+        raise UserError(
+            f"{tables[0]}: the library reads no table of several splits; put one into the folder "
+            f"of each, or set data.source=folder"
+        )
+    return {split: [file for file in files if words[file] == split] for split in sorted(splits)}
 
 
 def _kind(file: Path) -> str | None:
@@ -399,10 +464,13 @@ def _kind(file: Path) -> str | None:
 
 
 def _local(path: str) -> Path | None:
-    """The folder or file that a path names, directly or below $FLUXSMITH_DATA by its last part."""
+    """The folder or file that a path names, directly or, unless it is plainly one of this machine,
+    below $FLUXSMITH_DATA by its last part."""
     direct = Path(path).expanduser()
     if direct.exists():
         return direct
+    if path.startswith(("/", "~", ".")):
+        return None
     shared = os.environ.get("FLUXSMITH_DATA")
     below = Path(shared) / direct.name if shared else None
     return below if below is not None and below.is_dir() else None
@@ -413,6 +481,8 @@ def _columns(name: str, folder: Path, rows: Any, settings: Settings) -> Columns:
     datasets, features = _datasets(), rows.features
     if features is None:
         raise UserError(f"data.path={name}: a stream without types; set data.streaming=false")
+    if rows.builder_name == "csv" and "__index_level_0__" in features:  # pandas' way of seeing it
+        raise UserError(f"data.path={name}: its rows have more fields than the header; {QUOTED}")
     reference = settings.reference_key
     if reference is not None:
         pick_column("reference_key", reference, (), list(features), name)
@@ -469,13 +539,18 @@ def _looks_like_a_picture(picture: bytes | Path, fault: str) -> bool:
 def _encoded(rows: Any, columns: Columns) -> Any:
     """The rows with their pictures left encoded, and nothing else but the captions."""
     datasets = _datasets()
-    pictures = [key for key in (columns.image, columns.reference) if key is not None]
     split = [columns.split] if columns.split is not None else []
-    kept = rows.select_columns(list(dict.fromkeys([*pictures, *columns.of_captions, *split])))
-    for key in pictures:
+    kept = rows.select_columns(_tops([*columns.pictures, *columns.captions, *split], rows))
+    for key in _tops(columns.pictures, rows):
         if isinstance(rows.features[key], datasets.Image):
             kept = kept.cast_column(key, datasets.Image(decode=False))
     return kept
+
+
+def _tops(keys: Sequence[str], rows: Any) -> list[str]:
+    """The columns that keys name, or that they lead on from by dots."""
+    there = rows.features
+    return list(dict.fromkeys(key if key in there else key.partition(".")[0] for key in keys))
 
 
 def _picture(value: Any, folder: Path) -> tuple[bytes | Path, str]:
@@ -484,13 +559,17 @@ def _picture(value: Any, folder: Path) -> tuple[bytes | Path, str]:
     if isinstance(value, (list, tuple)) and len(value) == 1:
         value = value[0]
     if isinstance(value, Mapping):
+        if not value.keys() & {"bytes", "path"}:
+            keys = f"{', '.join(value)}; data.image_key=NAME.{next(iter(value), '')}"
+            return b"", f"its image is an object with {keys}"
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
         return value, ""
     if isinstance(value, str):
         web = "its image is an address on the web; fetch the pictures first"
-        return folder / value, web if "://" in value else ""
-    if value is None:
+        path = value.removeprefix("file://").replace("\\", "/")
+        return folder / path, web if "://" in path else ""
+    if value is None or value is MISSING:
         return b"", "it has no image"
     many = f"list of {len(value)}" if isinstance(value, list) else type(value).__name__
     return b"", f"its image is {many}, not a picture"

@@ -5,8 +5,9 @@ import posixpath
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from fluxsmith.data.account import Account
@@ -22,6 +23,7 @@ UNREAD = frozenset({".md", ".yaml", ".yml", ".xml", ".tags", ".cap", ".prompt", 
 # Texts that are tables, whatever their ending.
 TABLE_NAMES = ("metadata", "captions")
 ABOUT = ("readme", "license", "licence")  # texts that nobody takes for captions
+LEVELS = 3  # from strict to loose, of how a text and its image are found to belong together
 
 
 @dataclass
@@ -38,12 +40,15 @@ class Listing:
 def list_folder(root: Path) -> Listing:
     """All files, those behind symbolic links too."""
     found = Listing(root)
-    for name in files_below(root, found.account):
+    names = files_below(root, found.account)
+    images = [path for path in map(PurePosixPath, names) if path.suffix.lower() in endings()]
+    depicted = {_near(part) for path in images for part in (path.stem, path.name)}
+    for name in names:
         path = PurePosixPath(name)
         ending, stem = path.suffix.lower(), path.stem.lower()
         if ending in endings():
             found.images.append(name)
-        elif stem.startswith(ABOUT):
+        elif stem.startswith(ABOUT) and _near(path.stem) not in depicted:  # license_plate_1.txt
             found.account.pass_over("about the data", name)
         elif ending in TEXTS or stem in TABLE_NAMES:
             found.texts.append(name)
@@ -106,16 +111,20 @@ class Texts:
             for key in enumerate(_keys(_stem(text), CAPTION_FOLDERS)):
                 by_key[key].append(text)
         self.beside: dict[str, list[str]] = {}  # by image
-        for image in there.images:
-            bare, whole = _keys(_stem(image), IMAGE_FOLDERS), _keys(image, IMAGE_FOLDERS)
-            for key, longer in zip(enumerate(bare), enumerate(whole), strict=True):
-                if texts := by_key.get(key, []) + by_key.get(longer, []):
-                    self.beside[image] = texts
-                    break
-        self.has_json = any(
-            t.lower().endswith(".json") for found in self.beside.values() for t in found
-        )
-        used = {text for texts in self.beside.values() for text in texts}
+        keys = {
+            image: (_keys(_stem(image), IMAGE_FOLDERS), _keys(image, IMAGE_FOLDERS))
+            for image in there.images
+        }
+        used = set[str]()
+        for level in range(LEVELS):  # what fits one image more strictly is no other's
+            found = dict[str, list[str]]()
+            for image in (image for image in keys if image not in self.beside):
+                texts = (by_key.get((level, key[level]), []) for key in keys[image])
+                if new := [text for text in chain(*texts) if text not in used]:
+                    found[image] = new
+            self.beside |= found
+            used.update(text for texts in found.values() for text in texts)
+        self.has_json = any(text.lower().endswith(".json") for text in used)
         strays = [text for text in there.texts if text not in used]
         named = [t for t in strays if PurePosixPath(t).stem.lower() in TABLE_NAMES]
         self.tables = named or [t for t in strays if PurePosixPath(t).suffix.lower() in TABLES]
@@ -142,6 +151,7 @@ class ImageIndex:
 
     def __init__(self, images: Sequence[str]) -> None:
         self._exact = {unicodedata.normalize("NFC", image): image for image in images}
+        self._folders = {folder for image in images for folder in PurePosixPath(image).parents}
         self._near = defaultdict[str, set[str]](set)
         self._bare = defaultdict[str, set[str]](set)  # by the name alone
         for image in images:
@@ -154,29 +164,47 @@ class ImageIndex:
     def find(self, folder: PurePosixPath, given: str) -> list[str]:
         """The image of a name relative to the folder of its table or to the whole folder, or that
         of a name without a folder, wherever it is, at last one with another ending; several where
-        it isn't plain which is meant."""
+        it isn't plain which is meant. A table that lies with images names these, so that it gives
+        none of another folder a name without a folder."""
         name = unicodedata.normalize("NFC", given.strip().replace("\\", "/"))
-        for path in (posixpath.normpath(folder / name), posixpath.normpath(name)):
+        inside = "/" not in name and folder in self._folders
+        ways = [folder / name] if inside else [folder / name, PurePosixPath(name)]
+        for path in (posixpath.normpath(way) for way in ways):
             if path in self._exact:
                 return [self._exact[path]]
             if near := self._near.get(_near(path)):
                 return sorted(near)
         bare = sorted(self._bare.get(_near(name), ()))
-        if bare:
-            return [image for image in bare if PurePosixPath(image).is_relative_to(folder)] or bare
+        below = [image for image in bare if PurePosixPath(image).is_relative_to(folder)]
+        if found := below or bare * (not inside):
+            return found
         given_path = PurePosixPath(name)
         if given_path.suffix.lower() not in endings():
             return []
         return self.find(folder, str(given_path.with_suffix("")))  # it may have another ending now
 
-    def find_moved(self, given: str, root: str) -> list[str]:
-        """The image of a whole path of where it once lay, such as one of Windows, or of a path that
-        begins with the name of the whole folder: the longest end of it that leads to one here."""
-        path = PurePosixPath(given.strip().replace("\\", "/"))
-        if not (path.is_absolute() or re.match(r"[A-Za-z]:/", str(path)) or path.parts[0] == root):
-            return []
-        ends = ("/".join(path.parts[i:]) for i in range(1, len(path.parts)))
-        return next(filter(None, (self.find(PurePosixPath(), end) for end in ends)), [])
+    def find_moved(
+        self, folder: PurePosixPath, names: Iterable[str], root: str
+    ) -> dict[str, list[str]]:
+        """The images of whole paths of where they once lay, such as those of Windows, or of paths
+        that begin with the name of the whole folder, by the longest ends of them that lead to one
+        here, the longest first. Where folders are among these, a name alone finds an image in the
+        whole folder only: that of another folder is another one."""
+        found: dict[str, tuple[int, list[str]]] = {}
+        for given in names:
+            path = PurePosixPath(given.strip().replace("\\", "/"))
+            whole = path.is_absolute() or re.match(r"[A-Za-z]:/", str(path))
+            if (whole or path.parts[:1] == (root,)) and not self.find(folder, given):
+                for n in range(len(path.parts) - 1, 0, -1):
+                    if images := self.find(PurePosixPath(), "/".join(path.parts[-n:])):
+                        found[given] = n, images
+                        break
+        deep = any(n > 1 for n, _ in found.values())
+        return {
+            given: images
+            for given, (n, images) in sorted(found.items(), key=lambda one: -one[1][0])
+            if n > 1 or not deep or "/" not in images[0]
+        }
 
 
 def _near(name: str) -> str:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, TiffImagePlugin
 from torch import Tensor
 
 from fluxsmith.data.images import Shape, Size, as_shape, framed, geometry
@@ -33,11 +33,13 @@ NO_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 # Notes such as a whole workflow, and large profiles, which Pillow takes for attacks by default.
 PngImagePlugin.MAX_TEXT_CHUNK = 2**26
 PngImagePlugin.MAX_TEXT_MEMORY = 2**28
+WIDTH, HEIGHT = 0x0100, 0x0101  # tags of a TIFF, as its pixels are stored
 ORIENTATION = 0x0112  # the EXIF tag; from 5 on, width and height change places
 # Of the colours by which sRGB's own profile is known, and by how much it may move one: as its forms
 # by other makers do, by their rounding.
 LEVELS = np.array([0, 10, 20, 40, 60, 90, 120, 150, 180, 210, 235, 255], dtype=np.uint8)
 NEAR = 3
+XMP = "XML:com.adobe.xmp"  # notes of a PNG, which may say how it is turned
 DRAFT = 2  # a JPEG is decoded at no less than this many times the size that is wanted
 
 
@@ -60,9 +62,12 @@ def picture_size(encoded: EncodedPicture) -> tuple[int, int]:
     """(width, height) upright, from the header alone."""
     with _opened(encoded) as picture:
         # To look for it behind a PNG's pixels, Pillow would decode them.
-        unsaid = picture.format == "PNG" and "exif" not in picture.info
+        unsaid = picture.format == "PNG" and not picture.info.keys() & {"exif", XMP}
         turned = not unsaid and picture.getexif().get(ORIENTATION, 1) >= 5
-        return (picture.height, picture.width) if turned else picture.size
+        width, height = picture.size
+        if isinstance(picture, TiffImagePlugin.TiffImageFile):  # newer Pillows say it upright
+            width, height = picture.tag_v2[WIDTH], picture.tag_v2[HEIGHT]
+        return (height, width) if turned else (width, height)
 
 
 def open_picture(encoded: EncodedPicture, enough: int | None = None) -> Image.Image:

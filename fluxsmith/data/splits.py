@@ -5,9 +5,9 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
-from fluxsmith.data.account import some
+from fluxsmith.data.account import Account, some
 from fluxsmith.data.listing import Listing
-from fluxsmith.data.records import Record, Split
+from fluxsmith.data.records import FileSettings, Record, Split
 from fluxsmith.errors import UserError
 from fluxsmith.randomness import address_seed
 
@@ -31,9 +31,10 @@ def split_in_name(stem: str) -> str | None:
 def split_word(value: object, where: str) -> str:
     """The split that the value of a column called split names, "" for none; a UserError for a word
     that is none. `where` is the row, in messages."""
-    if value in (None, ""):
+    text = "" if value is None else str(value).strip()
+    if not text:
         return ""
-    if word := named_split(str(value)):
+    if word := named_split(text):
         return word
     raise UserError(
         f"{where}: its split is {value}, which is none of {', '.join(TRAIN_NAMES)}, "
@@ -89,6 +90,12 @@ def indices_of_split(names: Sequence[str], test_share: float, split: Split) -> l
         if len(test) == len(different):
             test.discard(by_address[-1])
     return [i for i, name in enumerate(names) if (name in test) == (split == "test")]
+
+
+def note_share(account: Account, test_share: float, test: str) -> None:
+    """Says that no share is held out, where one is asked for and `test` has the test images."""
+    if test_share not in (0, FileSettings.test_share):
+        account.note(f"data.test_share={test_share:g} does nothing: {test} has the test images")
 
 
 class FolderSplits:
@@ -147,6 +154,7 @@ class FolderSplits:
                     f"{self.there.root}: its images are all for testing, by the name {test}; "
                     f"rename that, or set data.path to the folder of images to train on"
                 )
+            note_share(self.there.account, self.test_share, test)
             return by_side[split]
         drawn = [record.name for record in by_side["train"] if record.picture]
         held_out = {drawn[i] for i in indices_of_split(drawn, self.test_share, "test")}

@@ -147,7 +147,7 @@ def _json_rows(text: str, name: str, whole: bool) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            found = json.loads(line)
+            found = json.loads(line.rstrip().removesuffix(","))  # as of an array without brackets
         except ValueError:
             found = None
         good = isinstance(found, dict)

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from fluxsmith.data.account import Account
-from fluxsmith.data.captions import Captioner, Described, caption_keys
+from fluxsmith.data.captions import Captioner, Described, as_number, caption_keys
 from fluxsmith.data.fingerprints import digest_of, fingerprints
 from fluxsmith.data.listing import files_below, pass_over_ending
 from fluxsmith.data.pictures import endings
@@ -25,7 +25,7 @@ from fluxsmith.data.records import (
     path_of,
     reason,
 )
-from fluxsmith.data.splits import belongs, own_test, own_train, split_in_name
+from fluxsmith.data.splits import belongs, note_share, own_test, own_train, split_in_name
 from fluxsmith.data.tables import decode_text
 from fluxsmith.errors import UserError
 from fluxsmith.optional import optional
@@ -81,7 +81,11 @@ class WebShards:
 
     def read(self, shard: int, skip: int) -> Iterator[tuple[int, Record]]:
         url = self.urls[shard]
-        samples = _samples(url, self._named_endings(), self.account)
+        named = self._named_endings()
+        samples = _samples(url, named, self.account)
+        if self.settings.image_key is None:  # else it says which pictures are meant
+            apart = (_apart(key, sample, named) for key, sample in samples)
+            samples = itertools.chain.from_iterable(apart)
         for place in itertools.count():
             try:
                 key, sample = next(samples, (None, {}))
@@ -103,10 +107,11 @@ class WebShards:
 
     def _record(self, name: str, sample: Sample) -> Record:
         wanted, before = self.settings.image_key, self.settings.reference_key
-        others = (e for e in sample if f".{e}" in endings() and e != before)
+        others = (e for e in sample if "." not in e and _is_picture(e) and e != before)
         pictures = [wanted] if wanted else [*others]
         there = [ending for ending in pictures if ending in sample]
-        for ending in there[1:]:
+        unread = (e for e in sample if _is_picture(e) and e not in (*there[:1], before))
+        for ending in unread if there else ():
             self.account.pass_over("second image of its name", f"{name}.{ending}")
         if not there:
             what = f"no {wanted}" if wanted else "no image"
@@ -131,22 +136,22 @@ class WebShards:
         texts = [ending for ending in TEXTS if ending in sample]
         if read := there or texts[: not keys]:
             text = "\n".join(decode_text(sample[ending]) for ending in read)
-            if keys == ("cls",) and text.strip().isdecimal():
-                return self.captioner.describe(int(text))
+            if keys == ("cls",) and isinstance(number := as_number(text), int):
+                return self.captioner.describe(number)
             others = [e for e in (*TEXTS, "json", "cls") if e in sample and e not in read]
             if others and not keys:
                 self.account.note(f"captions are read from {read[0]}, not from {', '.join(others)}")
             return self.captioner.of_text(text, self.account)
         if "json" in sample:
-            return self.captioner.of_json(decode_text(sample["json"]), "its json")
+            text = decode_text(sample["json"])
+            return self.captioner.of_json(text, "its json", self.account)
         if keys:
             return Described(
                 fault=f"it has no {', '.join(keys)} but {', '.join(sample)}: set data.caption_key "
                 f"to one of them"
             )
         if "cls" in sample:
-            number = decode_text(sample["cls"]).strip()
-            return self.captioner.describe(int(number) if number.isdecimal() else number)
+            return self.captioner.describe(as_number(decode_text(sample["cls"]).strip()))
         return Described(fault=f"it has no caption but {', '.join(sample)}; {TOGETHER}")
 
 
@@ -160,6 +165,8 @@ def load(settings: Settings, split: Split) -> WebShards:
     named = _splits_of(urls, path_of(settings))
     train, test = own_train(named.values()), own_test(named.values())
     held_out: float | None = settings.test_share
+    if told := settings.test_path or test:
+        note_share(account, settings.test_share, told)
     if settings.test_path is not None:
         own = _urls("data.test_path", settings.test_path, account)
         urls, held_out = urls if split == "train" else own, None
@@ -217,6 +224,31 @@ def _samples(
         sample[ending] = data
     if sample:
         yield key, sample
+
+
+def _apart(
+    key: str | None, sample: Sample, named: Sequence[str]
+) -> Iterator[tuple[str | None, Sample]]:
+    """A sample, and those of longer names in it that have both a picture and a caption of their
+    own, such as 7.edited.png and 7.edited.txt beside 7.png."""
+    longer: dict[str, Sample] = {}
+    for ending, held in sample.items():
+        inner, _, last = ending.rpartition(".")
+        if inner and ending not in named:
+            longer.setdefault(inner, {})[last] = held
+    found = {
+        inner: own
+        for inner, own in longer.items()
+        if any(map(_is_picture, own)) and own.keys() & {*TEXTS, "json", "cls"}
+    }
+    apart = {f"{inner}.{last}" for inner, own in found.items() for last in own}
+    yield key, {ending: held for ending, held in sample.items() if ending not in apart}
+    for inner, own in found.items():
+        yield f"{key}.{inner}", own
+
+
+def _is_picture(ending: str) -> bool:
+    return PurePosixPath(f"0.{ending}").suffix in endings()
 
 
 def _inner_ending(longer: str | None, key: str | None) -> str:

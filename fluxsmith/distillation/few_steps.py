@@ -11,6 +11,7 @@ from fluxsmith.config import RunConfig
 from fluxsmith.data.loader import Batch
 from fluxsmith.distillation.distillation import Distillation, student_times
 from fluxsmith.distillation.trajectories import Recipe, Trajectories
+from fluxsmith.errors import UserError
 from fluxsmith.flow.path import beside
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.text.encoder import TextInput
@@ -67,6 +68,13 @@ class TrajectoryDistillation(Distillation):
     def build(cls, config: RunConfig, pipeline: Pipeline) -> "TrajectoryDistillation":
         settings = config.objective
         scale, n = settings.guidance, settings.steps
+        needed = {"steps": n, "solver": "euler", "guidance_method": "none"}
+        for key, value in needed.items():
+            if (given := getattr(config.sample, key)) != value:
+                raise UserError(
+                    f"sample.{key}={given}: a student of objective.steps={n} draws with {value}; "
+                    f"set sample.{key}={value}"
+                )
         own = student_times(config, pipeline, n)
         kept, between = max(KEPT, n), settings.solver_steps
         times = student_times(config, pipeline, kept)

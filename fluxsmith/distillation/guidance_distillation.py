@@ -89,6 +89,11 @@ class GuidanceDistillation(Distillation):
                 "model.guidance_embed=false: a student of guidance takes the scale as an input; "
                 "set model.guidance_embed=true"
             )
+        if (method := config.sample.guidance_method) != "embedded":
+            raise UserError(
+                f"sample.guidance_method={method}: a student of guidance takes the scale as an "
+                f"input; set sample.guidance_method=embedded"
+            )
         embedder = pipeline.network.guidance_in
         assert embedder is not None
         learned = any(parameter.requires_grad for parameter in embedder.parameters())
@@ -96,6 +101,11 @@ class GuidanceDistillation(Distillation):
             raise UserError(
                 "train.adapter.targets: the guidance input begins at zero and is one of the "
                 "embedders, so these must be trained too; name embedders beside the others, or all"
+            )
+        if cls.needs_data(config) and config.data.buckets != "off":
+            raise UserError(
+                f"data.buckets={config.data.buckets}: the teacher's trajectories are square, so "
+                f"the data must be; set data.buckets=off, or objective.noised_data=0"
             )
         low, high = config.objective.lowest_guidance, config.objective.highest_guidance
         times = student_times(config, pipeline, STATES)
@@ -112,35 +122,40 @@ class GuidanceDistillation(Distillation):
 
     def draw(self, batch: Batch, generator: torch.Generator) -> GuidedStates:
         """The first part of a batch is noised data, the rest states of trajectories."""
-        b, k = len(batch), len(self.store.grid) - 1
-        noised = round(self.config.objective.noised_data * b)
+        share = self.config.objective.noised_data * len(batch)
+        noised = int(share)
+        if share > noised:  # one more by chance, so that the share holds on average
+            noised = int(share + _uniform(1, generator).item())
+        parts = []
+        if noised < len(batch):
+            parts.append(self._on_trajectories(len(batch) - noised, generator))
+        if noised:
+            parts.insert(0, self._noised(batch, noised, generator))
+        return GuidedStates(
+            torch.cat([part.x_t for part in parts]),
+            torch.cat([part.t for part in parts]),
+            torch.cat([part.scale for part in parts]),
+            [caption for part in parts for caption in part.captions],
+        )
 
-        def uniform(n: int) -> Tensor:
-            return torch.rand(n, generator=generator, device=generator.device)
+    def _on_trajectories(self, n: int, generator: torch.Generator) -> GuidedStates:
+        paths = self.store.rows((_uniform(n, generator) * self.store.count).long().tolist())
+        at = (_uniform(n, generator) * len(self.store.grid)).long()
+        rows = torch.arange(n, device=at.device)
+        return GuidedStates(paths.images[rows, at], paths.t[rows, at], paths.scale, paths.captions)
 
-        which = (uniform(b - noised) * self.store.count).long().tolist()
-        paths = self.store.rows(which)
-        at = (uniform(b - noised) * (k + 1)).long()
-        rows = torch.arange(b - noised, device=at.device)
-        x_t, t, scale = paths.images[rows, at], paths.t[rows, at], paths.scale
-        if not noised:
-            return GuidedStates(x_t, t, scale, paths.captions)
-        t_data = sample(self.config.flow.choice, noised, generator, self.config.flow.stratified)
-        shape = (noised, *self.pipeline.shape_of(batch))
+    def _noised(self, batch: Batch, n: int, generator: torch.Generator) -> GuidedStates:
+        """Of the first n images."""
+        t = sample(self.config.flow.choice, n, generator, self.config.flow.stratified)
+        shape = (n, *self.pipeline.shape_of(batch))
         eps = torch.randn(shape, generator=generator, device=generator.device)
         low, high = self.store.recipe.lowest_scale, self.store.recipe.highest_scale
-        own = low + (high - low) * uniform(noised)
-        captions = batch.captions[:noised]
+        own = low + (high - low) * _uniform(n, generator)
+        captions = batch.captions[:n]
         nothing = torch.tensor([c == NULL_PROMPT for c in captions], device=own.device)
-        own = torch.where(nothing | (uniform(noised) < UNGUIDED), 1.0, own)
-        data = Batch(batch.images[:noised], captions, batch.encoded)
-        x_data = interpolate(self.pipeline.encode(data), eps, t_data)
-        return GuidedStates(
-            torch.cat((x_data, x_t)),
-            torch.cat((t_data, t)),
-            torch.cat((own, scale)),
-            captions + paths.captions,
-        )
+        own = torch.where(nothing | (_uniform(n, generator) < UNGUIDED), 1.0, own)
+        data = Batch(batch.images[:n], captions, batch.encoded)
+        return GuidedStates(interpolate(self.pipeline.encode(data), eps, t), t, own, captions)
 
     def prepare(self, example: GuidedStates, alike: bool = False) -> Inputs:
         x_t, t, scale, captions = example.x_t, example.t, example.scale, example.captions
@@ -153,3 +168,7 @@ class GuidanceDistillation(Distillation):
         cond = self.pipeline.embed_text(inputs.text, precision)
         v = self.pipeline.velocity(inputs.x_t, inputs.t, cond, inputs.scale, precision)
         return Losses((v - inputs.target).square().flatten(1).mean(1), inputs.t)
+
+
+def _uniform(n: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(n, generator=generator, device=generator.device)

@@ -9,6 +9,7 @@ from fluxsmith.config import RunConfig
 from fluxsmith.config.reading import build_config, with_overrides
 from fluxsmith.distillation.few_steps import TrajectoryDistillation
 from fluxsmith.distillation.guidance_distillation import GuidanceDistillation
+from fluxsmith.distillation.teacher import Teacher
 from fluxsmith.distillation.trajectories import whole_shards
 from fluxsmith.errors import UserError
 from fluxsmith.storage import checkpoint as checkpoints
@@ -62,6 +63,7 @@ def student_config(run: Path, steps: int | None, overrides: Sequence[str] = ()) 
         data["objective"]["cache"] = str(folder / "trajectories")
     every = max(1, length // PARTS)
     del data["train"]["init_from"]
+    data["train"].pop("adapter", None)  # a student of a LoRA is a whole model
     data["train"] |= TRAIN | {"steps": length, "sample_every": every, "checkpoint_every": every}
     data["evaluate"]["every"] = 0
     if dev:
@@ -93,7 +95,12 @@ def _begun_from(teacher: Path, objective: dict[str, Any]) -> str | None:
     for more in (n for n in STEPS if steps in STEPS and steps < n <= FROM):
         folder = teacher.with_name(f"{base}-{more}step")
         if found := checkpoints.find(folder):
-            theirs = checkpoints.load(found[-1][1])["config"]["objective"]
-            if all(theirs.get(key) == objective[key] for key in ("kind", "teacher", "guidance")):
+            contents = checkpoints.load(found[-1][1])
+            theirs = contents["config"]["objective"]
+            alike = all(
+                theirs.get(key) == objective[key] for key in ("kind", "teacher", "guidance")
+            )
+            # The teacher may have been trained anew since.
+            if alike and contents["metadata"]["teacher"] == Teacher(objective["teacher"]).digest:
                 return str(folder)
     return None

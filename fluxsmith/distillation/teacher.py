@@ -11,6 +11,7 @@ from fluxsmith.config import RunConfig
 from fluxsmith.config.comparing import check_same
 from fluxsmith.errors import UserError
 from fluxsmith.flow.guidance import guided
+from fluxsmith.interop.open_pipeline import TextToImage, merge_adapter
 from fluxsmith.kernels.accelerate import accelerate
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.sampling.generate import Sampler
@@ -26,7 +27,8 @@ class Teacher:
 
     def __init__(self, path: str | Path, device: torch.device | str = "cpu") -> None:
         self.path = checkpoints.newest(Path(path))
-        self.pipeline = Pipeline.from_checkpoint(self.path, str(device))
+        self.pipeline = TextToImage.from_checkpoint(self.path, str(device))
+        merge_adapter(self.pipeline, None)
         self.pipeline.requires_grad_(False)
         if self.config.sample.guidance_method == "none":
             raise UserError(

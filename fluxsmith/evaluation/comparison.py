@@ -33,6 +33,7 @@ def compare(
     *,
     weights: str,
     device: str,
+    overrides: Sequence[str] = (),
     command: str,
     report: Path | None = None,
     ranks: Ranks = ALONE,
@@ -45,7 +46,9 @@ def compare(
     if report is not None:
         make_folder(report, "--report")
     files = [checkpoints.newest(path) for path in paths]
-    pipelines = [TextToImage.from_checkpoint(f, device=device, weights=weights) for f in files]
+    if twice := next((f for i, f in enumerate(files) if f in files[:i]), None):
+        raise UserError(f"{twice}: is named twice; compare it with another model")
+    pipelines = [TextToImage.from_checkpoint(f, device, weights, overrides) for f in files]
     for pipeline, file in zip(pipelines[1:], files[1:], strict=True):
         check_same(pipeline.config, pipelines[0].config, DATA, str(file))
     names = [f"{pipeline.config.name} at {pipeline.step}" for pipeline in pipelines]

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from jinja2 import Environment, StrictUndefined
 
 from fluxsmith.config import RunConfig, show
@@ -18,7 +17,7 @@ from fluxsmith.pipeline import Pipeline
 from fluxsmith.sampling import render
 from fluxsmith.sampling.generate import Sampler
 from fluxsmith.storage.files import read_json, write_text
-from fluxsmith.storage.tensor_files import Dtype
+from fluxsmith.storage.tensor_files import Dtype, beside
 from fluxsmith.version import __version__
 
 MOST_SAMPLES = 20
@@ -57,7 +56,7 @@ def write_card(
         samples=samples,
         whole=whole,
         diffusers=pipeline_class(pipeline.config.model.conditioning),
-        dtype=torch.bfloat16 if callable(dtype) else dtype or computing_dtype(pipeline.network),
+        dtype=beside(dtype) or computing_dtype(pipeline.network),
         prompt=[*pipeline.captions, "a photo of a red fox"][0],
         max_tokens=pipeline.text.max_tokens,
         scores=None if scores is None else read_json(scores),

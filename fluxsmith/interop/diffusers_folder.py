@@ -17,7 +17,7 @@ from fluxsmith.interop.text_folders import write_text_encoders
 from fluxsmith.model.flux import FluxParams
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.storage.files import make_folder, write_text
-from fluxsmith.storage.tensor_files import Dtype, write_sharded, write_tensors
+from fluxsmith.storage.tensor_files import Dtype, beside, write_sharded, write_tensors
 from fluxsmith.text.encoder import NULL_PROMPT
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # what diffusers looks for in a folder
@@ -52,7 +52,7 @@ def write_parts(
         parts["vae"] = ("diffusers", "AutoencoderKL")
         _write_json(out / "vae/config.json", flux_files.diffusers_config(autoencoder))
         weights = flux_files.to_diffusers(autoencoder.network)
-        write_tensors(out / "vae" / WEIGHTS, weights, {"format": "pt"}, dtype)
+        write_tensors(out / "vae" / WEIGHTS, weights, {"format": "pt"}, beside(dtype))
     parts |= write_text_encoders(pipeline, out)
     # FluxPipeline takes 2x2 patches of latents, and a network's output for the velocity.
     fits = pipeline.config.model.patch_size == 2 and pipeline.config.flow.prediction == "velocity"

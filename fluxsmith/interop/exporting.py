@@ -2,26 +2,27 @@
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from fluxsmith.config.places import portable, portable_name, with_places
+from fluxsmith.autoencoder.flux_ae import FluxAutoencoder
+from fluxsmith.config.places import portable, with_places
 from fluxsmith.device import DTYPES
 from fluxsmith.errors import UserError
 from fluxsmith.interop.card import check_scores, write_card
 from fluxsmith.interop.diffusers_folder import check_diffusers, write_parts
 from fluxsmith.interop.open_pipeline import TextToImage, merge_adapter
-from fluxsmith.interop.provenance import spec_of
+from fluxsmith.interop.provenance import spec_of, travelling
 from fluxsmith.interop.read_weights import NOTES, Notes, text_file
 from fluxsmith.interop.shipping import HALVES, export_small
 from fluxsmith.kernels.offload import place
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.storage.files import make_folder, write_text
-from fluxsmith.storage.tensor_files import Dtype, write_tensors
+from fluxsmith.storage.tensor_files import Dtype, beside, write_tensors
 from fluxsmith.text.frozen import FrozenText
 
 FORMATS = ("bfl", "diffusers", "fluxsmith")
@@ -36,6 +37,7 @@ def export(
     form: str,
     *,
     weights: str = "ema",
+    overrides: Sequence[str] = (),
     dtype: str | None = None,
     scores: Path | None = None,
     samples: bool = True,
@@ -56,15 +58,15 @@ def export(
             f"--max-shard-size {max_shard_size}: this export is one file; use --format diffusers"
         )
     path = checkpoints.newest(checkpoint)
-    pipeline = TextToImage.from_checkpoint(path, "cpu", weights, mapped=True)
+    pipeline = TextToImage.from_checkpoint(path, "cpu", weights, overrides, mapped=True)
     if form == "fluxsmith":
         merge_adapter(pipeline, torch.float32)  # rounded once, when it is stored
         with whole_folder(out) as partial:
-            export_small(pipeline, path.parent, partial, dtype, scores)
+            export_small(pipeline, path.parent, partial, dtype, scores, samples)
         return sorted(out.iterdir())
     if scores is not None:
         check_scores(pipeline, scores)
-    merge_adapter(pipeline, torch.bfloat16 if callable(stored) else stored)
+    merge_adapter(pipeline, beside(stored))
     if form == "bfl":
         return export_bfl(pipeline, out, stored)
     # A model that is given pictures draws nothing from captions alone.
@@ -92,6 +94,8 @@ def export_diffusers(
 ) -> list[Path]:
     """A folder for diffusers with a model card, whole or not at all."""
     check_diffusers(pipeline.network.params, "use --format bfl")
+    if isinstance(pipeline.autoencoder, FluxAutoencoder) and (rounded := beside(dtype)):
+        pipeline.autoencoder.round_to(rounded)  # so that what is noted is what is written
     with whole_folder(out) as partial:
         make_folder(partial / NOTES, "OUT")
         about = notes(pipeline, INSIDE)
@@ -126,14 +130,11 @@ def notes(pipeline: Pipeline, inside: Mapping[str, str] | None = None) -> Notes:
     """What importing the export needs to know beside its weights, without a path of this machine;
     `inside` says where what the config names lies in the export."""
     own = {"captions": pipeline.captions, "autoencoder": pipeline.autoencoder.digest}
-    frozen = pipeline.frozen_metadata()
-    for entry in frozen.get("text", {}).values():
-        entry["name"] = portable_name(entry["name"])
+    known = own | pipeline.frozen_metadata() | {"source": pipeline.source}
     config = portable(pipeline.config.model_dump())
     if inside:
         config = with_places(config, lambda key, _: inside[key], [*inside])
-    metadata = own | frozen | {"source": pipeline.source}
-    return Notes(config=config, step=pipeline.step, metadata=metadata)
+    return Notes(config=config, step=pipeline.step, metadata=travelling(known))
 
 
 def tensor_metadata(pipeline: Pipeline, dtype: Dtype, form: str) -> dict[str, str]:
@@ -148,7 +149,7 @@ def write_learned_text(pipeline: Pipeline, path: Path, dtype: Dtype) -> list[Pat
     own = pipeline.state_dict().items()
     text = {name.removeprefix("text."): t for name, t in own if name.startswith("text.")}
     if text:
-        write_tensors(path, text, {"format": "pt"}, dtype)
+        write_tensors(path, text, {"format": "pt"}, beside(dtype))
     return [path] if text else []
 
 

@@ -82,7 +82,7 @@ def contents(weights: Weights, config: RunConfig) -> dict[str, Any]:
         "data": {},
         "window": {},
         "metadata": {
-            **weights.metadata,
+            **{k: v for k, v in weights.metadata.items() if k != checkpoints.STORED},
             "fluxsmith": __version__,
             "torch": torch.__version__.partition("+")[0],
             "imported": {"kind": weights.kind, "name": portable_name(weights.origin)},

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import fields
 from textwrap import shorten
 
-import torch
 from torch import Tensor
 
+from fluxsmith.device import shapes_only
 from fluxsmith.errors import UserError
 from fluxsmith.interop.diffusers_names import depth
 from fluxsmith.model.flux import PRESETS, Flux, FluxParams
@@ -78,7 +78,7 @@ def _infer(network: dict[str, Tensor], axes_dim: Sequence[int] | None) -> FluxPa
 def check_fits(network: dict[str, Tensor], params: FluxParams, origin: str) -> None:
     """Raises a UserError that names the first tensors which don't fit, and the likely cause."""
     try:
-        with torch.device("meta"):
+        with shapes_only():
             Flux(params).load_state_dict(network, assign=True)
     except RuntimeError as error:
         refuse_others(network, origin)

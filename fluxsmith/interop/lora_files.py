@@ -2,6 +2,7 @@
 file is refused by a line that says which did not, and why."""
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -30,7 +31,7 @@ from fluxsmith.interop.lora_names import (
 from fluxsmith.interop.provenance import spec_of
 from fluxsmith.model.flux import PRESETS
 from fluxsmith.storage import checkpoint as checkpoints
-from fluxsmith.storage.files import explaining, parse_mapping, read_json
+from fluxsmith.storage.files import explaining, make_folder, parse_mapping, read_json
 from fluxsmith.storage.hub_folder import local_path
 from fluxsmith.storage.model_parts import WANTED
 from fluxsmith.storage.tensor_files import (
@@ -98,7 +99,17 @@ def read_lora(path: str | Path, *, without_text: bool = False) -> Lora:
     if homeless or halves or not pairs:
         raise UserError(f"{path}: {_complaint([*homeless, *halves], len(tensors))}")
     changes = [_change(str(path), base, pair, settings) for base, pair in pairs.items()]
+    _refuse_twice(path, [*pairs], changes)
     return Lora(str(path), _form([*tensors]), changes, metadata, left_out)
+
+
+def _refuse_twice(path: Path, bases: Sequence[str], changes: Sequence[LowRank]) -> None:
+    """Raises a UserError where one layer is named in two ways, which would change it twice."""
+    names: dict[tuple[str, int], str] = {}
+    for base, change in zip(bases, changes, strict=True):
+        other = names.setdefault((change.layer, change.start), base)
+        if other != base:
+            raise UserError(f"{path}: {other} and {base} are the same layer; keep one of them")
 
 
 def _contents(path: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
@@ -124,6 +135,8 @@ def _pickled(file: Path) -> dict[str, Any]:
     """What a file of torch's holds by name. An alpha may be a plain number there."""
     contents = read_pickled(file)
     found = contents if isinstance(contents, dict) else {}
+    nested = found.get("state_dict")  # as Lightning writes it
+    found = nested if isinstance(nested, dict) else found
     return {
         str(name): torch.tensor(float(x)) if isinstance(x, int | float) else x
         for name, x in found.items()
@@ -185,10 +198,11 @@ def _change(origin: str, base: str, pair: Mapping[str, Tensor], peft: Mapping[st
     """The change that a pair of tensors is, and its alpha if it has one."""
     place = place_of(base)
     assert place is not None
-    down, up = pair["down"], pair["up"]
-    for tensor in pair.values():
+    for tensor in (pair["down"], pair["up"]):
         if not tensor.is_floating_point():
             raise UserError(f"{origin}: {base} is {tensor.dtype}, and must be floating-point")
+    # Nothing computes in fp8.
+    down, up = (t.bfloat16() if t.element_size() == 1 else t for t in (pair["down"], pair["up"]))
     if down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1]:
         shapes = f"{tuple(down.shape)} and {tuple(up.shape)}"
         raise UserError(
@@ -202,15 +216,25 @@ def _change(origin: str, base: str, pair: Mapping[str, Tensor], peft: Mapping[st
             f"{origin}: {base} has {rows} rows, and {parts} parts of a layer {width} wide have "
             f"{parts * width}"
         )
+    alpha = pair.get("alpha")
+    if alpha is not None and alpha.numel() != 1:
+        raise UserError(f"{origin}: {base}.alpha has {alpha.numel()} numbers, and must have one")
+    if not down.numel():
+        raise UserError(f"{origin}: {base} has rank 0, so it changes nothing; leave it out")
     if place.swapped:
         up = torch.cat(up.chunk(2)[::-1])
     rank = len(down)
-    if "alpha" in pair:
-        scale = float(pair["alpha"]) / rank
+    if alpha is not None:
+        scale = float(alpha) / rank
     elif peft:
-        scale = _peft_scale(peft, base, rank)
+        try:
+            scale = _peft_scale(peft, base, rank)
+        except (TypeError, ValueError, AttributeError, re.error) as error:
+            raise UserError(f"{origin}: can't read PEFT's settings of it: {error}") from None
     else:
         scale = 1.0
+    if not (math.isfinite(scale) and down.isfinite().all() and up.isfinite().all()):
+        raise UserError(f"{origin}: {base} holds numbers that are not finite; it is damaged")
     return LowRank(place.layer, down, up, scale, start)
 
 
@@ -251,9 +275,9 @@ def read_specs(specs: Sequence[str]) -> list[Lora]:
         try:
             factor = float(weight)
         except ValueError:
-            raise UserError(
-                f"--lora {spec}: {weight} is no number; give FILE or FILE:0.8"
-            ) from None
+            factor = math.nan
+        if not math.isfinite(factor):
+            raise UserError(f"--lora {spec}: {weight} is no number; give FILE or FILE:0.8")
         lora = read_lora(file)
         changes = [replace(change, scale=factor * change.scale) for change in lora.changes]
         found.append(replace(lora, changes=changes))
@@ -297,6 +321,7 @@ def write_lora(
     about = {"format": "pt", **kept, **_ranks(tensors, FORMATS[form])}
     # An alpha is a number, which must not be rounded.
     cast = {name: t.to(dtype or t.dtype) if t.ndim else t for name, t in tensors.items()}
+    make_folder(path.parent, "OUT")
     write_tensors(path, cast, about)
 
 

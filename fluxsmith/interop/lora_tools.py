@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fluxsmith.adapters.layers import merged
 from fluxsmith.adapters.low_rank import LowRank, nearest
+from fluxsmith.config.places import portable
 from fluxsmith.errors import UserError
 from fluxsmith.interop.infer_params import refuse_others
 from fluxsmith.interop.lora_files import (
@@ -24,10 +25,12 @@ from fluxsmith.interop.lora_files import (
     read_specs,
     write_lora,
 )
-from fluxsmith.interop.provenance import spec_of
+from fluxsmith.interop.open_pipeline import is_there
+from fluxsmith.interop.provenance import spec_of, travelling
 from fluxsmith.interop.read_weights import NOTES, Notes, Weights, read_weights, text_file
 from fluxsmith.pipeline import weights_digest
 from fluxsmith.storage.files import make_folder
+from fluxsmith.storage.hub_folder import HUB_ID
 from fluxsmith.storage.tensor_files import write_tensors
 from fluxsmith.storage.weight_files import SAFETENSORS
 
@@ -43,6 +46,11 @@ def merge(source: Path, loras: Sequence[str], out: Path, dtype: torch.dtype | No
     base = run["metadata"]["base"] if run else {}
     if base:
         source, loras = Path(base["path"]), [str(source), *loras]
+        if not is_there(base["path"]) and not HUB_ID.fullmatch(base["path"]):
+            raise UserError(
+                f"{loras[0]}: changes the weights of {source}, which is not there; name them where "
+                f"they are now: fluxsmith lora merge MODEL {out} --lora {loras[0]}"
+            )
     if not loras:
         raise UserError(f"{source}: there is no LoRA to merge; give --lora FILE")
     weights = read_weights(source)
@@ -83,7 +91,8 @@ def _metadata(weights: Weights) -> dict[str, str]:
     found = {"format": "pt", **spec_of(weights.metadata.get("source", {}))}
     if weights.config is None:
         return found
-    notes = Notes(config=dict(weights.config), step=weights.step, metadata=dict(weights.metadata))
+    about = travelling(weights.metadata)
+    notes = Notes(config=portable(weights.config), step=weights.step, metadata=about)
     return found | {NOTES: notes.model_dump_json()}
 
 
@@ -93,6 +102,9 @@ def extract(
     """Writes the LoRA that turns one model into another as well as this rank can; returns how much
     of all that differs it holds, as a share of the squared norm. A warning says where learned text
     encoders differ, which no LoRA changes; a UserError where networks take or give other things."""
+    for model in (before, after):
+        if lora_run(model):
+            raise UserError(f"{model}: is a LoRA already; fluxsmith lora convert {model} {out}")
     first, second = read_weights(before), read_weights(after)
     old, new = first.network, second.network
     for network, path in ((old, before), (new, after)):
@@ -112,6 +124,8 @@ def extract(
     changes, total, held = [], 0.0, 0.0
     for name, weight in new.items():
         difference = weight.float() - old[name].float()
+        if not difference.isfinite().all():
+            raise UserError(f"{name} of {before} or {after} holds numbers that are not finite")
         total += float(difference.square().sum())
         if weight.ndim == 2 and difference.any():
             changes.append(nearest(name.removesuffix(".weight"), difference, rank))
@@ -129,7 +143,6 @@ def extract(
         )  # fmt: skip
     if not changes:
         raise UserError(f"{before} and {after} have the same weights; there is nothing to extract")
-    make_folder(out.parent, "OUT")
     write_lora(out, changes, form, dtype=dtype)
     return held / total
 

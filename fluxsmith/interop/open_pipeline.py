@@ -55,15 +55,22 @@ class TextToImage(Pipeline):
         if adapter is None:
             super().restore(contents, weights, origin)
             return
-        if moved is None or moved == contents["config"]["train"]["init_from"]:
-            moved = contents["metadata"]["base"]["path"]
-        if not (Path(moved).exists() or shipped_folder(moved) or HUB_ID.fullmatch(moved)):
+        told, known = contents["config"]["train"]["init_from"], contents["metadata"]["base"]["path"]
+        # As it was named in training may be where it is now: a model that ships, say.
+        places = [known, told] if moved in (None, told) else [moved]
+        there = [place for place in places if is_there(place)]
+        if not there and not HUB_ID.fullmatch(places[0]):
             raise UserError(
-                f"{origin}: changes the weights of {moved}, which is not there; say where they are "
-                f"with --set train.init_from=PATH"
+                f"{origin}: changes the weights of {places[0]}, which is not there; say where they "
+                f"are with --set train.init_from=PATH"
             )
-        load_base(self, moved)
+        load_base(self, [*there, *places][0])
         add_changes(self.network, adapter.changes_in(contents[weights]))
+
+
+def is_there(weights: str) -> bool:
+    """Whether something of this name is on this machine: a file, a folder, a model that ships."""
+    return Path(weights).exists() or shipped_folder(weights) is not None
 
 
 def open_pipeline(

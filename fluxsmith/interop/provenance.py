@@ -50,6 +50,14 @@ def spec_of(source: Mapping[str, Any], same_bytes: bool = False) -> dict[str, st
     return spec
 
 
+def travelling(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's metadata say of a whole model, as it may leave this machine."""
+    found = {k: v for k, v in metadata.items() if k in ("captions", "autoencoder", "source")}
+    encoders = metadata.get("text", {}).items()
+    text = {part: told | {"name": portable_name(told["name"])} for part, told in encoders}
+    return found | ({"text": text} if text else {})
+
+
 def after_training(source: Mapping[str, Any]) -> dict[str, Any]:
     """What stays true of weights that training goes on from."""
     return {key: value for key, value in source.items() if key in ("name", *CARD)}

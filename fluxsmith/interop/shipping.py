@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fluxsmith.config import RunConfig
 from fluxsmith.config.places import portable
 from fluxsmith.data.imageset import evenly
 from fluxsmith.errors import UserError
@@ -24,7 +25,12 @@ HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def export_small(
-    pipeline: Pipeline, run: Path, folder: Path, dtype: str | None, scores: Path | None
+    pipeline: Pipeline,
+    run: Path,
+    folder: Path,
+    dtype: str | None,
+    scores: Path | None,
+    samples: bool,
 ) -> None:
     """Writes the model of a run into a folder: stored in the half precision that is named, else in
     the one that draws closer to float32; `scores` are of what is written, as evaluating the folder
@@ -57,7 +63,20 @@ def export_small(
     checkpoints.save(path, checkpoints.without_training(contents, HALVES[stored]))
     images = pipeline.config.train.batch_size
     about: dict[str, Any] = {"stored": stored, "errors": errors, "seconds": _seconds(run, images)}
-    write_card(pipeline, folder, scores=scores, samples=True, template="shipped.md.j2", **about)
+    about["command"], about["distilled"] = _command(pipeline.config)
+    write_card(pipeline, folder, scores=scores, samples=samples, template="shipped.md.j2", **about)
+
+
+def _command(config: RunConfig) -> tuple[str, bool]:
+    """What trains such a model, and whether it is a student: then `distill` makes its config, and
+    its name is its teacher's and what it is."""
+    objective, name = config.objective, str(config.name)
+    if objective.kind == "guidance_distillation":
+        return f"fluxsmith distill {name.removesuffix('-dev')} --guidance", True
+    if objective.kind == "trajectory_distillation":
+        steps = objective.steps
+        return f"fluxsmith distill {name.removesuffix(f'-{steps}step')} --steps {steps}", True
+    return f"fluxsmith train {name}.yaml", False
 
 
 def drawing_errors(pipeline: Pipeline, exact: Mapping[str, Tensor]) -> dict[str, float]:

@@ -30,9 +30,10 @@ def accelerate(network: nn.Module, kernels: str = "auto") -> None:
     if kernels == "off" or _has_any_global_hook():
         return
     for module in list(network.modules()):
-        fast = FAST.get(type(module))
-        if fast is not None and fast.serves(module):
-            module.__class__ = fast
+        for fast in FAST.get(type(module), ()):
+            if fast.serves(module):
+                module.__class__ = fast
+                break
 
 
 @contextmanager
@@ -123,15 +124,23 @@ class FastDoubleStreamBlock(DoubleStreamBlock):
         return _is_norm(block.img_attn.norm) and _is_norm(block.txt_attn.norm)
 
 
-class FastSingleStreamBlock(SingleStreamBlock):
-    """A single-stream block with its attention in one pass, and GELU within its first layer."""
+class FastAttentionBlock(SingleStreamBlock):
+    """A single-stream block with its attention in one pass, whose layers may be wrapped."""
 
     attention = staticmethod(fast_attention)
 
     @staticmethod
     def serves(block: SingleStreamBlock) -> bool:
+        return _is_norm(block.norm)
+
+
+class FastSingleStreamBlock(FastAttentionBlock):
+    """A single-stream block with its attention in one pass, and GELU within its first layer."""
+
+    @staticmethod
+    def serves(block: SingleStreamBlock) -> bool:
         return (
-            _is_norm(block.norm)
+            FastAttentionBlock.serves(block)
             and _is_linear(block.linear1, [3 * block.hidden_size, block.inner])
             and _is_linear(block.linear2, [block.hidden_size])
         )
@@ -155,13 +164,13 @@ class FastSingleStreamBlock(SingleStreamBlock):
         return x + mod.gate * onednn.joined_linear((attended, inner), out.weight, out.bias)
 
 
-FAST: dict[type[nn.Module], Any] = {
-    nn.Linear: FastLinear,
-    nn.Sequential: FastMLP,
-    DoubleStreamBlock: FastDoubleStreamBlock,
-    SingleStreamBlock: FastSingleStreamBlock,
+FAST: dict[type[nn.Module], tuple[Any, ...]] = {  # the first that serves
+    nn.Linear: (FastLinear,),
+    nn.Sequential: (FastMLP,),
+    DoubleStreamBlock: (FastDoubleStreamBlock,),
+    SingleStreamBlock: (FastSingleStreamBlock, FastAttentionBlock),
 }
-PLAIN = {fast: plain for plain, fast in FAST.items()}
+PLAIN = {fast: plain for plain, own in FAST.items() for fast in own}
 
 
 def _is_untouched(module: nn.Module) -> bool:

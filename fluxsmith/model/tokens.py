@@ -26,7 +26,7 @@ def unpatchify(tokens: Tensor, patch: int, height: int, width: int) -> Tensor:
         )
     x = tokens.reshape(b, rows, columns, features // patch**2, patch, patch)
     x = x.permute(0, 3, 1, 4, 2, 5)  # (b, c, rows, p, columns, p)
-    return x.reshape(b, -1, height, width)
+    return x.reshape(b, features // patch**2, height, width)
 
 
 def token_grid(height: int, width: int, patch: int) -> tuple[int, int]:

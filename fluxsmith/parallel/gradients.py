@@ -13,8 +13,7 @@ class Gradients:
     """Adds up what backward passes leave in `grad`, in the tree of the batch's pieces.
 
     A rank computes pieces that follow each other, and the ranks' sums are added at the end. Where a
-    cut model has to be exact, the ranks take turns, and each round is added over them by itself:
-    they are the leaves of the same tree, and no rank has more than one piece's gradient whole.
+    cut model has to be exact, ranks take turns, and each round is added over them by itself.
     """
 
     def __init__(

@@ -22,6 +22,7 @@ class Ranks:
     """A process that trains alone: it agrees with itself and waits for nobody."""
 
     rank, size = 0, 1
+    patience = timedelta(minutes=30)  # with which the hosts wait for each other
     group: Any = None  # torch's, of the hosts
     waiting: Callable[[str], AbstractContextManager[Any]] = nullcontext  # in a call of all ranks
 
@@ -53,9 +54,9 @@ class Ranks:
     def shared(
         self, items: Sequence[Any], work: Callable[[Any], Any], together: bool = False
     ) -> Iterator[Any]:
-        """What `work` makes of each item, in order: plain data, or tensors of the host. Each is
-        done by one rank, in turn, and told to all, as a UserError is. `together`: by all at one
-        time, on ranges of one length, for each has a share of a network."""
+        """What `work` makes of each item, in order: plain data, or tensors of the host; each by one
+        rank, in turn, and told to all, as a UserError is. `together`: by all at one time, on ranges
+        of one length, for each has a share of a network."""
         for first in range(0, len(items), self.size):
             dealt = items[first : first + self.size]
             todo = dealt[self.rank :][:1]
@@ -93,15 +94,13 @@ class LaunchedRanks(Ranks):
     """One of the processes that torchrun started, on one machine or many."""
 
     def __init__(self, rank: int, size: int, watch: Any, patience: timedelta) -> None:
-        """`watch` is told what this rank waits for; its `store` is shared by all. The hosts wait
-        for each other with this patience."""
+        """`watch` is told what this rank waits for; its `store` is shared by all."""
         self.rank, self.size, self.watch, self.waiting = rank, size, watch, watch.waiting
-        # For what the hosts tell each other: on CPUs, and out of the way of the gradients.
-        self.group = dist.new_group(backend="gloo", timeout=patience)
-        self._patience, self._turns = patience, 0
+        self.group = dist.new_group(backend="gloo", timeout=patience)  # out of the gradients' way
+        self.patience, self._turns = patience, 0
 
     def apart(self) -> Ranks:
-        return LaunchedRanks(self.rank, self.size, self.watch, self._patience)
+        return LaunchedRanks(self.rank, self.size, self.watch, self.patience)
 
     def device(self, device: torch.device) -> torch.device:
         if device.type == "cpu":

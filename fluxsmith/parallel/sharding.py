@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -30,11 +31,13 @@ class Shards(Whole):
         compute, where it is not float32; what is kept and summed always is."""
         self.model, self.exact, self.sums_each_piece = model, exact, exact
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
-        self.network = cast(FSDPModule, network)
+        self.network, self.waiting = cast(FSDPModule, network), ranks.waiting
         sizes, names = (ranks.size // shard, shard), ("replicate", "shard")
         mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
         self._host = init_device_mesh("cpu", sizes, mesh_dim_names=names)["shard"]
         self._copies, self._shares = mesh.get_group("replicate"), mesh.get_group("shard")
+        for group in (self._copies, self._shares, self._host.get_group()):
+            _set_pg_timeout(ranks.patience, group)
         policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
         for module in (*blocks, network):
             fully_shard(module, mesh=mesh["shard"], reshard_after_forward=True, mp_policy=policy)
@@ -169,9 +172,9 @@ def cut(x: Tensor, shares: int, rank: int) -> Tensor:
 
 
 class _Hidden:
-    """Inputs of a block that FSDP does not see. It puts an operation of its own before all others,
-    and where several blocks share an input, that would add the gradients of each block first: not
-    in the order of a model that is not cut. The first input tells it when a block is done."""
+    """Inputs of a block that FSDP does not see. It puts an operation of its own before all others;
+    where several blocks share an input, that would add the gradients of each block first, unlike a
+    model that is not cut. The first input tells it when a block is done."""
 
     def __init__(self, inputs: tuple[Any, ...]) -> None:
         self.inputs = inputs

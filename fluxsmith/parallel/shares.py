@@ -1,7 +1,7 @@
 """What a rank holds of a model: all of it, or (`sharding`) its share of every tensor."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ class Whole:
     it is."""
 
     sums_each_piece = False  # over ranks, before the next one
+    waiting: Callable[[str], AbstractContextManager[Any]] = nullcontext  # for shares of others
 
     def __init__(self, model: nn.Module, own: Mapping[str, nn.Parameter] | None = None) -> None:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -90,8 +91,7 @@ def is_cut(x: Tensor) -> bool:
 
 @contextmanager
 def unsharded(module: Any) -> Iterator[None]:
-    """Inside, a block of a cut model, or what it has beside its blocks, has its weights whole, for
-    those who call its layers by themselves."""
+    """Inside, a module of a cut model has its weights whole, for who calls its layers alone."""
     if cut := hasattr(module, "unshard"):
         module.unshard()
     try:

@@ -1,8 +1,7 @@
 """Sums that do not depend on how many ranks there are: always in the same binary tree.
 
 Floating-point addition is not associative, so the tree is part of the result. Its leaves are the
-pieces of a batch, in order; with a power of two of them, the pieces of each rank are a tree of
-their own, and so is what the ranks make of these.
+pieces of a batch, in order, a power of two: those of each rank are a tree of their own.
 """
 
 from collections.abc import Iterator, Sequence

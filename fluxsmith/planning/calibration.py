@@ -42,15 +42,14 @@ def calibrate(outline: Outline, config: RunConfig, device: torch.device) -> Cali
         return _by_products(outline, config, device)
     likely = outline.likely(config.train.batch_size)
     least = outline.trainer(_least(config), device)
-    least.train_step(
-        outline.batch([""] * (least.pieces * least.parts))
-    )  # what comes once and stays
+    few = outline.batch([""] * (least.pieces * least.parts), device)
+    least.train_step(few)  # what comes once and stays
     del least
     lost = {size: _lost(outline, networks[size], device, likely) for size in sizes}
     held = sum(traced(outline, config).at_most().values())
     share = max(0.0, extrapolated(lost, blocks) / held)
     trainers = {size: outline.trainer(networks[size], device) for size in sizes}
-    batches = [outline.batch(one) for one in likely]
+    batches = [outline.batch(one, device) for one in likely]
     steps = {size: partial(_step, trainer, batches) for size, trainer in trainers.items()}
     for step in steps.values():
         step()  # the first takes longer
@@ -71,7 +70,7 @@ def _lost(
     trainer = outline.trainer(config, device)
     work = outline.flops(config) * config.train.batch_size
     for _ in range(min(SETTLING[1], max(SETTLING[0], int(SETTLING_FLOPS / work)))):
-        batch = outline.batch(captions[trainer.step % len(captions)])
+        batch = outline.batch(captions[trainer.step % len(captions)], device)
         if passes := outline.cost.passes:
             _teach(trainer, batch, passes)
         trainer.train_step(batch)

@@ -1,8 +1,20 @@
 """What a run that is about to begin will take: the short form of a plan."""
 
-from fluxsmith.device import memory_of, resident_memory
+import gc
+
+import torch
+
+from fluxsmith.config import RunConfig
+from fluxsmith.device import (
+    free_memory,
+    memory_of,
+    memory_wanted,
+    reset_peak_memory,
+    resident_memory,
+)
+from fluxsmith.kernels.memory import release_freed_memory
 from fluxsmith.model.flops import training_flops
-from fluxsmith.planning.calibration import calibrate
+from fluxsmith.planning.calibration import Calibration, calibrate
 from fluxsmith.planning.forecast import Planner
 from fluxsmith.planning.machine import Machine
 from fluxsmith.planning.outline import Outline
@@ -28,12 +40,33 @@ def expected(trainer: Trainer) -> Expected | None:
     machine = Machine(
         "this", trainer.ranks.size, memory_of(device), gpu=device.type == "cuda", here=True
     )
-    alone = trainer.ranks.size == 1
-    calibration = calibrate(outline, config, device) if alone else None
     planned = Planner(outline, machine)
+    needed = sum(planned.memory(planned.config).values())
+    alone = trainer.ranks.size == 1
+    calibration = _calibrated(outline, config, device, needed) if alone else None
     found = planned.memory(planned.config, calibration.lost if calibration else 0.0)
     memory = sum(found.values()) + planned.saving(found)
     if not machine.gpu:  # this process has weights, average and data already
         there = ("weights", "average", "teacher", "data set")
         memory += resident - sum(found.get(part, 0) for part in there)
     return Expected(memory, calibration.seconds if calibration else None)
+
+
+def _calibrated(
+    outline: Outline, config: RunConfig, device: torch.device, needed: int
+) -> Calibration | None:
+    """What this machine makes of a step; None where there is no room to try one beside the model
+    that is to be trained."""
+    room = free_memory(device)
+    if room is not None and needed > room:
+        return None
+    try:
+        return calibrate(outline, config, device)
+    except (RuntimeError, MemoryError) as error:
+        if memory_wanted(error) is None:
+            raise
+    finally:
+        reset_peak_memory(device)
+    gc.collect()  # what was given up is in circles
+    release_freed_memory()
+    return None

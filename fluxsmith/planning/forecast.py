@@ -5,10 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from fluxsmith.config import RunConfig
-from fluxsmith.device import pick_device
+from fluxsmith.device import pick_device, shapes_only
 from fluxsmith.model.flux import Flux
 from fluxsmith.parallel.ranks import Ranks
 from fluxsmith.planning.calibration import Calibration, calibrate
@@ -62,7 +60,7 @@ class Planner:
             self.config = changed(self.config, train={"precision": "bfloat16"})
         if machine.gpu:
             self.config = changed(self.config, train={"kernels": "off"})
-        with torch.device("meta"):
+        with shapes_only():
             network = Flux(outline.params(self.config))
             whole = outline.learned(self.config, network)
             self.sizes = Sizes.of(whole, network, network.blocks)
@@ -103,11 +101,16 @@ class Planner:
         return {"within": sharing.within(self.sizes), "between": sharing.between(self.sizes)}
 
     def saving(self, memory: dict[str, int]) -> int:
-        """Bytes more, while a checkpoint is written from a copy in the host's memory."""
-        train = self.config.train
-        copied = train.background_save and 0 < train.checkpoint_every < train.steps
-        parts = ("weights", "optimiser", "average")
-        return sum(memory[part] for part in parts) if copied and not self.machine.gpu else 0
+        """Bytes more on the first rank, while a checkpoint is written from a copy in the host's
+        memory: of its own share, or of all that is cut where that becomes one file."""
+        train, cut = self.config.train, self.config.parallel.shard > 1
+        if self.machine.gpu or not 0 < train.checkpoint_every < train.steps:
+            return 0
+        if cut and train.checkpoint_format == "sharded":
+            parts = ("weights", "optimiser", "average")
+            return sum(memory[part] for part in parts) if train.background_save else 0
+        whole = 4 * FLOAT32 * (self.sizes.cut + self.sizes.whole)  # with average and two moments
+        return whole if train.background_save or cut else 0
 
     def memory(self, config: RunConfig, lost: float = 0.0) -> dict[str, int]:
         """The bytes on each device, by part, and the share `lost` of them beside."""

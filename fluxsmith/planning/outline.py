@@ -21,7 +21,7 @@ from fluxsmith.config import RunConfig
 from fluxsmith.config.objective_section import ObjectiveConfig
 from fluxsmith.data import build_loader
 from fluxsmith.data.loader import Batch, Loader, MemoryLoader
-from fluxsmith.device import DTYPES, dtype_of_most
+from fluxsmith.device import DTYPES, dtype_of_most, shapes_only
 from fluxsmith.errors import UserError
 from fluxsmith.interop.read_weights import read_weights
 from fluxsmith.model.flops import forward_flops, training_flops
@@ -161,7 +161,7 @@ class Outline:
 
     def trainer(self, config: RunConfig, device: torch.device = CPU) -> Trainer:
         """A trainer, at step 0, of a config that may have other sizes than the outline's."""
-        text, autoencoder = _text(config), self._autoencoder(config)
+        text, autoencoder = _text(config), self._autoencoder(config, device)
         adapter, usual = config.train.adapter.choice, torch.get_default_dtype()
         try:
             torch.set_default_dtype(
@@ -186,25 +186,25 @@ class Outline:
         """All that is trained with a network."""
         return Pipeline(config, network, _text(config), self._autoencoder(config))
 
-    def _autoencoder(self, config: RunConfig) -> Autoencoder:
+    def _autoencoder(self, config: RunConfig, device: torch.device = CPU) -> Autoencoder:
         if self.autoencoder is None:
-            return build_autoencoder(config, "cpu")
-        section = config.autoencoder
+            return build_autoencoder(config, str(device))
+        section, network = config.autoencoder, AutoencoderNetwork(self.autoencoder)
         return FluxAutoencoder(
-            AutoencoderNetwork(self.autoencoder),
+            network if device == CPU else network.to(device),
             tile_size=section.tile_size,
             max_batch=section.max_batch,
             dtype=DTYPES[section.latents],
         )
 
-    def batch(self, captions: list[str]) -> Batch:
+    def batch(self, captions: list[str], device: torch.device = CPU) -> Batch:
         """Some pictures with these captions."""
         data, encoded = self.config.data, keeps_latents(self.config)
         shape: tuple[int, ...] = data.channels, data.image_size, data.image_size
         if encoded and self.autoencoder is not None:
             side = data.image_size // self.autoencoder.factor
             shape = self.autoencoder.z_channels, side, side
-        images = torch.zeros(len(captions), *shape)
+        images = torch.zeros(len(captions), *shape, device=device)
         references = images if self.config.model.conditioning == "kontext" else None
         return Batch(images, captions, encoded, references)
 
@@ -220,7 +220,7 @@ class Outline:
 
     def params(self, config: RunConfig) -> FluxParams:
         """Of the network."""
-        with torch.device("meta"):
+        with shapes_only():
             return flux_params(config, self._autoencoder(config), _text(config))
 
     def tokens(self, config: RunConfig) -> tuple[float, int]:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from fluxsmith.config import RunConfig
 from fluxsmith.kernels.cpu.operators import KERNELS
 from fluxsmith.model.tokens import image_ids, text_ids
-from fluxsmith.planning.outline import Outline
+from fluxsmith.planning.outline import Outline, changed
 
 ACTIVATIONS = "activations"  # and all else that comes and goes
 PARTS = (
@@ -95,6 +95,7 @@ class Allocations(TorchDispatchMode):
 def traced(outline: Outline, config: RunConfig) -> Allocations:
     """What training a config holds in a step on one device, with the outline's data. Nothing is
     computed, and no memory of that size is needed."""
+    config = changed(config, train={"cuda_graphs": False})  # there is nothing to capture
     captions = outline.fullest(config.train.batch_size)
     for tables in (image_ids, text_ids):
         tables.cache_clear()  # in these, nothing real is for the trace, and nothing of it for later

@@ -1,6 +1,7 @@
 """From prompts to pictures: noise, a grid of times, guidance, a solver, and the autoencoder."""
 
 import math
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -127,8 +128,9 @@ class Sampler:
     ) -> Drawing:
         """What `draw` takes: what is left out is the settings', `size` the config's (height,
         width). Raises a UserError that names the first setting that can't be used."""
+        prompts = [prompts] if isinstance(prompts, str) else prompts
         drawing = Drawing(
-            [prompts] if isinstance(prompts, str) else prompts,
+            [_composed(prompt) for prompt in prompts],
             self.settings.steps if steps is None else steps,
             self.settings.guidance if guidance is None else guidance,
             solver or self.settings.solver,
@@ -137,7 +139,7 @@ class Sampler:
             edit,
             first_index,
             batch_size,
-            negative_prompt,
+            _composed(negative_prompt),
             true_guidance,
             one_noise,
         )
@@ -292,6 +294,11 @@ class Sampler:
         strength = 1.0 if edit is None else strength_of(edit, self.conditioning)
         each = SOLVERS[drawing.solver].evaluations(max(1, math.ceil(drawing.steps * strength)))
         return each * math.ceil(len(drawing.prompts) / at_once)
+
+
+def _composed(prompt: str) -> str:
+    """With accents in the form that captions have them in, however they were typed."""
+    return unicodedata.normalize("NFC", prompt)
 
 
 def _check(drawing: Drawing, pipeline: Pipeline, settings: SampleConfig) -> None:

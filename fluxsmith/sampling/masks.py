@@ -1,5 +1,7 @@
 """Random masks for models that fill holes: boxes, all but a box, strokes of a brush, everything."""
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ def random_masks(n: int, height: int, width: int, generator: torch.Generator) ->
     boxes = _boxes(pixels, box)
     strokes = _strokes(pixels, points.unflatten(1, (POINTS, 2)), _between(RADIUS, radius))
     kinds = torch.stack([boxes, ~boxes, strokes, torch.ones_like(boxes)])  # (4, n, h w)
-    edges = torch.tensor(SHARES, device=device).cumsum(0)[:-1]
+    edges = torch.tensor([*accumulate(SHARES)][:-1], device=device)
     chosen = (kind >= edges).sum(1)
     masks = kinds[chosen, torch.arange(n, device=device)]
     return masks.float().view(n, 1, height, width)

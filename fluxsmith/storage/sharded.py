@@ -82,6 +82,8 @@ def save(path: Path, state: Mapping[str, Any], rank: int, tell: Tell, group: Any
                     with open(temporary / name, "rb") as stream:
                         os.fsync(stream.fileno())
                 flush_folder(temporary)
+                if not is_one(path):  # what is left of a deleted one
+                    shutil.rmtree(path, ignore_errors=True)
                 temporary.rename(path)
                 flush_folder(path.parent)
     finally:

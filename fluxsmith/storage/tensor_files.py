@@ -102,6 +102,11 @@ Stored = Callable[[Tensor], torch.dtype]  # the dtype that a tensor is written i
 Dtype = torch.dtype | Stored | None  # one for all, one for each, or their own
 
 
+def beside(dtype: Dtype) -> torch.dtype | None:
+    """What stands beside a network is written in: bfloat16 where its matrices are in fp8."""
+    return torch.bfloat16 if callable(dtype) else dtype
+
+
 def write_tensors(
     path: Path,
     tensors: Mapping[str, Tensor],

@@ -78,8 +78,10 @@ def smallest_visible(deviation: float, seeds: int, alpha: float) -> float:
     """The difference that would be seen with probability `POWER`."""
     if deviation == 0:
         return 0.0
-    surely = 2 * stats.t.ppf(1 - alpha / 2, seeds - 1) * deviation / math.sqrt(seeds)
+    surely = 2 * float(stats.t.ppf(1 - alpha / 2, seeds - 1)) * deviation / math.sqrt(seeds)
     missing = partial(_missing_power, deviation, seeds, alpha)
+    while missing(surely) < 0:
+        surely *= 2
     return float(optimize.brentq(missing, 0, surely))
 
 
@@ -106,12 +108,15 @@ def compare(
     for the number of arms, those of the others for the number of them all (Holm 1979).
 
     `visible`, the smallest difference that would have been seen, is of a test at alpha over the
-    number of arms, which Holm's correction is at its strictest.
+    number of those that it is corrected with, which Holm's correction is at its strictest.
     """
     rows: list[dict[str, Any]] = []
+    tests = {True: 0, False: 0}
+    for name, values in figures.items():
+        tests[name == primary] += len(values.keys() - {baseline})
     for name, values in figures.items():
         others = [arm for arm in values if arm != baseline]
-        strict = alpha / max(1, len(others))
+        strict = alpha / max(1, tests[name == primary])
         for arm in others:
             found = paired(values[arm], values[baseline], alpha)
             row = {"figure": name, "arm": arm, "primary": name == primary}

@@ -10,7 +10,7 @@ import torch
 from fluxsmith.config import RunConfig
 from fluxsmith.config.data_section import DataConfig
 from fluxsmith.data import build_loader
-from fluxsmith.device import pick_device
+from fluxsmith.device import pick_device, shapes_only
 from fluxsmith.errors import UserError
 from fluxsmith.kernels.timing import turns
 from fluxsmith.model.flops import forward_flops
@@ -34,7 +34,7 @@ def flops(config: RunConfig, drawn: int = 0) -> int:
 def parameters(config: RunConfig) -> int:
     """All that is learned: the network's and, where it is learned with it, the text encoder's."""
     outline = _outline(config)
-    with torch.device("meta"):
+    with shapes_only():
         network = Flux(outline.params(config))
         return sum(p.numel() for p in outline.learned(config, network).parameters())
 

@@ -100,10 +100,11 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "StudyConfig":
-        for name in filter(None, (self.name, *self.arms)):
-            if not _NAME.fullmatch(name):
+        named = {"name": [self.name or "study"], "arms": self.arms, "drawings": self.drawings}
+        for section, names in named.items():
+            if wrong := next((name for name in names if not _NAME.fullmatch(name)), None):
                 raise ValueError(
-                    f"arms.{name}: names a folder; use letters, digits and any of _.,=+-"
+                    f"{section}.{wrong}: names a folder; use letters, digits and any of _.,=+-"
                 )
         if bool(self.arms) == bool(self.grid):
             raise ValueError("arms: missing; give arms, or a grid, and not both")

@@ -28,7 +28,7 @@ from fluxsmith.storage.files import make_folder, write_text
 from fluxsmith.studies.measuring import measured, measured_before, read_whole, rehearse, wanted
 from fluxsmith.studies.planning import Plan, Run
 from fluxsmith.training.console import ProgressConsole
-from fluxsmith.training.lock import FolderLock, FolderTakenError
+from fluxsmith.training.lock import is_taken
 from fluxsmith.training.recorder import read_metrics
 
 DIVERGED = "(train.max_bad_steps)"  # in the line with which such a training ends
@@ -83,6 +83,9 @@ def execute(plan: Plan, jobs: int, console: ProgressConsole) -> None:
                     if code < 0 and run not in killed:  # by the system, for want of memory
                         console.say(f"{run} was ended by signal {-code}; it is tried once more")
                         killed.add(run)
+                        waiting.append(run)
+                        continue
+                    if code and not _free(plan, run, console):  # one from before was quicker
                         waiting.append(run)
                         continue
                     _finish(plan, run, code, references, console)
@@ -152,7 +155,8 @@ def _finish(
         if os.strerror(errno.ENOSPC) in line:  # which would end the other runs too
             raise UserError(f"{run}: {line}; make room, and the same command goes on") from None
         failure = {"exit_code": code, "last_line": line.partition("\n")[0]}
-        console.say(f"{run} failed, exit code {code}: {failure['last_line']}")
+        what = f"failed, exit code {code}" if code else "could not be measured"
+        console.say(f"{run} {what}: {failure['last_line']}")
         write_text(plan.beside(run, "failed.json"), json.dumps(failure) + "\n")
         return
     folder = plan.run_folder(run)
@@ -168,17 +172,10 @@ def _last_line(log: Path) -> str:
 def _free(plan: Plan, run: Run, console: ProgressConsole) -> bool:
     """Whether nobody writes to the run's folder: its training may have outlived a study that was
     killed, and is waited for."""
-    folder = plan.run_folder(run)
-    if not folder.exists():
-        return True
-    lock = FolderLock(folder)
-    try:
-        lock.take()
-    except FolderTakenError:
+    taken = is_taken(plan.run_folder(run))
+    if taken:
         console.report(f"{run}: its training still goes on from before", None)
-        return False
-    lock.release()
-    return True
+    return not taken
 
 
 def _end(running: "dict[Run, subprocess.Popen[bytes]]") -> None:

@@ -17,7 +17,7 @@ from fluxsmith.evaluation.evaluator import Score
 from fluxsmith.evaluation.evaluators import scores
 
 BEST = "best"
-_NAME = re.compile(r"(?:([\w-]+)\.)?(\w+)(?:@(\w+)=(\d+(?:\.\d+)?))?")
+_NAME = re.compile(r"(?:([\w.,=+-]+)\.)?(\w+)(?:@(\w+)=(\d+(?:\.\d+)?))?")
 
 Measured = Mapping[str, Mapping[str, Any]]  # by drawing and evaluator: what was found
 

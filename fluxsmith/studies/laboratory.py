@@ -71,7 +71,8 @@ def study(
             console.say(line)
         console.say(f"answer  {target / 'study.json'}")
         console.say(f"page    {target / 'index.html'}")
-    return 0
+        failed = any(outcome(plan, run).state == "failed" for run in plan.runs)
+    return int(failed)
 
 
 def _take(lock: FolderLock, folder: Path) -> None:

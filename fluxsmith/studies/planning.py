@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fluxsmith.config import RunConfig, read_config
-from fluxsmith.config.comparing import differences
+from fluxsmith.config.comparing import below, differences
 from fluxsmith.config.reading import build_config
 from fluxsmith.config.reading import with_overrides as put_into
 from fluxsmith.errors import UserError
@@ -71,9 +71,10 @@ class Plan:
         """Of the velocity, for a run's pictures."""
         usual, found = self.arms[arm].config.sample, 0
         for name, drawing in self.study.drawings.items():
-            if set(self.study.evaluators(name)) - {"validation_loss"}:
+            if set(self.study.evaluators(name)) - {"validation_loss", "conditioning_gap"}:
                 solver = SOLVERS[drawing.solver or usual.solver]
-                each = 1 if (drawing.guidance or usual.guidance) == 1 else 2
+                scale = usual.guidance if drawing.guidance is None else drawing.guidance
+                each = 2 if usual.guidance_method == "cfg" and scale != 1 else 1
                 found += (
                     drawing.num_samples * each * solver.evaluations(drawing.steps or usual.steps)
                 )
@@ -190,9 +191,17 @@ def _made_equal(
     }
 
 
+# What decides of a run's files and messages alone.
+UNSEEN = (
+    "train.log_every", "train.loggers", "train.sample_every", "train.checkpoint_every",
+    "train.checkpoint_format", "train.keep_checkpoints", "train.keep_every", "train.snapshots",
+    "train.background_save", "train.on_save_error", "train.diagnose", "evaluate",
+)  # fmt: skip
+
+
 def _refuse_twins(configs: dict[str, RunConfig]) -> None:
     for (a, one), (b, other) in combinations(configs.items(), 2):
-        if one == other:
+        if all(below(key, UNSEEN) for key, *_ in differences(one, other)):
             raise UserError(f"arms.{b}: the same runs as arms.{a}; remove one or change it")
 
 

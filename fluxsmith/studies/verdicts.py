@@ -6,7 +6,7 @@ from typing import Any
 
 from fluxsmith.evaluation.evaluator import Score
 from fluxsmith.evaluation.report.wording import p_value, percent
-from fluxsmith.studies.analysis import seeds_needed
+from fluxsmith.studies.analysis import MOST_SEEDS, seeds_needed
 
 
 def amount(score: Score, *values: float, scale: float | None = None, sign: bool = False) -> str:
@@ -45,9 +45,10 @@ def verdict(
     visible = amount(score, row["visible"])
     if row["visible"] > smallest:
         needed = seeds_needed(smallest, row["deviation"], alpha / arms)
+        many = f"about {needed:,}" if needed < MOST_SEEDS else f"more than {MOST_SEEDS:,}"
         return (
             f"too noisy for its question: {none_seen}, {amount(score, smallest)} matter, and only "
-            f"{visible} could have been seen; about {needed:,} seeds would do"
+            f"{visible} could have been seen; {many} seeds would do"
         )
     if scale < smallest:
         return f"{none_seen}; one of {visible} would have been"

@@ -58,8 +58,10 @@ class Alignment:
             return
         rows = rows[:MOST]
         small = min(images.shape[-2], PIXELS), min(images.shape[-1], PIXELS)
-        x = F.adaptive_avg_pool2d(images[to_device(torch.tensor(rows), images.device)], small)
-        x = x.flatten(1)
+        x = images[to_device(torch.tensor(rows), images.device)]
+        if x.device.type == "mps":  # whose pooling took sizes that divide only, up to torch 2.10
+            x = x.cpu()
+        x = F.adaptive_avg_pool2d(x, small).flatten(1)
         variance, x = x.var(0).mean(), x - x.mean(0)  # the mean changes only what is rounded
         pictures = x @ x.T / x.shape[1]
         words = to_device(words_in_common([captions[i] for i in rows]), x.device)

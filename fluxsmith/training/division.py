@@ -77,8 +77,8 @@ def expect_same_run(config: RunConfig, ranks: Ranks, start: Start) -> None:
     """Raises a UserError where the ranks are about to do different things."""
     if ranks.size == 1:
         return
-    free = free_keys()  # where files lie on each machine
-    given = flat(config.model_dump())
+    data = config.model_dump()
+    given, free = flat(data), free_keys(data)  # free: where files lie on each machine
     settings = {k: v for k, v in given.items() if k not in free or "://" in str(v)}
     others = {"the code of fluxsmith": _code_digest(), "the start": str(start)}
     weights = {key: given.get(key) for key in WEIGHTS} | {"the start": start.path}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +18,12 @@ def graphed(step_on_device: TrainStep, pipeline: Pipeline, capture: CudaCapture)
 
     def warm_up(step: Step) -> object:
         """Real steps, whatever the objective, after which everything is put back."""
-        with unchanged(lambda: _state(step_on_device, pipeline), step_on_device.update.optimiser):
+        state, optimiser = (
+            partial(_state, step_on_device, pipeline),
+            step_on_device.update.optimiser,
+        )
+        gpus = [pipeline.device] if pipeline.device.type == "cuda" else []
+        with torch.random.fork_rng(gpus), unchanged(state, optimiser):  # dropout draws too
             step_on_device(step)
         # The graph reads these tables, which the cache may drop: so they are kept with it.
         return list(pipeline.network.rotary.tables.values())

@@ -5,6 +5,7 @@ import contextlib
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +25,31 @@ else:
         # Unlike flock's, this lock is not inherited by the children that load data, so it ends
         # with the run even where they outlive it for a moment.
         fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_taken(folder: Path) -> bool:
+    """Whether a process that is alive writes to the folder. After a crash the file is left behind,
+    but its lock is gone."""
+    try:
+        stream = open(folder / ".lock", "r+", encoding="utf-8")  # noqa: SIM115
+    except OSError:  # there is none, or it is another user's
+        return False
+    with stream:
+        try:
+            _lock(stream)  # for a moment
+        except (BlockingIOError, PermissionError):
+            return True
+        except OSError:
+            pass  # this file system has no locks
+    return False
+
+
+def _lock_soon(stream: IO[str]) -> None:
+    try:
+        _lock(stream)
+    except (BlockingIOError, PermissionError):  # `is_taken` may have it at this moment
+        time.sleep(0.05)
+        _lock(stream)
 
 
 class FolderTakenError(UserError):
@@ -52,7 +78,7 @@ class FolderLock:
                     f"can't write to {self.path.parent}: {reason}; set output_dir"
                 ) from None
             try:
-                _lock(stream)
+                _lock_soon(stream)
             except (BlockingIOError, PermissionError):
                 raise FolderTakenError(self._refusal(stream)) from None
             except OSError:

@@ -42,9 +42,11 @@ class Movement:
         self.ema = ema
         self._before = torch.empty(0)
         kinds, sizes = [], []
-        for name, p in pipeline.named_parameters():
+        whole = dict(pipeline.named_parameters())
+        for name, _ in held.parts.named_parameters():  # those that are trained
             kinds.append(kind_of(name))
-            sizes.append((len(range(0, p.numel(), _stride(p))), p.numel()))
+            n = whole[name].numel()
+            sizes.append((len(range(0, n, _stride(whole[name]))), n))
         self.kinds = tuple(dict.fromkeys(kinds))
         of = [
             torch.full((n,), self.kinds.index(kind))

@@ -305,6 +305,8 @@ def _announce(console: TrainingConsole, config: RunConfig, trainer: Trainer, sta
     )
     if trainer.pieces > 1:
         console.say(f"{trainer.ranks.size} ranks; batches in {trainer.pieces} pieces")
+    if config.train.snapshots and config.parallel.shard > 1:
+        console.say("train.snapshots is left out: no rank has all of the model to keep")
     console.say(f"writing to {trainer.folder}, {start}")
     on_cpu = trainer.pipeline.device.type == "cpu"
     if config.train.kernels == "auto" and on_cpu and (reason := why_plain()):

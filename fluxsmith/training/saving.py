@@ -80,7 +80,9 @@ class Saver:
         mine = self._mine(state)
         if mine is None:
             return
-        copy = self._copy(mine) if self.config.background_save else None
+        copy = None
+        if self.config.background_save:
+            copy = mine if self._gathers(state) else self._copy(mine)
         if copy is not None:
             self._writing = threading.Thread(
                 target=self._attempt, args=(copy,), name="checkpoint", daemon=True
@@ -140,8 +142,9 @@ class Saver:
         """What this rank writes of a state, None where that is nothing; a call of all ranks."""
         if self._in_shares is None:
             self._in_shares = self._ranks.tell(self._wants_shares(state))[0]
-        if not self._in_shares and any(map(is_cut, state["model"].values())):
-            state = _each(dict(state), self._gathered)
+        if self._gathers(state):
+            with self._held.waiting("the gathering of a checkpoint"):
+                state = _each(dict(state), self._gathered)
         return state if self._in_shares or self._ranks.first else None
 
     def _wants_shares(self, state: Mapping[str, Any]) -> bool:
@@ -152,10 +155,15 @@ class Saver:
         return wanted == "sharded"
 
     def _gathered(self, tensor: Tensor) -> Tensor:
-        whole = tensor.full_tensor() if is_cut(tensor) else tensor  # type: ignore[attr-defined]
+        """A copy of its own on the first rank, of whatever it was."""
+        whole = tensor.full_tensor() if is_cut(tensor) else tensor.clone()  # type: ignore[attr-defined]
         return whole.cpu() if self._ranks.first else torch.empty(0)
 
-    def _copy(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _gathers(self, state: Mapping[str, Any]) -> bool:
+        """Whether a state that is cut over ranks is written whole."""
+        return not self._in_shares and any(map(is_cut, state["model"].values()))
+
+    def _copy(self, state: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """A copy of the state, None where there is no memory for one."""
         try:
             return copied(dict(state), self._held)

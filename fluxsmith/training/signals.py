@@ -9,6 +9,7 @@ import contextlib
 import math
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -62,7 +63,8 @@ class Signals:
         self.config = config
         self.pipeline = pipeline
         self.objective = objective
-        self.looks = looks(train.steps) if train.diagnose else frozenset()
+        learns_from_data = train.diagnose and objective.needs_data(config)
+        self.looks = looks(train.steps) if learns_from_data else frozenset()
         self.alignment = Alignment(pipeline.device)
         self._best: list[float] = []  # losses of simpler predictions
         self._movement = Movement(pipeline, held, ema)
@@ -180,18 +182,18 @@ class Signals:
         if self._images < LEAST:
             return {}
         own, gaps = [], []
+        all_others = iter(exchanged([c for batch in self._latents for c in batch.captions]))
         for i, batch in enumerate(self._latents):
-            others = replace(batch, captions=exchanged(batch.captions))
+            others = replace(batch, captions=[*islice(all_others, len(batch))])
             right, wrong = self._losses(batch, i), self._losses(others, i)
             pairs = zip(batch.captions, others.captions, strict=True)
             own.append(right)
             gaps.append((wrong - right)[torch.tensor([a != b for a, b in pairs])])
-        gap = torch.cat(gaps)
-        return {
-            "loss_held_out": float(torch.cat(own).mean()),
-            "conditioning_gap": float(gap.mean()),
-            "conditioning_gap_stderr": float(gap.std() / max(1, len(gap)) ** 0.5),
-        }
+        gap, found = torch.cat(gaps), {"loss_held_out": float(torch.cat(own).mean())}
+        if len(gap) > 1:
+            found["conditioning_gap"] = float(gap.mean())
+            found["conditioning_gap_stderr"] = float(gap.std() / len(gap) ** 0.5)
+        return found
 
     def _losses(self, batch: Batch, number: int) -> Tensor:
         """(b,), with noise and times that depend on the batch's number alone."""

@@ -17,11 +17,12 @@ REQUEST = "wanted"  # a file there asks for one at the next step
 
 
 class Snapshots:
-    """Keeps what `train.snapshots` asks for, where one process has all of the model."""
+    """Keeps what `train.snapshots` asks for, on the first rank, where it has all of the model."""
 
-    def __init__(self, run: Path, config: TrainConfig, ranks: Ranks) -> None:
+    def __init__(self, run: Path, config: TrainConfig, ranks: Ranks, whole: bool) -> None:
         self.folder = run / FOLDER
-        self.steps = snapshot_steps(config.steps, config.snapshots) if ranks.size == 1 else set()
+        keeps = ranks.first and whole
+        self.steps = snapshot_steps(config.steps, config.snapshots) if keeps else set()
 
     def keep(self, step: int, state: Callable[[], Mapping[str, Any]]) -> None:
         """Writes the state of this step where it is one of those to keep, or is asked for."""

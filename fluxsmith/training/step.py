@@ -116,7 +116,8 @@ class Update:
             if not self.host_sync:
                 setattr(self.optimiser, "found_inf", (~good).float())  # noqa: B010 (not declared)
             scale = ((norm + 1e-6) / self.largest).clamp(min=1)  # by which gradients are divided
-            if getattr(self.optimiser, "_step_supports_amp_scaling", False):
+            divides = getattr(self.optimiser, "_step_supports_amp_scaling", False)
+            if divides and norm.device.type != "mps":  # Metal's kernel takes no scale
                 # A fused optimiser divides on its way, which saves a pass over memory.
                 needed = not self.host_sync or scale > 1
                 setattr(self.optimiser, "grad_scale", scale if needed else None)  # noqa: B010

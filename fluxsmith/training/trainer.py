@@ -97,7 +97,8 @@ class Trainer:
         self.update = Update(parts, self.optimiser, self.ema, largest, host_sync=not masked)
         self.signals = Signals(config, pipeline, objective, self.held, self.ema)
         self.diagnosis = Diagnosis(config.train)
-        self.snapshots = Snapshots(self.folder, config.train, ranks)
+        whole = config.parallel.shard == 1
+        self.snapshots = Snapshots(self.folder, config.train, ranks, whole)
         kinds = kinds_of(parts, self.update.trained)
         self.means = RunningMeans(pipeline.device, objective.terms, kinds, largest)
         exact, trained = config.train.deterministic, self.update.trained
@@ -261,7 +262,8 @@ class Trainer:
         if self.graphed is not None:
             self.graphed(Step(list(inputs), scalars))
         else:
-            self.step_on_device(Step(inputs, scalars))
+            with self.held.waiting("a step of the cut network"):
+                self.step_on_device(Step(inputs, scalars))
         self.step += 1
         return rate
 

@@ -1,6 +1,8 @@
 """The models that the page may draw with: those that it was started with, and what its runs left.
 A client names one as NAME, or as NAME@STEP for a checkpoint of a run, and never by a path."""
 
+import contextlib
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -42,11 +44,7 @@ class Gallery:
         """Takes in a checkpoint, the folder of a run, or a model that ships, and returns its name
         here; a UserError where it is none, or no model of text alone."""
         place = shipped_folder(model) or Path(model)
-        config = run_config(place)
-        if config is None:
-            config = build_config(
-                checkpoints.load(checkpoints.newest(place))["config"], model, True
-            )
+        config = run_config(place) or _config(place, model)
         if (kind := config.model.conditioning) != "text":
             raise UserError(f"{model}: is a {kind} model; the page draws with models of text alone")
         name, n = str(config.name).replace("@", "-"), 2
@@ -95,24 +93,49 @@ class Gallery:
             self._loaded.move_to_end(path)
             return self._loaded[path]
 
+    def configs(self) -> dict[str, RunConfig]:
+        """Those that a new model can be trained by: of the models that are here, and of those that
+        ship, the shortest training first. A student's is none, for it names a teacher that may not
+        be here."""
+        found = {name: _config(place, name) for name, place in shipped_models().items()}
+        for name, place in [*self.places.items()]:
+            with contextlib.suppress(UserError):  # no checkpoint so far
+                found[name] = run_config(place) or self.open(name).config
+        plain = {n: c for n, c in found.items() if c.objective.kind == "flow_matching"}
+        return dict(
+            sorted(plain.items(), key=lambda one: one[1].train.steps * one[1].train.batch_size)
+        )
+
     def facts(self) -> list[dict[str, Any]]:
         """What the page shows of every model that has a checkpoint."""
         found = []
-        for name in self.places:
+        for name in [*self.places]:  # a run may be started meanwhile
             try:
                 path = self.checkpoint(name)
                 if path not in self._facts:
                     self._facts[path] = _facts(self.open(name))
             except UserError:  # a run without a checkpoint so far, or one that is gone
                 continue
-            found.append({"name": name, **self._facts[path]})
+            checkpoints = [*self.steps(name)] if self.places[name].is_dir() else []
+            found.append({"name": name, "checkpoints": checkpoints, **self._facts[path]})
         return found
 
 
 def run_config(folder: Path) -> RunConfig | None:
     """The config of a run, as it wrote it into its folder; None where there is none."""
     file = folder / "config.yaml"
-    return read_config(file) if file.is_file() else None
+    return _read(file, file.stat().st_mtime_ns) if file.is_file() else None
+
+
+@functools.lru_cache(64)  # a run that is watched is looked at every second
+def _read(file: Path, changed: int) -> RunConfig:
+    return read_config(file)
+
+
+@functools.cache
+def _config(place: Path, name: str) -> RunConfig:
+    """As a checkpoint has it."""
+    return build_config(checkpoints.load(checkpoints.newest(place))["config"], name, True)
 
 
 def _facts(pipeline: Pipeline) -> dict[str, Any]:
@@ -139,5 +162,6 @@ def _facts(pipeline: Pipeline) -> dict[str, Any]:
             "text": sum(p.numel() for p in pipeline.parameters()) - own,
         },
         "patch": config.model.patch_size,
+        "prediction": config.flow.prediction,
         "network": asdict(params),
     }

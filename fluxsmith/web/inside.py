@@ -25,6 +25,7 @@ from fluxsmith.web.line import Emit
 CODE: dict[str, Callable[..., Any]] = {
     "path": path.interpolate,
     "loss": path.flow_matching_loss,
+    "velocity": path.velocity_from_x0,
     "step": solvers.euler,
     "text": ByteEncoder.embed,
     "time": blocks.timestep_embedding,

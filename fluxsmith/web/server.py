@@ -5,6 +5,7 @@ import json
 import shlex
 import socket
 import tempfile
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,7 +26,6 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fluxsmith.errors import UserError
-from fluxsmith.sampling.generate import Sampler
 from fluxsmith.sampling.request import write_drawing
 from fluxsmith.web import drawing
 from fluxsmith.web.branching import BranchRequest, Judges, branch
@@ -59,23 +59,31 @@ class Events(Response):
         self.events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def leave() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            tasks.cancel_scope.cancel()
-
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(leave)
-                async for event in self.events:
-                    line = json.dumps(event).encode() + b"\n"
-                    await send({"type": "http.response.body", "body": line, "more_body": True})
-                tasks.cancel_scope.cancel()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self.events.aclose()
+        async with _until_left(receive, self.events):
+            async for event in self.events:
+                line = json.dumps(event).encode() + b"\n"
+                await send({"type": "http.response.body", "body": line, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
+
+
+@asynccontextmanager
+async def _until_left(receive: Receive, events: AsyncGenerator[Event, None]) -> AsyncIterator[None]:
+    """What is done within ends when the client is gone, and the events' work in any case."""
+
+    async def leave() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        tasks.cancel_scope.cancel()
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(leave)
+            yield
+            tasks.cancel_scope.cancel()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await events.aclose()
 
 
 class Page:
@@ -92,6 +100,7 @@ class Page:
             Route("/", lambda request: FileResponse(STATIC / "index.html")),
             Mount("/static", StaticFiles(directory=STATIC)),
             Route("/api/models", self.models),
+            Route("/api/configs", self.configs),
             Route("/api/code", lambda request: JSONResponse(code())),
             Route("/api/draw", self.draw, methods=["POST"]),
             Route("/api/branch", self.branch, methods=["POST"]),
@@ -124,13 +133,18 @@ class Page:
     async def models(self, request: Request) -> Response:
         return JSONResponse(await run_in_threadpool(self.gallery.facts))
 
+    async def configs(self, request: Request) -> Response:
+        return JSONResponse([*await run_in_threadpool(self.gallery.configs)])
+
     async def draw(self, request: Request) -> Response:
         asked = await _read(request, drawing.Request)
         return self._events(lambda emit: self._drawn(asked, emit))
 
     def _drawn(self, asked: drawing.Request, emit: Emit) -> None:
         pipeline = self.gallery.open(asked.model)
+        began = time.perf_counter()
         states = drawing.draw(pipeline, asked, emit)
+        emit({"seconds": time.perf_counter() - began})
         if asked.judge:
             emit(self.judges.say(pipeline, [states], asked.prompts))
 
@@ -155,7 +169,9 @@ class Page:
         files: list[tuple[str, bytes]] = []
 
         def work(emit: Emit) -> None:
-            sampler = Sampler(self.gallery.open(asked.model))
+            pipeline = self.gallery.open(asked.model)
+            # Nothing is shown on the way, but each step hears whether anybody still waits.
+            sampler = drawing.WatchedSampler(pipeline, lambda *_: emit({}))
             plan = drawing.plan(sampler, asked)
             with tempfile.TemporaryDirectory() as folder:
                 wanted = {"filmstrip": kind == "filmstrip", "gif": kind == "gif"}
@@ -163,9 +179,12 @@ class Page:
                 file = write_drawing(sampler, plan, Path(folder), command, **wanted)[SAVED[kind]]
                 files.append((file.name, file.read_bytes()))
 
-        async for event in self.line.events(work):
-            if "error" in event:
-                raise UserError(event["error"])
+        events, problem = self.line.events(work), "stopped"
+        async with _until_left(request.receive, events):
+            async for event in events:
+                problem = event.get("error", problem)
+        if not files:
+            raise UserError(problem)
         ((name, contents),) = files
         disposition = {"content-disposition": f'attachment; filename="{asked.model}-{name}"'}
         kinds = {".png": "image/png", ".gif": "image/gif"}
@@ -202,13 +221,17 @@ class Page:
         }
         if (what := request.path_params["what"]) not in changes:
             raise HTTPException(404)
-        await _read(request, BaseModel)
+        await _read(request, _Nothing)
         await run_in_threadpool(changes[what], request.path_params["name"])
         return JSONResponse({})
 
 
 class _Start(BaseModel):
     model: str
+
+
+class _Nothing(BaseModel):
+    """All is in the address."""
 
 
 class _Guard:

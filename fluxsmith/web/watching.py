@@ -5,12 +5,14 @@ import contextlib
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 from fluxsmith.config import show
 from fluxsmith.errors import UserError
 from fluxsmith.storage.files import make_folder
+from fluxsmith.training.lock import is_taken
 from fluxsmith.training.recorder import read_metrics
 from fluxsmith.training.snapshots import FOLDER, REQUEST
 from fluxsmith.web.gallery import Gallery, run_config
@@ -27,11 +29,13 @@ class Runs:
         self.gallery = gallery
         self.folder = folder  # of new ones
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._starting = threading.Lock()
 
     def all(self) -> list[dict[str, Any]]:
         """Those that there are, by name, with what each is doing."""
-        places = self.gallery.places.items()
-        return [self._state(n) for n, place in places if (place / "config.yaml").is_file()]
+        places = [*self.gallery.places.items()]
+        runs = [(name, place) for name, place in places if (place / "config.yaml").is_file()]
+        return [self._state(n, read_metrics(place / "metrics.jsonl")) for n, place in runs]
 
     def look(self, name: str, seen: int) -> dict[str, Any]:
         """What a run is doing, its checkpoints, and its records after the first `seen`. A UserError
@@ -41,7 +45,7 @@ class Runs:
             raise UserError(f"the folder of {name} is gone; choose another run")
         records = read_metrics(place / "metrics.jsonl")
         return {
-            **self._state(name),
+            **self._state(name, records),
             "checkpoints": [*self.gallery.steps(name)],
             "seen": len(records),
             "records": [
@@ -51,13 +55,16 @@ class Runs:
         }
 
     def start(self, model: str) -> str:
-        """Trains a new model by the config of one that is here; returns the new run's name."""
-        config = self.gallery.open(model).config
+        """Trains a new model by one of the gallery's configs; returns the new run's name."""
+        config = self.gallery.configs().get(model)
+        if config is None:
+            raise UserError(f"{model[:80]} has no config to train by; choose another")
         base = self.folder / str(config.name)
-        folder = next(p for n in range(1, 10_000) if not (p := Path(f"{base}-{n}")).exists())
+        with self._starting:
+            folder = next(p for n in range(1, 10_000) if not (p := Path(f"{base}-{n}")).exists())
+            make_folder(folder, "the folder that `fluxsmith serve` is started in")
         train = config.train.model_copy(update={"snapshots": SNAPSHOTS})
         new = {"name": folder.name, "output_dir": str(folder.absolute()), "train": train}
-        make_folder(folder, "the folder that `fluxsmith serve` is started in")
         text = show(config.model_copy(update=new))
         (folder / "config.yaml").write_text(text, encoding="utf-8")
         name = self.gallery.add(str(folder))
@@ -107,12 +114,11 @@ class Runs:
         process = self._processes.get(name)
         if process is not None and process.poll() is None:
             return True
-        return (self.gallery.place(name) / ".lock").exists()
+        return is_taken(self.gallery.place(name))
 
-    def _state(self, name: str) -> dict[str, Any]:
+    def _state(self, name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
         place, process = self.gallery.place(name), self._processes.get(name)
         config = run_config(place)
-        records = read_metrics(place / "metrics.jsonl")
         problem = ""
         if process is not None and process.poll() not in (None, 0, 130):
             lines = (place / "train.log").read_text(encoding="utf-8", errors="replace").split("\n")

@@ -3,6 +3,7 @@
 import json
 import sys
 import tarfile
+import weakref
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from made_pictures import add, items
 from fluxsmith.data import build_loader, load
 from fluxsmith.data.colored_digits import COLORS
 from fluxsmith.data.images import to_uint8
+from fluxsmith.data.loader import MemoryLoader
 from fluxsmith.data.sources import open_source
 from fluxsmith.errors import UserError
 from fluxsmith.evaluation.evaluators.composition import colors
@@ -138,3 +140,13 @@ def test_recolored_digits_differ_in_their_ink_alone():
     (after, _), (before, _) = colors(data.images), colors(data.references)
     assert (after == asked).float().mean() > 0.99  # faint strokes look like others
     assert (before == asked).float().mean() < 0.01
+
+
+def test_pairs_in_memory_are_held_once(tmp_path):
+    settings = as_folder(tmp_path / "pairs")
+    pairs = load(settings, "train")
+    loader = MemoryLoader([pairs], 4, 0, settings)
+    apart = [weakref.ref(each) for each in (pairs.images, pairs.references)]
+    del pairs
+    assert [each() for each in apart] == [None, None]
+    assert loader.images[0].shape == (12, 6, 8, 8)

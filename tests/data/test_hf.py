@@ -163,6 +163,8 @@ def test_a_path_that_is_nothing_names_the_ways_out(tmp_path):
     assert "local copy" in message
     (tmp_path / "x.parquet").write_bytes(b"no parquet")
     assert "can't read" in refused(tmp_path / "x.parquet")
+    frame(tmp_path / "y.parquet", image=[], caption=[])
+    assert "whole and not empty" in refused(tmp_path / "y.parquet")
 
 
 def frame(path, **columns):
@@ -433,3 +435,106 @@ def test_a_key_that_leads_nowhere_is_named(tmp_path):
     path = str(frame(tmp_path / "x.parquet", image=PICTURES, captions=[{"raw": t} for t in TEXTS]))
     record = open_rows(path, "train", test_share=0.0, caption_key="captions.rw")[0]
     assert record.fault == "it has no captions.rw"
+
+
+def beside(folder, names=range(6)) -> None:
+    """Pictures with these numbers as their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in names:
+        (folder / f"{i}.png").write_bytes(PICTURES[i])
+
+
+@pytest.mark.parametrize("inside", ["rows.csv", "."])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["0.png,a cat, sleeping", "1.png,a dog, running"],
+        ["0.png,a cat, black, sleeping", "1.png,a dog, brown, running"],
+        ["0.png,a cat", "1.png,a dog, running"],
+    ],
+)
+def test_texts_with_commas_and_without_quotes_stop(tmp_path, lines, inside):
+    (tmp_path / "rows.csv").write_text("\n".join(["image,text", *lines]) + "\n")
+    assert refused(tmp_path / inside).endswith("put texts that hold a comma in quotes")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("TRAIN.parquet", "TEST.parquet"),
+        ("data/Train-00000.parquet", "data/Validation-00000.parquet"),
+        ("Train [1]/0.parquet", "VAL/0.parquet"),
+    ],
+)
+def test_splits_are_known_in_any_case_of_letters(tmp_path, names, streaming):
+    for name, rows in zip(names, (slice(4), slice(4, 6)), strict=True):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        frame(tmp_path / name, image=PICTURES[rows], text=TEXTS[rows])
+    found = [
+        [r.captions[0] for r in everything(open_rows(str(tmp_path), s, streaming=streaming))]
+        for s in ("train", "test")
+    ]
+    assert found == [TEXTS[:4], TEXTS[4:]]
+    assert not open_rows(str(tmp_path), "train").account.passed
+
+
+def test_folders_of_pictures_are_splits_in_any_case_or_classes(tmp_path):
+    for split, n in (("Train", 2), ("Test", 1)):
+        for name in ("cat", "dog"):
+            beside(tmp_path / "a" / split / name, range(n))
+    sides = [open_rows(str(tmp_path / "a"), s) for s in ("train", "test")]
+    assert [len(side) for side in sides] == [4, 2]
+    assert list(sides[0].classes) == ["cat", "dog"]
+    for name in ("Test Tube", "Train Station"):
+        beside(tmp_path / "b" / name, range(2))
+    assert list(open_rows(str(tmp_path / "b"), "train").classes) == ["Test Tube", "Train Station"]
+    (tmp_path / "a" / "metadata.csv").write_text("file_name,text\nTrain/cat/0.png,a cat\n")
+    assert refused(tmp_path / "a").endswith("or set data.source=folder")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pictures_without_a_row_are_named(tmp_path, streaming):
+    beside(tmp_path, range(3))
+    (tmp_path / "metadata.csv").write_text("file_name,text\n0.png,a\n1.png,b\n")
+    source = open_rows(str(tmp_path), "train", test_share=0.0, streaming=streaming)
+    assert [r.captions for r in everything(source)] == [("a",), ("b",)]
+    assert source.account.passed == {"no row": {"2.png": None}}
+
+
+def test_a_path_of_this_machine_is_no_shared_copy_and_another_is_named(tmp_path, monkeypatch):
+    as_parquet(tmp_path / "birds" / "train.parquet", MADE[:4])
+    monkeypatch.setenv("FLUXSMITH_DATA", str(tmp_path))
+    (_, line) = open_rows("someone/birds", "train").account.lines()
+    assert line == f"data.path=someone/birds is read from {tmp_path / 'birds'}"
+    for path in ("/nowhere/birds", "~/nowhere/birds", "./nowhere/birds", "../nowhere/birds"):
+        assert "correct the path" in refused(path)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_dotted_keys_lead_to_pictures(tmp_path, streaming):
+    told = [{"data": png, "name": f"{i}.png"} for i, png in enumerate([*PICTURES, PICTURES[0]])]
+    path = frame(tmp_path / "x.parquet", photo=told, text=[*TEXTS, "again"])
+    assert "photo (an object with data, name; data.image_key=NAME.data)" in refused(path)
+    options = {"image_key": "photo.data", "streaming": streaming}
+    both = [
+        everything(open_rows(str(path), s, test_share=0.4, **options)) for s in ("train", "test")
+    ]
+    found = {r.captions[0]: r.picture for side in both for r in side}
+    assert found == dict(zip([*TEXTS, "again"], [*PICTURES, PICTURES[0]], strict=True))
+    assert any({TEXTS[0], "again"} <= {r.captions[0] for r in side} for side in both)
+    beside(tmp_path / "files", range(2))
+    told = [{"where": name} for name in ("files\\0.png", f"file://{tmp_path}/files/1.png")]
+    path = frame(tmp_path / "y.parquet", photo=told, text=TEXTS[:2])
+    options["image_key"] = "photo.where"
+    named = everything(open_rows(str(path), "train", test_share=0.0, **options))
+    assert [r.picture.read_bytes() for r in named] == PICTURES[:2]
+
+
+def test_settings_that_do_nothing_are_said_or_refused(tmp_path):
+    for name in ("train", "test"):
+        as_parquet(tmp_path / f"{name}.parquet", MADE[:4])
+    assert "data.subset=x: " in refused(tmp_path / "train.parquet", subset="x")
+    note = "data.test_share=0.5 does nothing: test has the test images"
+    assert note in open_rows(str(tmp_path), "train", test_share=0.5).account.notes
+    assert len(open_rows(str(tmp_path), "train").account.notes) == 1

@@ -82,9 +82,14 @@ def test_exif_orientation_is_honoured(orientation):
     ][orientation - 1]  # fmt: skip
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    data = encoded(upright if stored is None else upright.transpose(stored), exif=exif)
-    assert np.array_equal(pixels(data), np.asarray(upright))
-    assert picture_size(data) == (4, 6)
+    turned = upright if stored is None else upright.transpose(stored)
+    for kind in ("PNG", "TIFF"):
+        data = encoded(turned, kind, exif=exif)
+        assert np.array_equal(pixels(data), np.asarray(upright))
+        assert picture_size(data) == (4, 6)
+    notes = PngImagePlugin.PngInfo()
+    notes.add_itxt("XML:com.adobe.xmp", f'<x tiff:Orientation="{orientation}"/>')
+    assert picture_size(encoded(turned, pnginfo=notes)) == (4, 6)
 
 
 def test_a_large_jpeg_is_decoded_small_and_looks_the_same():

@@ -380,3 +380,58 @@ def test_which_captions_are_read_is_said(tmp_path):
 def test_a_pattern_of_stars_says_what_there_is_instead(tmp_path):
     as_shards(tmp_path, MADE, 2)
     assert "name the folder, or use braces" in refused(f"{tmp_path}/*.tar")
+
+
+EDITED = [*pairs("0.png", "0.txt", 1), ("0.edited.png", MADE[1][0]), ("0.edited.txt", b"edited")]
+
+
+@pytest.mark.parametrize("members", [EDITED, EDITED[2:] + EDITED[:2], EDITED[::-1]])
+def test_a_longer_name_with_a_picture_and_a_caption_is_a_sample(tmp_path, members):
+    path = shard(tmp_path / "0.tar", *members, ("1.png", MADE[2][0]), ("1.txt", b"one"))
+    found = everything(open_shards(str(path), "train", test_share=0.0))
+    assert {name.removeprefix(f"{path}/"): sample for name, sample in found.items()} == {
+        "0": (MADE[0][0], (MADE[0][1],)),
+        "0.edited": (MADE[1][0], ("edited",)),
+        "1": (MADE[2][0], ("one",)),
+    }
+    keys = {"image_key": "edited.png", "caption_key": "edited.txt", "reference_key": "png"}
+    one = records(path, test_share=0.0, max_bad=1.0, **keys)[0]
+    assert (one.captions, in_bytes(one.picture)) == (("edited",), MADE[1][0])
+    assert in_bytes(one.reference) == MADE[0][0]
+    meant = open_shards(str(path), "train", test_share=0.0, image_key="png")
+    assert [captions for _, captions in everything(meant).values()] == [(MADE[0][1],), ("one",)]
+    assert list(meant.account.passed["second image of its name"]) == [f"{path}/0.edited.png"]
+
+
+def test_pictures_of_longer_names_that_are_not_read_are_named(tmp_path):
+    seg = [("0.seg.png", MADE[5][0]), ("0.seg.depth.tiff", MADE[5][0]), ("0.seg.npy", b"x")]
+    path = shard(tmp_path / "0.tar", *pairs("{}.png", "{}.txt", 1), *seg)
+    shards = open_shards(str(path), "train", test_share=0.0)
+    assert len(everything(shards)) == 1
+    assert {why: [*names] for why, names in shards.account.passed.items()} == {
+        "second image of its name": [f"{path}/0.seg.png", f"{path}/0.seg.depth.tiff"]
+    }
+
+
+def test_which_key_of_a_samples_json_is_read_is_said(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        sample(tar, json='{"caption": "a boat", "text": "read off"}')
+    shards = open_shards(str(tmp_path), "train")
+    assert [captions for _, captions in everything(shards).values()] == [("read off",)]
+    (line,) = shards.account.lines()
+    assert line == "captions are read from text in json, and caption not"
+
+
+@pytest.mark.parametrize(("cls", "number"), [(b"2.0", 2), (b"-1\n", -1)])
+def test_numbers_in_cls_are_never_captions(tmp_path, cls, number):
+    path = shard(tmp_path / "0.tar", ("0.png", MADE[0][0]), ("0.cls", cls))
+    for key in (None, "cls"):
+        (record,) = records(path, test_share=0.0, caption_key=key)
+        assert record.fault.startswith(f"its caption is the number {number}; name the classes")
+
+
+def test_a_share_that_is_not_held_out_is_said(tmp_path):
+    as_shards(tmp_path, MADE, 2)
+    (tmp_path / "001.tar").rename(tmp_path / "val.tar")
+    (line,) = open_shards(str(tmp_path), "train", test_share=0.5).account.lines()
+    assert line == "data.test_share=0.5 does nothing: val has the test images"

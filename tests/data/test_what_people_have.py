@@ -646,3 +646,154 @@ def test_a_row_that_cannot_be_used_is_of_its_images_split(tmp_path):
     )
     passed = open_folder(folder, "train").account.passed
     assert list(passed["not in train/"]) == [bad.format(5, "other/3.png")]
+
+
+def test_a_table_in_a_folder_names_no_picture_of_another(tmp_path):
+    """Of two folders with the same names one lacks a picture."""
+    for folder, n in (("a", 2), ("b", 3)):
+        put(tmp_path, pictures(f"{folder}/{{}}.png", n))
+        lines = "".join(f"{i}.png,{folder}{i}\n" for i in range(3))
+        put(tmp_path, {f"{folder}/metadata.csv": "file_name,text\n" + lines})
+    put(tmp_path, {"2.png": 2})
+    found = everything(tmp_path)
+    assert found["b/2.png"] == ("b2",) and "2.png" not in found
+    assert found["a/2.png"] == ("a2",) and not (tmp_path / "a/2.png").exists()  # a bad item
+
+
+def test_whole_paths_of_elsewhere_find_no_picture_of_another_folder(tmp_path):
+    put(tmp_path, pictures("a/{}.png", 2) | pictures("b/{}.png", 3) | {"5.png": 5})
+    names = [f"/old/disk/{folder}/{i}.png" for folder in "ab" for i in range(3)]
+    lines = "".join(f"{name},{name[10:13]}\n" for name in [*names, "/old/disk/5.png"])
+    put(tmp_path, {"metadata.csv": "file_name,text\n" + lines})
+    found = everything(tmp_path)
+    assert found.pop("/old/disk/a/2.png") == ("a/2",)  # a bad item: there is no such file
+    here = ["a/0.png", "a/1.png", *(f"b/{i}.png" for i in range(3))]
+    assert found == {name: (name[:3],) for name in here} | {"5.png": ("5.p",)}
+
+
+def test_the_longest_end_of_a_path_wins_whichever_row_it_is_in(tmp_path):
+    lines = "/old/x/0.png,short\n/old/x/set/0.png,long\n"
+    put(tmp_path, {"set/0.png": 0, "x.csv": "file_name,text\n" + lines})
+    found = everything(tmp_path)
+    assert found["set/0.png"] == ("long",)
+    assert "short" not in found["set/0.png"]
+
+
+@pytest.mark.parametrize("name", ["license_plate_{}", "readme {}", "LICENCE-{}"])
+@pytest.mark.parametrize("ending", ["txt", "png.txt"])
+def test_a_text_beside_an_image_is_no_text_about_the_data(tmp_path, name, ending):
+    put(tmp_path, pictures(f"{name}.png") | texts(f"{name}.{ending}") | {"README.txt": "about"})
+    assert boats(tmp_path) == BOATS
+    assert open_folder(tmp_path, "train").account.passed == {"about the data": {"README.txt": None}}
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({"A.png": 0, "a.png": 1, "a.txt": "low"}, {"A.png": (), "a.png": ("low",)}),
+        ({"0.png": 0, "0.txt": "a", "images/0.png": 1}, {"0.png": ("a",), "images/0.png": ()}),
+        ({"0.png": 0, "0.jpg": 1, "0.txt": "a"}, {"0.png": ("a",), "0.jpg": ("a",)}),
+        (
+            {"images/0.png": 0, "captions/0.txt": "a", "0.jpg": 1, "0.txt": "b"},
+            {"images/0.png": ("a",), "0.jpg": ("b",)},
+        ),
+    ],
+)
+def test_a_text_that_is_plainly_of_one_image_is_no_others(tmp_path, files, found):
+    put(tmp_path, files)
+    if len(list(tmp_path.glob("*.png"))) < sum("/" not in n and ".png" in n for n in files):
+        pytest.skip("this file system takes A and a for the same")
+    assert everything(tmp_path) == found
+
+
+def test_which_key_of_a_json_text_is_read_is_said(tmp_path):
+    held = json.dumps({"text": "read off", "caption": "a boat", "prompt": "p"})
+    put(tmp_path, pictures("{}.png", 2) | {"0.json": held, "1.json": held})
+    (line,) = open_folder(tmp_path, "train").account.lines()
+    assert line == "captions are read from text in json, and caption, prompt not"
+    named = open_folder(tmp_path, "train", caption_key="caption")
+    assert named[0].captions == ("a boat",) and not [*named.account.lines()]
+
+
+@pytest.mark.parametrize(
+    ("field", "number"), [("3.0", 3), ("-1", -1), (" 2 ", 2), ("0.00", 0), ("3.5", None)]
+)
+def test_numbers_of_classes_are_never_captions(tmp_path, field, number):
+    put(tmp_path, pictures("{}.png", 1) | {"x.csv": f"file_name,label\n0.png,{field}\n"})
+    if number is None:
+        assert everything(tmp_path) == {"0.png": (field,)}
+        return
+    (why,) = faults(tmp_path).values()
+    assert why.startswith(f"its caption is the number {number}; name the classes")
+    names = {"class_names": ["a", "b", "c", "d"]}
+    if number < 0:
+        assert set(faults(tmp_path, **names).values()) == {"its label is -1, of 4 classes"}
+    else:
+        assert everything(tmp_path, **names) == {"0.png": (f"a photo of a {'abcd'[number]}",)}
+
+
+@pytest.mark.parametrize("options", [{"caption": "ohwx"}, {"captions": "name"}])
+def test_texts_beside_images_that_are_not_read_are_named(tmp_path, options):
+    put(tmp_path, pictures("{}.png", 2) | texts("{}.txt", n=2))
+    passed = open_folder(tmp_path, "train", **options).account.passed
+    assert {why: [*names] for why, names in passed.items()} == {
+        "text beside an image, not used": ["0.txt", "1.txt"]
+    }
+
+
+def test_several_texts_beside_an_image_are_said_to_be_captions(tmp_path):
+    put(tmp_path, pictures("{}.png", 2) | texts("{}.txt", "1girl", 2) | texts("{}.caption", n=1))
+    assert everything(tmp_path) == {"0.png": ("a boat 0", "1girl"), "1.png": ("1girl",)}
+    (line,) = open_folder(tmp_path, "train").account.lines()
+    assert line.startswith("images have several texts, such as 0.caption, 0.txt, and each is a cap")
+
+
+def test_accents_are_the_same_wherever_a_caption_comes_from(tmp_path):
+    apart = "cafe\u0301"
+    put(tmp_path / "a", pictures("{}.png", 1) | {"0.txt": apart})
+    assert everything(tmp_path / "a") == {"0.png": ("café",)}
+    assert everything(tmp_path / "a", caption=apart) == {"0.png": ("café",)}
+    assert everything(tmp_path / "a", templates=[apart + " {}"]) == {"0.png": ("café café",)}
+    put(tmp_path / "b", {f"{apart}/0.png": 0, "café/1.png": 1, "tea/2.png": 2})
+    records = open_folder(tmp_path / "b", "train", test_share=0.0)
+    assert list(records.classes) == ["café", "tea"]
+    assert sorted(r.captions for r in records) == [("a photo of a café",)] * 2 + [
+        ("a photo of a tea",)
+    ]
+    put(tmp_path / "c", pictures("{}.png", 1) | {"x.csv": f"file_name,label\n0.png,{apart}\n"})
+    named = everything(tmp_path / "c", class_names=["tea", "café"])
+    assert named == {"0.png": ("a photo of a café",)}
+
+
+def test_a_dotted_key_leads_to_the_name_of_an_image(tmp_path):
+    lines = [{"image": {"path": name}, "text": TABLED[i]} for i, name in enumerate(NAMES)]
+    table = "\n".join(map(json.dumps, [*lines, {"image": {}, "text": "nobody"}]))
+    put(tmp_path, pictures("{}.png") | {"metadata.jsonl": table})
+    assert boats(tmp_path, image_key="image.path") == TABLED
+    assert set(faults(tmp_path, image_key="image.path").values()) == {"it has no image.path"}
+
+
+def test_lines_of_json_with_commas_between_them_and_addresses_of_files_are_read(tmp_path):
+    put(tmp_path, pictures("{}.png") | pictures("x y/{}.png"))
+    addresses = [f"file://{tmp_path}/0.png", "file:///old/x%20y/1.png"]
+    names = [*addresses, *NAMES[2:]]
+    lines = [json.dumps({"file_name": n, "text": f"a boat, {i}"}) for i, n in enumerate(names)]
+    put(tmp_path, {"metadata.jsonl": ",\r\n".join(lines)})
+    found = everything(tmp_path)
+    assert (found["0.png"], found["x y/1.png"]) == (("a boat, 0",), ("a boat, 1",))
+    assert boats(tmp_path) == TABLED
+
+
+def test_a_split_is_known_with_blanks_around_it(tmp_path):
+    lines = "0.png,a, TEST \n1.png,b,train\n2.png,c, \n"
+    put(tmp_path, pictures("{}.png", 3) | {"x.csv": "file_name,text,Split\n" + lines})
+    assert [r.name for r in open_folder(tmp_path, "test")] == ["0.png"]
+    assert [r.name for r in open_folder(tmp_path, "train")] == ["1.png", "2.png"]
+
+
+def test_a_share_that_is_not_held_out_is_said(tmp_path):
+    put(tmp_path, pictures("train/{}.png") | texts("train/{}.txt"))
+    put(tmp_path, pictures("test/{}.png", 2) | texts("test/{}.txt", n=2))
+    for share, said in ((0.5, True), (0.0, False), (0.05, False)):
+        notes = open_folder(tmp_path, "train", test_share=share).account.notes
+        assert notes == ["data.test_share=0.5 does nothing: test has the test images"] * said

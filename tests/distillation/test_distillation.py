@@ -1,6 +1,7 @@
 """Students: they begin as their teacher, learn what it does, and refuse what can't be learned."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -257,6 +258,18 @@ def test_a_resumed_student_is_the_student(teacher, tmp_path, steps):
         assert same(a[part], b[part])
 
 
+def test_a_batch_in_pieces_without_some_of_the_steps_teaches_the_same(teacher, tmp_path):
+    """A piece of one image learns one of four steps."""
+    found = []
+    for pieces in 1, 8:
+        folder = tmp_path / str(pieces)
+        more = f"train.accumulate={pieces}", "train.sample_every=0", f"output_dir={folder}"
+        assert train(student_config(teacher, 4, [*QUICK, *more])) == 0
+        found.append(checkpoints.load(folder / "diffusion-4.pt")["model"])
+    for name, tensor in found[0].items():
+        assert_agree(found[1][name], tensor, within=1e-3)
+
+
 def test_the_commands_of_a_few_step_student(teacher, tmp_path, capsys):
     """From the teacher to a picture; the config that is left behind resumes the run."""
     run = tmp_path / "teacher-2step"
@@ -497,3 +510,68 @@ def test_a_plan_counts_the_passes_and_the_memory_of_a_student(teacher, steps):
     # The teacher's weights lie in its file, of which the profiler counts every byte.
     mapped = (teacher / "diffusion-1.pt").stat().st_size
     assert planned + mapped == pytest.approx(held_by(real), rel=0.03)
+
+
+@pytest.mark.parametrize("steps", [None, 1])
+def test_a_lora_run_teaches_what_it_draws(teacher, toy, tmp_path, steps):
+    run = tmp_path / "style"
+    settings = (f"train.init_from={teacher}", "train.adapter.kind=lora", "train.adapter.rank=4")
+    assert train(toy(*settings, "train.steps=20", f"output_dir={run}", "name=style")) == 0
+    config = student_config(run, steps, QUICK)
+    assert config.train.adapter.kind == "none"
+    theirs = Teacher(run).pipeline
+    expected = TextToImage.from_checkpoint(run / "diffusion-20.pt").generate(["3"], steps=2, seed=1)
+    assert_agree(Sampler(theirs).generate(["3"], steps=2, seed=1), expected, within=1e-5)
+    student = build_trainer(config, torch.device("cpu")).pipeline
+    assert same(dict(student.text.state_dict()), dict(theirs.text.state_dict()))
+    assert train(config) == 0
+
+
+@pytest.mark.parametrize("settings", [("objective.noised_data=1",), ("train.accumulate=8",)])
+def test_dev_learns_from_any_share_of_data_in_pieces_of_any_size(teacher, settings):
+    """Data alone, and pieces of one image, half of which are data on average."""
+    config = student_config(teacher, None, [*QUICK, *settings])
+    assert train(config) == 0
+    objective = build_trainer(config, torch.device("cpu")).objective
+    objective.store.make()
+    draw, batch = torch.Generator().manual_seed(0), build_trainer(config, torch.device("cpu"))
+    one = batch.next_batch().at(range(1))
+    states = [objective.draw(one, draw) for _ in range(64)]
+    of_data = sum(state.captions == one.captions for state in states)
+    if "objective.noised_data=1" in settings:
+        assert of_data == 64
+    else:
+        assert 16 < of_data < 48
+
+
+@pytest.mark.parametrize(
+    ("steps", "change", "says"),
+    [
+        (4, "objective.steps=2", "a student of objective.steps=2 draws with 2; set sample.steps=2"),
+        (4, "sample.steps=2", "sample.steps=2: a student of objective.steps=4 draws with 4"),
+        (4, "sample.guidance_method=cfg", "draws with none; set sample.guidance_method=none"),
+        (4, "sample.solver=heun", "draws with euler; set sample.solver=euler"),
+        (None, "sample.guidance_method=cfg", "set sample.guidance_method=embedded"),
+        (None, "data.bucket_step=8 data.buckets=auto", "or objective.noised_data=0"),
+    ],
+)
+def test_a_student_is_drawn_as_it_is_trained(teacher, steps, change, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        train(student_config(teacher, steps, [*QUICK, *change.split()]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [(None, "objective.noised_data=0"), (2, "train.log_every=1")])
+def test_a_student_without_data_is_not_looked_at_as_one_with_it(teacher, settings):
+    steps, more = settings
+    plan = [*QUICK, more, "train.diagnose=true", "train.steps=120", "train.sample_every=0"]
+    assert train(student_config(teacher, steps, plan)) == 0
+
+
+def test_a_student_of_another_teacher_is_not_begun_from(make_teacher, teacher):
+    assert train(student_config(teacher, 4, QUICK)) == 0
+    assert student_config(teacher, 2, QUICK).train.init_from
+    again = make_teacher("seed=6", name="other")
+    shutil.rmtree(teacher)
+    again.rename(teacher)
+    assert student_config(teacher, 2, QUICK).train.init_from is None

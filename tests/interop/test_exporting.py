@@ -78,6 +78,20 @@ def test_export_then_import_gives_the_model_back(request, tmp_path, kind, form):
     assert torch.equal(*drawn)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
+@pytest.mark.parametrize("form", ["bfl", "diffusers"])
+@pytest.mark.parametrize("kind", ["checkpoint", "latent_checkpoint"])
+def test_an_export_in_any_dtype_is_imported_and_drawn_with(request, tmp_path, kind, form, dtype):
+    """In fp8 are the network's matrices alone."""
+    out = tmp_path / ("model.safetensors" if form == "bfl" else "model")
+    run_export(request.getfixturevalue(kind), out, form, dtype=dtype)
+    plain = torch.bfloat16 if "float8" in dtype else getattr(torch, dtype)
+    assert {t.dtype for t in read_weights(out).text.values()} == {plain}
+    import_model(out, tmp_path / "back.pt")
+    pipeline = Pipeline.from_checkpoint(tmp_path / "back.pt", "cpu")
+    assert Sampler(pipeline).generate(["3"], steps=1).isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 @pytest.mark.parametrize("form", ["bfl", "diffusers"])
 def test_import_then_export_gives_the_same_bytes(checkpoint, tmp_path, form, dtype):

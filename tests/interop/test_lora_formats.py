@@ -256,6 +256,24 @@ def test_pefts_settings_hold(tmp_path, settings, scales, where):
         ({f"{QKV}.lora_up.weight": torch.zeros(96, 4)}, r"\(3, 32\) and \(96, 4\)"),
         ({f"{QKV}.lora_up.weight": torch.zeros(95, 3)}, "has 95 rows"),
         ({f"{QKV}.lora_up.weight": torch.zeros(96, 3, dtype=torch.int8)}, "torch.int8"),
+        ({f"{QKV}.alpha": torch.ones(2)}, "has 2 numbers, and must have one"),
+        ({f"{QKV}.alpha": torch.tensor(torch.inf)}, "numbers that are not finite"),
+        ({f"{QKV}.lora_up.weight": torch.full((96, 3), torch.nan)}, "numbers that are not finite"),
+        (
+            {
+                f"{QKV}.lora_up.weight": torch.zeros(96, 0),
+                f"{QKV}.lora_down.weight": torch.zeros(0, 32),
+            },
+            "has rank 0",
+        ),
+        (
+            {
+                f"{QKV}.lora_down.weight": "double_blocks.0.txt_attn.qkv.lora_down.weight",
+                f"{QKV}.lora_up.weight": "double_blocks.0.txt_attn.qkv.lora_up.weight",
+                f"{QKV}.alpha": "double_blocks.0.txt_attn.qkv.alpha",
+            },
+            "are the same layer; keep one",
+        ),
     ],
 )
 def test_every_tensor_lands_or_the_file_is_refused(tmp_path, replaced, says):
@@ -265,13 +283,44 @@ def test_every_tensor_lands_or_the_file_is_refused(tmp_path, replaced, says):
     assert str(refused.value).startswith(str(path)) and "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lora_alpha": None},
+        {"lora_alpha": "8"},
+        {"alpha_pattern": ["to_k"]},
+        {"alpha_pattern": {"(": 1}},
+    ],
+)
+def test_settings_of_peft_that_are_none_are_named(tmp_path, settings):
+    name = "base_model.model.transformer_blocks.0.attn.to_k"
+    pair = {f"{name}.lora_A.weight": torch.ones(4, 32), f"{name}.lora_B.weight": torch.ones(32, 4)}
+    save_file(pair, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4} | settings))
+    with pytest.raises(UserError, match="can't read PEFT's settings of it"):
+        read_lora(tmp_path)
+
+
+def test_whole_numbers_as_alpha_and_fp8_are_read_and_written_in_every_format(tmp_path):
+    path = rewritten(tmp_path, **{f"{QKV}.alpha": torch.tensor(6)})
+    (first, *_) = (c for c in read_lora(path).changes if c.layer.endswith("0.img_attn.qkv"))
+    assert first.scale == 2
+    kept = {n: t.to(torch.float8_e4m3fn) if t.ndim else t for n, t in load_file(path).items()}
+    save_file(kept, path)
+    changes = read_lora(path).changes
+    for form in OF_ALL:
+        write_lora(tmp_path / "new" / f"{form}.safetensors", changes, form)
+        assert_equal(read_lora(tmp_path / "new" / f"{form}.safetensors").changes, changes)
+
+
 def test_a_file_of_torch_with_other_names_and_plain_numbers(tmp_path):
     """Its alphas may be numbers; keys that are no text are named, and nothing else is passed."""
     file, name = tmp_path / "a.pt", "double_blocks.0.img_attn.proj"
     pair = {f"{name}.lora_down.weight": torch.randn(2, 32), f"{name}.alpha": 1.0}
     pair[f"{name}.lora_up.weight"] = torch.randn(32, 2)
-    torch.save(pair, file)
-    assert [c.scale for c in read_lora(file).changes] == [0.5]
+    for contents in (pair, {"state_dict": pair, "epoch": 3}):
+        torch.save(contents, file)
+        assert [c.scale for c in read_lora(file).changes] == [0.5]
     for key, value in ((7, torch.zeros(2)), (("a", 1), torch.zeros(2)), ("state", {"a": 1})):
         torch.save(pair | {key: value}, file)
         with pytest.raises(UserError, match="1 of 4 tensors have no place in a Flux") as refused:
@@ -371,8 +420,9 @@ def test_a_weight_behind_the_file_scales_its_change(tmp_path):
     for spec, factor in ((str(path), 1), (f"{path}:0.5", 0.5), (f"{path}:-1", -1)):
         (lora,) = read_specs([spec])
         assert lora.changes[0].scale == pytest.approx(factor * 2 / 3)
-    with pytest.raises(UserError, match=f"--lora {path}:much: much is no number"):
-        read_specs([f"{path}:much"])
+    for weight in ("much", "nan", "1e400"):
+        with pytest.raises(UserError, match=f"--lora {path}:{weight}: {weight} is no number"):
+            read_specs([f"{path}:{weight}"])
 
 
 @pytest.mark.parametrize("form", OF_ALL)

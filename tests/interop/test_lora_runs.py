@@ -214,13 +214,51 @@ def test_a_missing_base_and_another_one_are_named(lora, base, tmp_path):
         Pipeline.from_checkpoint(path, "cpu")
     found = Pipeline.from_checkpoint(path, "cpu", overrides=[f"train.init_from={moved}"])
     assert torch.equal(drawn(found), expected)
-
     other = randomise(Pipeline.from_checkpoint(moved, "cpu"))
     save_checkpoint(base, other)
     with pytest.raises(UserError, match="was trained beside the weights"):
         Pipeline.from_checkpoint(path, "cpu")
     with pytest.raises(UserError, match="was trained beside the weights"):
         train(lora("train.steps=4"), resume="auto")
+
+
+@pytest.mark.slow
+def test_commands_are_told_where_a_base_is_now(lora, base, tmp_path, capsys):
+    assert train(lora("train.steps=2")) == 0
+    path, moved = last(tmp_path), tmp_path / "elsewhere.pt"
+    shutil.move(base, moved)
+    now = f"--set train.init_from={moved}"
+    for command in (
+        f"export {path} {tmp_path / 'whole.safetensors'} --format bfl {now}",
+        f"compare {path} {moved} --num-samples 10 --steps 1 {now}",
+        f"lora merge {moved} {tmp_path / 'merged.safetensors'} --lora {path}",
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(command.split())
+        assert not ended.value.code
+    for command, says in (
+        (f"export {path} {tmp_path / 'no.safetensors'} --format bfl", "--set train.init_from=PATH"),
+        (f"lora merge {path} {tmp_path / 'no.safetensors'}", f"--lora {path}"),
+        (f"compare {moved} {moved}", "is named twice"),
+        (f"lora extract {moved} {path} {tmp_path / 'no.safetensors'}", f"lora convert {path}"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(command.split())
+        assert ended.value.code == 2 and says in capsys.readouterr().err
+
+
+def test_a_base_is_found_by_the_name_that_it_had(lora, base, tmp_path, monkeypatch):
+    """Also where all was moved together, and nothing is at the path of before."""
+    (tmp_path / "a").mkdir()
+    shutil.move(base, tmp_path / "a" / "base.pt")
+    monkeypatch.chdir(tmp_path / "a")
+    assert train(lora("train.init_from=base.pt", "train.steps=2")) == 0
+    path = last(tmp_path)
+    expected = drawn(Pipeline.from_checkpoint(path, "cpu"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    monkeypatch.chdir(tmp_path / "b")
+    assert torch.equal(drawn(Pipeline.from_checkpoint(path, "cpu")), expected)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from test_lora_formats import PARAMS, random_changes, whole
 from fluxsmith import Pipeline
 from fluxsmith.cli import main
 from fluxsmith.errors import UserError
+from fluxsmith.interop.importing import import_model
 from fluxsmith.interop.lora_files import read_lora, write_lora
 from fluxsmith.interop.lora_tools import describe, extract, merge
 from fluxsmith.storage import checkpoint as checkpoints
@@ -54,6 +55,21 @@ def test_merging_keeps_what_the_model_says_of_itself(model, lora, tmp_path):
     write_tensors(model, load_file(model), spec | {"modelspec.hash_sha256": "0x12"})
     merge(model, [str(lora)], tmp_path / "out.safetensors", None)
     assert read_metadata(tmp_path / "out.safetensors") == {"format": "pt", **spec}
+
+
+def test_a_merged_model_of_ours_names_no_path_and_keeps_its_dtype(lora, toy, tmp_path):
+    pipeline = randomise(Pipeline.build(toy())).eval()
+    base = save_checkpoint(tmp_path / "base.pt", pipeline)
+    write_lora(lora, random_changes(pipeline.network.params, rank=2), "kohya")
+    small = checkpoints.without_training(checkpoints.load(base), torch.float16)
+    checkpoints.save(tmp_path / "small.pt", small)
+    out = tmp_path / "out.safetensors"
+    merge(tmp_path / "small.pt", [str(lora)], out, torch.bfloat16)
+    assert str(tmp_path) not in str(read_metadata(out))
+    import_model(out, tmp_path / "back.pt")
+    assert {t.dtype for t in checkpoints.load(tmp_path / "back.pt")["ema"].values()} == {
+        torch.bfloat16
+    }
 
 
 def test_merging_rounds_once_to_the_dtype_and_never_into_float8(model, lora, tmp_path):
@@ -112,6 +128,14 @@ def test_another_text_encoder_is_said_and_counted(toy, tmp_path, caplog):
         held += [extract(before, tmp_path / "b.pt", tmp_path / "x.safetensors", 4, "bfl", None)]
         assert ("has another text encoder" in caplog.text) == bool(moved)
     assert held[1] < held[0]
+
+
+def test_numbers_that_are_not_finite_have_no_difference(model, tmp_path):
+    other = load_file(model)
+    other["img_in.weight"][0, 0] = torch.nan
+    write_tensors(tmp_path / "other.safetensors", other, {})
+    with pytest.raises(UserError, match=r"img_in\.weight of .* not finite"):
+        extract(model, tmp_path / "other.safetensors", tmp_path / "a.safetensors", 4, "kohya", None)
 
 
 def test_models_that_are_the_same_or_another_have_no_lora_between_them(model, tmp_path):

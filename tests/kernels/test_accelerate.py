@@ -174,6 +174,12 @@ def test_what_somebody_changed_counts(network, change) -> None:
         torch.testing.assert_close(network(**given), plain, atol=1e-5, rtol=1e-5)
 
 
+def test_the_attention_of_a_wrapped_block_stays_fused(network) -> None:
+    wrap_layers(network)
+    accelerate(network)
+    assert [type(b).__name__ for b in network.single_blocks][:2] == ["FastAttentionBlock"] * 2
+
+
 @pytest.mark.parametrize(
     "where",
     [

@@ -1,6 +1,8 @@
 """Ranks as torchrun starts them, but forked: they have everything imported already."""
 
+import contextlib
 import os
+import random
 import signal
 import socket
 from collections.abc import Callable
@@ -76,9 +78,12 @@ class Ranks:
 
 
 def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+    """Below those that systems give out by themselves, so that it is free a while later too."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as taken, contextlib.suppress(OSError):
+            taken.bind(("127.0.0.1", port))
+            return port
 
 
 def write_config(folder: Path, **sections: dict[str, object]) -> None:

@@ -89,21 +89,33 @@ def test_killed_at_random_it_always_ends_with_the_same_bytes(tmp_path, shard):
         assert_same_checkpoints(folder / "run", tmp_path / "alone" / "run")
 
 
-def never_reads(rank):
-    """Has the second rank wait for data that never comes; all give up after three seconds."""
-    os.environ["FLUXSMITH_STUCK_SECONDS"] = "3"
-    if rank == 1:
-        Trainer.next_batch = lambda trainer: time.sleep(1000)
+def never_comes_back(where):
+    """Has the second rank sleep in a method of the trainer; all give up after fifteen seconds."""
+
+    def each(rank):
+        os.environ["FLUXSMITH_STUCK_SECONDS"] = "15"
+        if rank == 1:
+            setattr(Trainer, where, lambda *_: time.sleep(1000))
+
+    return each
 
 
 @pytest.mark.slow
-def test_what_hangs_is_named(tmp_path):
-    write_config(tmp_path)
-    ranks = Ranks(tmp_path, 2, "train", "toy.yaml", each=never_reads)
+@pytest.mark.parametrize(
+    ("shard", "where", "call"),
+    [
+        (1, "next_batch", "the agreement before a step"),
+        (1, "_noise", "the sum of gradients"),
+        (2, "_noise", "a step of the cut network"),
+    ],
+)
+def test_what_hangs_is_named(tmp_path, shard, where, call):
+    write_config(tmp_path, parallel={"shard": shard})
+    ranks = Ranks(tmp_path, 2, "train", "toy.yaml", each=never_comes_back(where))
     assert ranks.wait(120) == [1, 1], ranks.told()
     lines = [line for log in ranks.logs for line in log.splitlines() if line.startswith("error:")]
     assert len(lines) == 1
-    assert "rank 0 waits in the agreement before a step for" in lines[0]
+    assert f"rank 0 waits in {call} for" in lines[0]
     assert "rank 1 computes or reads" in lines[0]
 
 

@@ -28,6 +28,17 @@ def run(folder, size, *command, **sections):
     return left_behind(folder / "run")
 
 
+@pytest.mark.slow
+def test_snapshots_are_kept_by_the_first_rank(tmp_path):
+    for size in 1, 2:
+        run(tmp_path / str(size), size, train={"snapshots": 3}, parallel={"pieces": 2})
+    one, two = (checkpoints.find(tmp_path / n / "run" / "snapshots") for n in "12")
+    assert [step for step, _ in one] == [step for step, _ in two] == [1, 2, 6]
+    for (_, a), (_, b) in zip(one, two, strict=True):
+        for name, tensor in checkpoints.load(a)["ema"].items():
+            assert_equal(checkpoints.load(b)["ema"][name], tensor, name)
+
+
 def same_states(one, other):
     """Whether two runs left the same but for the settings in their checkpoints."""
     files = {name for name in one if name.endswith(".pt")}

@@ -28,7 +28,11 @@ def test_two_ranks_leave_the_student_of_one(tmp_path, kind):
         more = {"steps": 2} if few else {}
         model = {} if few else {"guidance_embed": True}
         write_config(
-            folder, objective=objective | more, sample=sample, model=model, evaluate={"every": 0}
+            folder,
+            objective=objective | more,
+            sample=sample | more,
+            model=model,
+            evaluate={"every": 0},
         )
         ranks = Ranks(folder, size, "train", "toy.yaml")
         assert ranks.wait(300) == [0] * size, ranks.told()

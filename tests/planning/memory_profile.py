@@ -1,11 +1,14 @@
 """The memory of some work, by torch's profiler."""
 
+import gc
+
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
 
 def held_by(work) -> int:
     """The most bytes of tensors that some work holds at once, as torch's profiler counts them."""
+    gc.collect()  # what is freed inside and was not made there would count against it
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     waiting = list(profiler.profiler.kineto_results.experimental_event_tree())

@@ -1,13 +1,17 @@
 """Forecasts: what fits, what to change, what ranks share; and a described machine's options."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from helpers import needs_gpu
 
 from fluxsmith.cli.entry import main
 from fluxsmith.errors import UserError
-from fluxsmith.planning.calibration import extrapolated, measured_sizes
+from fluxsmith.planning.calibration import calibrate, extrapolated, measured_sizes
 from fluxsmith.planning.forecast import Planner
 from fluxsmith.planning.machine import Machine, quantity
 from fluxsmith.planning.outline import Outline
@@ -155,3 +159,63 @@ def test_what_is_cut_finer_is_cut_in_each_piece(toy):
     assert smaller_parts(config, 8) == [16, 32]
     assert smaller_parts(config, 1) == [2, 4, 8, 16, 32]
     assert smaller_parts(toy("train.batch_size=32", "train.accumulate=8"), 1) == [16, 32]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_a_cut_network_is_gathered_on_the_first_rank(toy):
+    """Its share alone where it is written in shares; and nothing on a GPU, for the host has it."""
+    often = "train.checkpoint_every=2"
+
+    def saving(*settings, gpu=False):
+        config = toy(often, "parallel.shard=2", *settings)
+        made = planner(config, 2**40, devices=2, gpu=gpu)
+        return made.saving(made.memory(config)), 16 * (made.sizes.cut + made.sizes.whole)
+
+    gathered, whole = saving("train.checkpoint_format=file")
+    assert gathered == whole == saving()[0]
+    share, _ = saving("train.checkpoint_format=sharded")
+    assert whole / 2 < share < whole  # the text encoder is not cut
+    assert saving(gpu=True)[0] == 0
+
+
+def test_a_run_with_cuda_graphs_is_planned_for_anywhere(toy):
+    config = toy("train.cuda_graphs=true")
+    assert planner(config, 2**40).memory(config) == planner(toy(), 2**40).memory(toy())
+
+
+def test_batches_are_made_where_they_are_asked_for(toy):
+    assert Outline.of(toy()).batch(["3"], torch.device("meta")).images.is_meta
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_gpu_is_measured(toy):
+    config = toy()
+    assert calibrate(Outline.of(config), config, torch.device("cuda")).seconds > 0
+
+
+LITTLE = """
+import resource, sys
+from pathlib import Path
+import torch
+from fluxsmith.config import read_config
+from fluxsmith.planning.expectation import _calibrated
+from fluxsmith.planning.outline import Outline
+
+config = read_config(Path(sys.argv[1]), ["model.hidden_size=1024", "model.num_heads=16"])
+outline, cpu = Outline.of(config), torch.device("cpu")
+assert _calibrated(outline, config, cpu, 2**60) is None  # it is not tried
+torch.ones(2**20) @ torch.ones(2**20)  # threads have their stacks
+has = int(dict(x.split(":") for x in open("/proc/self/status"))["VmData"].split()[0]) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (has + 2**28, has + 2**28))
+assert _calibrated(outline, config, cpu, 0) is None  # it is given up
+torch.ones(2**20)  # there is room again
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_what_there_is_no_room_to_try_is_not_measured_and_ends_nothing(toy_file):
+    command = [sys.executable, "-c", LITTLE, str(toy_file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -23,7 +23,7 @@ resource = pytest.importorskip("resource", reason="needs POSIX limits")
 NAMES = [name for name in vars(Targets) if not name.startswith("_")]
 MANY = int(os.environ.get("FUZZ_INPUTS", "60"))  # for each target
 FIRST = int(os.environ.get("FUZZ_FIRST", "1000"))  # the number of the first of them
-SECONDS = 20  # for one input
+SECONDS = 60  # for one input
 MEMORY = 2**30  # bytes above what was taken before
 
 

@@ -83,11 +83,10 @@ class Run:
     def writing(self) -> set[tuple[str, int]]:
         """The files, by name and inode, that checkpoints are being written to, or were when a life
         was killed."""
-        return {
-            (path.name, path.stat().st_ino)
-            for path in self.results.glob(".*.pt.tmp")
-            if path.exists()
-        }
+        if not self.results.exists():
+            return set()
+        with os.scandir(self.results) as entries:  # without a look at files that may be gone
+            return {(e.name, e.inode()) for e in entries if e.name.endswith(".pt.tmp")}
 
     def kill(self, moment: str, draw: random.Random) -> bool:
         """Starts a life and kills it; False where it had ended before."""

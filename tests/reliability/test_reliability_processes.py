@@ -65,6 +65,7 @@ def test_a_second_signal_ends_a_write_at_once_without_harm(toy_file, run_folder,
     life = Life(log, "train", toy_file, *plan)
     life.until(lambda: len(checkpoints.find(run_folder)) >= 2)
     life.send(signal.SIGTERM)
+    life.until(lambda: "finishing this step" in life.text())
     life.send(signal.SIGTERM)
     assert life.wait() == 143
     assert not list(run_folder.glob(".*.tmp"))
@@ -120,6 +121,7 @@ def test_a_run_whose_folder_was_deleted_and_taken_by_another_stops(
     first = Life(log, "train", toy_file, *plan)
     first.until(lambda: checkpoints.find(run_folder))
     first.send(signal.SIGSTOP)  # so that the other comes first
+    os.waitid(os.P_PID, first.pid, os.WSTOPPED)
     shutil.rmtree(run_folder)
     second = Life(tmp_path / "second.txt", "train", toy_file, *plan)
     try:
@@ -162,6 +164,6 @@ def test_a_model_too_large_for_the_machine_is_refused_before_it_is_built(
     toy_file, run_folder, log, overrides
 ):
     life = Life(log, "train", toy_file, *overrides)
-    assert life.wait(20) == 2, life.text()
+    assert life.wait() == 2, life.text()
     assert "GiB to train, and cpu has" in error_line(life)
     assert not run_folder.exists()

@@ -30,6 +30,12 @@ def test_equal_seeds_draw_equal_bytes_and_others_differ(pipeline):
     assert not torch.equal(one, Sampler(pipeline).generate(["3", "4"], steps=2, seed=8))
 
 
+def test_an_accent_is_the_same_however_it_is_typed(pipeline):
+    one, other = (Sampler(pipeline).plan([word], negative_prompt=word)
+                  for word in ("caf\u00e9", "cafe\u0301"))  # fmt: skip
+    assert one == other and one.prompts == ["caf\u00e9"]
+
+
 def test_one_euler_step_is_noise_minus_velocity(pipeline):
     drawn = Sampler(pipeline).generate(["3"], steps=1, guidance=1, seed=7)
     noise = image_noise((1, 16, 16), 7, range(1))

@@ -115,6 +115,15 @@ def test_a_folder_without_a_manifest_is_no_checkpoint(folder):
         checkpoints.newest(folder.parent)
 
 
+def test_what_is_left_of_a_deleted_one_gives_way(toy, folder):
+    """As where a process was killed while it deleted."""
+    left = folder.with_name("diffusion-3")
+    left.mkdir()
+    (left / "__0_0.distcp").write_bytes(b"a part")
+    assert train(toy("train.steps=3", SHARES), resume="auto") == 0
+    assert checkpoints.load(left)["step"] == 3
+
+
 class Planted:
     def __reduce__(self):
         return Path.touch, (Path("executed"),)

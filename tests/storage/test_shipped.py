@@ -1,5 +1,11 @@
 """Models that ship: small, found by their names from anywhere, and the same model as before."""
 
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
 import pytest
 import torch
 from helpers import randomise
@@ -59,6 +65,12 @@ def test_it_takes_half_the_room_and_draws_nearly_the_same(models, run):
     assert 0 < (drawn - before).abs().max() < 0.1
 
 
+def test_without_samples_there_is_no_picture_and_the_card_has_none(run, tmp_path):
+    export(run, tmp_path / "toy", "fluxsmith", samples=False)
+    assert {path.name for path in (tmp_path / "toy").iterdir()} == {"README.md", "diffusion-7.pt"}
+    assert "samples.png" not in (tmp_path / "toy/README.md").read_text()
+
+
 def test_the_half_precision_that_draws_closer_is_taken(models, run):
     pipeline = TextToImage.from_checkpoint(run / "diffusion-7.pt")
     exact = {name: x.clone() for name, x in pipeline.trained_state().items()}
@@ -103,3 +115,60 @@ def test_what_can_t_ship_is_refused(run, tmp_path):
     with pytest.raises(UserError, match="is there already"):
         export(run, run, "fluxsmith")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("name", [*shipped.shipped_models()])
+def test_each_model_that_ships_is_small_draws_and_has_its_card(name):
+    folder = shipped.shipped_folder(name)
+    (file,) = folder.glob("diffusion-*.pt")
+    assert file.stat().st_size <= 20e6
+    pipeline = TextToImage.from_checkpoint(file)
+    assert pipeline.config.name == name
+    prompts = pipeline.captions[:2]
+    few, more = (pipeline.generate(prompts, steps=n) for n in (1, 2))
+    assert few.shape == (2, *pipeline.latent_shape) and few.isfinite().all()
+    assert not torch.equal(few, more)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card.startswith(f"# {name}\n") and "## Trained with\n\n`fluxsmith " in card
+    assert f"| `{name}` |" in (folder.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_models_that_ship_are_small_together_and_name_what_they_come_from():
+    folders = shipped.shipped_models()
+    assert sum(f.stat().st_size for p in folders.values() for f in p.glob("*")) <= 60e6
+    assert {"digits-tiny", "mnist-small", "digits-colored"} <= {*folders}
+
+
+@pytest.mark.slow
+def test_a_model_that_ships_is_measured_and_exported_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command in (
+        "evaluate digits-tiny --metrics validation_loss --json scores.json",
+        "export digits-tiny model --format diffusers",
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            main(command.split())
+        assert not exit_.value.code
+    assert json.loads((tmp_path / "scores.json").read_text())["table"]
+    assert (tmp_path / "model/transformer/config.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_wheel_brings_the_models_and_the_page(tmp_path):
+    pytest.importorskip("hatchling", reason="needs hatchling, which builds the wheel")
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
+    subprocess.run([*build, "-w", tmp_path, shipped.PACKAGE.parent], check=True)
+    (wheel,) = tmp_path.glob("fluxsmith-*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    assert (site / "fluxsmith/web/static/index.html").is_file()
+    where = "import fluxsmith.storage.shipped as s; print(s.__file__, *s.shipped_models())"
+    env = os.environ | {"PYTHONPATH": str(site)}
+    told = subprocess.run(
+        [sys.executable, "-c", where], env=env, cwd=tmp_path, capture_output=True, text=True
+    ).stdout.split()
+    assert told[0].startswith(str(site)) and told[1:] == [*shipped.shipped_models()]
+    draw = [sys.executable, "-m", "fluxsmith", "sample", "digits-tiny", "--prompt", "seven"]
+    subprocess.run([*draw, "--out", tmp_path / "out"], env=env, cwd=tmp_path, check=True)
+    assert [*(tmp_path / "out").glob("sample-*.png")]

@@ -10,6 +10,7 @@ from scipy import stats
 from fluxsmith.evaluation.evaluator import Score
 from fluxsmith.evaluation.report import percent
 from fluxsmith.studies.analysis import (
+    MOST_SEEDS,
     compare,
     mean,
     paired,
@@ -77,6 +78,29 @@ def test_as_many_seeds_as_are_needed_and_no_more():
     assert power(0.5, 1.0, needed, 0.05) >= 0.8 > power(0.5, 1.0, needed - 1, 0.05)
     assert needed == 34  # as tables have it: Cohen 1988, table 2.4.1
     assert smallest_visible(0.0, 5, 0.05) == 0
+
+
+@pytest.mark.parametrize(("seeds", "alpha"), [(2, 0.3), (5, 0.499), (10, 0.45)])
+def test_what_is_visible_is_known_at_any_alpha(seeds, alpha):
+    difference = smallest_visible(0.7, seeds, alpha)
+    assert power(difference, 0.7, seeds, alpha) == pytest.approx(0.8)
+
+
+def test_a_difference_that_no_study_shows_is_not_promised():
+    said = verdict(row(0.03, 0.05), ACCURACY, "b", 0.05, 1e-9, 1)
+    assert f"more than {MOST_SEEDS:,} seeds would do" in said
+
+
+def test_what_is_visible_is_of_the_tests_that_are_corrected_together():
+    draw = np.random.default_rng(0)
+    figures = {
+        name: {arm: dict(enumerate(draw.standard_normal(5))) for arm in "abc"}
+        for name in ("main", "one", "other")
+    }
+    for found in compare(figures, "a", 0.05, "main"):
+        tests = 2 if found["primary"] else 4
+        visible = smallest_visible(found["deviation"], 5, 0.05 / tests)
+        assert found["visible"] == pytest.approx(visible)
 
 
 def test_p_values_are_corrected_for_their_number():

@@ -40,6 +40,12 @@ G2 = {"g1": {"guidance": 1}, "g2": {"guidance": 2}}
         ({"smallest_difference": 0}, "smallest_difference=0: must be greater than 0"),
         ({"drawings": {"g1": {}, "g2": {}}}, "drawings.g2: no figure is read from it; remove it"),
         ({"drawings": {"best": {}}}, "drawings.best: stands for the best"),
+        ({"drawings": {"a/b": {"guidance": 1}}}, "drawings.a/b: names a folder"),
+        ({"arms": {"a": [], 2: ["train.steps=6"]}}, "arms.2=2: must be a text; put it in quotes"),
+        ({"arms": {"a": [], True: ["train.steps=6"]}}, "must be a text; put it in quotes"),
+        ({"arms": {"a": [], "b": {"train": {1: 2}}}}, "train.1"),
+        ({"arms": {"a": [], "b": ["train.log_every=3", "evaluate.every=3"]}},
+         "arms.b: the same runs as arms.a"),
         (
             {"equal": "flops", "arms": {"a": [], "b": ["train.steps=3"]}},
             "arms.b: train.steps is fitted (fit=train.steps); remove it",
@@ -123,6 +129,8 @@ def found(diversity, frechet):
 
 def test_figures_are_read_from_their_drawing_the_best_one_or_between_two():
     measured = {"g1": found(0.9, 50.0), "g2": found(0.7, 30.0), "g3": found(0.5, 70.0)}
+
+    assert StudyFigure.read("g1.5.frechet", ["g1.5"]).value({"g1.5": found(0.9, 50.0)}) == 50
 
     def value(name, of=measured):
         return StudyFigure.read(name, list(measured)).value(of)

@@ -125,6 +125,17 @@ def test_a_look_leaves_its_figures_in_the_records_and_a_picture(toy, tmp_path):
     assert not plot_signals(metrics, picture, "a run that was not looked at")
 
 
+@pytest.mark.slow
+def test_a_run_of_an_adapter_is_looked_at(toy, tmp_path):
+    run_to(build_trainer(toy("train.steps=2"), CPU), 2, tmp_path / "base")
+    adapter = f"train.init_from={tmp_path / 'base'}", "train.adapter={kind: lora, rank: 2}"
+    run_to(build_trainer(toy("train.steps=100", *adapter), CPU), 20, tmp_path / "lora")
+    seen = [r for r in read_metrics(tmp_path / "lora" / "metrics.jsonl") if "average_step" in r]
+    assert [record["step"] for record in seen] == sorted(looks(100))[:3] == [5, 10, 20]
+    updates = [{k: v for k, v in r.items() if k.startswith("update/") and v} for r in seen]
+    assert all(found.keys() == {"update/adapter"} for found in updates)
+
+
 @pytest.mark.parametrize("highest", [0.3, 2.0, 90.0, 1e5])
 def test_labels_of_ticks_do_not_lie_over_each_other(highest):
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -45,7 +45,8 @@ def test_one_is_kept_where_it_is_asked_for(toy, tmp_path):
         "ema": {"a": torch.ones(2)},
         "metadata": {},
     }
-    snapshots = Snapshots(tmp_path, config, Ranks())
+    assert not Snapshots(tmp_path, config, Ranks(), whole=False).steps
+    snapshots = Snapshots(tmp_path, config, Ranks(), whole=True)
     snapshots.keep(3, lambda: whole)
     assert not (tmp_path / FOLDER).exists()
     (tmp_path / FOLDER).mkdir()

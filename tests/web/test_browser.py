@@ -4,6 +4,7 @@ accessibility, and what hands do there."""
 import contextlib
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from helpers import TOY
@@ -22,7 +23,23 @@ ARGUMENTS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
+# Takes the first of the finished pictures over, and says whether the board shows it then.
+TAKE = """() => {
+  const way = document.querySelector(".pictures canvas").toDataURL();
+  document.querySelector(".pictures button").click();
+  return document.querySelector("main canvas").toDataURL() === way;
+}"""
+# Plays the film, and tells what its button said until the end.
+PLAY = """() => new Promise((done) => {
+  const button = document.querySelector(".film button"), said = [];
+  new MutationObserver(() => {
+    said.push(button.textContent);
+    if (button.textContent === "Play") done(said);
+  }).observe(button, { childList: true });
+  button.click();
+})"""
 PATIENCE = 120_000  # ms; nothing here is about time
+DRAWN = ".view[data-drawn]"
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +63,15 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=ARGUMENTS, timeout=PATIENCE
+        )
         yield browser
         browser.close()
 
 
 @contextlib.contextmanager
-def opened(browser, address, width=1280, scheme="light", refused="nothing"):
+def opened(browser, address, width=1280, scheme="light", refused="nothing", ready=DRAWN):
     """A page at this address, on whose console there must be no error in the end but for what the
     browser says itself of a request that is to be refused."""
     page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
@@ -61,7 +80,7 @@ def opened(browser, address, width=1280, scheme="light", refused="nothing"):
     page.on("console", lambda message: message.type == "error" and wrong.append(message.text))
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.goto(address)
-    page.wait_for_selector(".view[data-drawn]")
+    page.wait_for_selector(ready)
     yield page
     page.close()
     assert [line for line in wrong if refused not in line] == []
@@ -69,6 +88,10 @@ def opened(browser, address, width=1280, scheme="light", refused="nothing"):
 
 def pixels(page, canvas="main canvas") -> str:
     return page.evaluate("s => document.querySelector(s).toDataURL()", canvas)
+
+
+def here(page) -> str:
+    return page.evaluate("location.href")
 
 
 def wait_for_change(page, before, canvas="main canvas"):
@@ -79,7 +102,7 @@ def wait_for_change(page, before, canvas="main canvas"):
     raise AssertionError("the picture stayed as it was")
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light"), (2000, "dark")])
 @pytest.mark.parametrize("view", VIEWS)
 def test_every_view_is_whole_and_accessible(browser, address, view, width, scheme):
     from axe_playwright_python.sync_playwright import Axe
@@ -96,15 +119,15 @@ def test_settings_live_in_the_address_and_keys_choose_prompts(browser, address):
         assert page.get_by_label("Guidance").input_value() == "3"
         before = pixels(page)
         page.get_by_role("radio", name="3", exact=True).first.press("ArrowRight")
-        assert "prompt=4" in page.url
+        assert "prompt=4" in here(page)
         assert page.get_by_label("What to draw").input_value() == "4"
         wait_for_change(page, before)
         scrub = page.get_by_label("The way from noise")
         end = pixels(page)
         scrub.press("ArrowLeft")
-        assert re.search(r"at=2(&|$)", page.url) and pixels(page) != end
+        assert re.search(r"at=2(&|$)", here(page)) and pixels(page) != end
         assert "state 2 of 3" in scrub.get_attribute("aria-valuetext")
-        state, link = pixels(page), page.url
+        state, link = pixels(page), here(page)
     with opened(browser, link) as page:
         assert pixels(page) == state
 
@@ -126,9 +149,11 @@ def test_a_model_begins_with_its_own_prompts_and_a_student_with_its_own_steps(br
 
 def test_a_picture_is_saved_and_a_mistake_is_a_message(browser, address):
     with opened(browser, f"{address}#/draw?steps=2&pictures=1") as page:
-        with page.expect_download() as download:
-            page.get_by_role("button", name="PNG").click()
-        assert download.value.suggested_filename.endswith(".png")
+        for kind, magic in (("PNG", b"\x89PNG"), ("GIF", b"GIF8"), ("Filmstrip", b"\x89PNG")):
+            with page.expect_download() as download:
+                page.get_by_role("button", name=kind).click()
+            assert Path(download.value.path()).read_bytes().startswith(magic)
+            page.get_by_text("saved").wait_for()
         page.get_by_label("What to draw").fill("word " * 2000)
         page.get_by_role("alert").filter(has_text="shorten the prompt").wait_for()
         before = pixels(page)
@@ -137,12 +162,62 @@ def test_a_picture_is_saved_and_a_mistake_is_a_message(browser, address):
         assert page.get_by_role("alert").count() == 0
 
 
+def test_back_returns_to_the_view_before_and_an_unknown_model_is_a_message(browser, address):
+    with opened(browser, f"{address}#/draw?steps=2&pictures=1") as page:
+        page.get_by_label("Guidance").press("ArrowRight")
+        page.get_by_role("link", name="Branch").click()
+        page.get_by_label("Prompts, one a line").wait_for()
+        page.go_back()
+        page.get_by_label("What to draw").wait_for()
+        page.goto(f"{address}#/draw?model=nobody")
+        page.get_by_role("alert").filter(has_text="There is no model nobody here").wait_for()
+
+
+def test_a_film_plays_to_its_end(browser, address):
+    with opened(browser, f"{address}#/draw?steps=3&pictures=1&at=0") as page:
+        noise = pixels(page)
+        assert page.evaluate(PLAY) == ["Pause", "Play"]
+        scrub = page.get_by_label("The way from noise")
+        assert "state 3 of 3" in scrub.get_attribute("aria-valuetext") and pixels(page) != noise
+
+
+def test_paths_are_marked_and_scales_part_from_one_prompt(browser, address):
+    with opened(browser, f"{address}#/branch?steps=3&prompts=3%0A7") as page:
+        paths = page.locator("svg[viewBox^='0 0 420'] polyline")
+        assert paths.count() == 2
+        page.get_by_role("button", name=re.compile("^7")).click()
+        assert page.locator("svg[viewBox^='0 0 420'] g.dim text").all_text_contents() == ["3"]
+        assert "marked=1" in here(page)
+        page.locator("fieldset").get_by_text("Guidance").click()
+        page.get_by_role("button", name=re.compile("^guidance 8")).wait_for()
+        assert "by=scales" in here(page) and paths.count() == 8
+
+
+def test_a_word_s_attention_is_shown_and_a_box_opens_to_its_code(browser, address):
+    with opened(browser, f"{address}#/inside?steps=3&prompt=a+red+seven") as page:
+        assert page.locator(".looks figure").count() == 2
+        first = pixels(page, ".looks canvas")
+        page.get_by_role("radiogroup", name="Word").get_by_text("seven").click()
+        assert pixels(page, ".looks canvas") != first and "word=2" in here(page)
+        page.get_by_role("button", name=re.compile("^joint attention")).click()
+        code = page.get_by_label("The code of this part")
+        code.filter(has_text="def joint_attention(").wait_for()
+
+
+def test_a_run_is_compared_with_itself_before(browser, address):
+    with opened(browser, f"{address}#/compare?model=run&other=run&prompts=3") as page:
+        page.get_by_text("differ by 0.0%").wait_for()
+        page.get_by_role("combobox", name="Second model").select_option("run@1")
+        page.get_by_role("cell", name="1 steps", exact=True).wait_for()
+        assert page.get_by_text("differ by 0.0%").count() == 0
+
+
 def test_leaving_in_the_middle_stops_the_work(browser, address):
     with opened(browser, f"{address}#/draw?steps=2") as page:
-        page.goto(f"{address}#/draw?steps=200&pictures=16&solver=midpoint")
-        page.wait_for_timeout(300)
-        page.goto(f"{address}#/draw?steps=2&seed=9")
-        page.wait_for_selector(".view[data-drawn]")
+        for settings, done in (("steps=200&pictures=16&solver=midpoint", ""), ("steps=2", DRAWN)):
+            page.evaluate("document.querySelector('.view').id = 'old'")
+            page.goto(f"{address}#/draw?{settings}&seed=9")
+            page.wait_for_selector(f"{done or '.view'}:not(#old)")
 
 
 def test_a_sketch_is_drawn_on_by_mouse_and_keys(browser, address, folder):
@@ -162,6 +237,14 @@ def test_a_sketch_is_drawn_on_by_mouse_and_keys(browser, address, folder):
         assert pixels(page) != second
         page.get_by_role("button", name="Undo").click()
         assert pixels(page) == second
+        page.get_by_text("Mark", exact=True).click()
+        page.mouse.move(box["x"] + 60, box["y"] + 60)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 90, box["y"] + 160, steps=4)
+        page.mouse.up()
+        assert pixels(page) == second  # the mark lies on the sketch, it is no part of it
+        page.get_by_text("the marked part drawn anew").wait_for()
+        assert page.evaluate(TAKE)
         (folder / "notes.png").write_text("no picture")
         page.locator("input[type=file]").set_input_files(folder / "notes.png")
         page.get_by_role("alert").filter(has_text="is no picture").wait_for()
@@ -180,8 +263,40 @@ def test_a_run_is_started_watched_and_opened_in_draw(browser, address, folder):
         page.locator(".map [tabindex='0']").press("ArrowDown")
         page.locator(".map :focus").press("Enter")
         page.wait_for_url(re.compile(r"#/draw\?model=run-1%40\d"))
+        page.get_by_label("What to draw").wait_for()  # the address changes before the view does
         page.wait_for_selector(".view[data-drawn]")
         page.goto(f"{address}#/learn?run=run-1")
-        page.wait_for_selector(".view[data-drawn]")
+        page.locator(".map td button[aria-label*='at step 6']").first.wait_for()
         shutil.rmtree(folder / "output" / "page" / "run-1")
         page.get_by_role("alert").filter(has_text="is gone").wait_for()
+
+
+def test_a_run_without_a_checkpoint_is_begun_watched_and_stopped(browser, tmp_path):
+    run = tmp_path / "long"
+    run.mkdir()
+    config = TOY.replace("steps: 6", "steps: 100000, snapshots: 2, sample_every: 0")
+    config = config.replace("log_every: 2", "log_every: 1")
+    (run / "config.yaml").write_text(f"{config}name: long\noutput_dir: {run}\n", encoding="utf-8")
+    with (
+        started(run, cwd=tmp_path) as address,
+        opened(browser, address, ready="[role=alert]") as page,
+    ):
+        assert "No model here has a checkpoint yet" in page.get_by_role("alert").inner_text()
+        page.get_by_role("link", name="Watch it learn").click()
+        page.get_by_text("step 0 of 100,000, stopped").wait_for()
+        page.get_by_role("button", name="Go on").click()
+        page.get_by_text(re.compile(r"step \d+ of 100,000, training")).wait_for()
+        page.wait_for_selector(DRAWN)
+        columns = page.locator(".map thead th")
+        before = columns.count()
+        page.get_by_role("button", name="Sample now").click()
+        columns.nth(before).wait_for()
+        page.get_by_role("button", name="Stop").first.click()
+        page.get_by_text(re.compile(r"of 100,000, stopped")).wait_for()
+        curve = page.locator("svg polyline").first
+        rough = curve.get_attribute("points")
+        page.get_by_label("Smoothing").fill("0.95")
+        assert curve.get_attribute("points") != rough
+        page.locator(".map td button[aria-label*='open in Draw']").last.hover()
+        shown = page.locator(".preview + figcaption")
+        assert re.fullmatch(r"step [\d,]+", shown.inner_text())

@@ -1,5 +1,6 @@
 """The page's server: what it draws, whom it answers, what it refuses, and that it lives on."""
 
+import asyncio
 import base64
 import io
 import json
@@ -8,14 +9,16 @@ import shutil
 import socket
 import sys
 import threading
+import urllib.request
 
 import numpy as np
 import pytest
 import torch
+import uvicorn
 from helpers import TOY
 from PIL import Image
 from starlette.testclient import TestClient
-from toy_page import events, save_toy, wait_until
+from toy_page import drawn, events, save_toy, wait_until
 
 from fluxsmith.cli import main
 from fluxsmith.data.images import to_uint8
@@ -24,7 +27,9 @@ from fluxsmith.evaluation import classifier
 from fluxsmith.interop.open_pipeline import TextToImage
 from fluxsmith.web.branching import Judges, plane
 from fluxsmith.web.gallery import Gallery
+from fluxsmith.web.line import LONGEST, Line
 from fluxsmith.web.server import LARGEST, Page
+from fluxsmith.web.watching import Runs
 
 ASK = {"model": "toy", "prompts": ["seven", "3"], "steps": 4, "guidance": 2.0, "seed": 5}
 
@@ -59,11 +64,11 @@ def pixels(text: str, n: int) -> np.ndarray:
 
 
 def test_states_are_the_solver_s_and_the_last_is_what_generate_draws(client, path):
-    place, *states = events(client.post("/api/draw", json=ASK).text)
-    assert place == {"place": 0}
+    place, *states, last = events(client.post("/api/draw", json=ASK).text)
+    assert place == {"place": 0} and last["seconds"] > 0
     assert [s["t"] for s in states] == [1, 0.75, 0.5, 0.25, 0]
-    drawn = TextToImage.from_checkpoint(path).generate(["seven", "3"], steps=4, guidance=2, seed=5)
-    expected = to_uint8(drawn).permute(0, 2, 3, 1).numpy()
+    images = TextToImage.from_checkpoint(path).generate(["seven", "3"], steps=4, guidance=2, seed=5)
+    expected = to_uint8(images).permute(0, 2, 3, 1).numpy()
     assert np.array_equal(pixels(states[-1]["x"], 2), expected)
     assert states[-1]["x0"] == states[-1]["x"]
     assert states[0]["x0"] != states[0]["x"]
@@ -71,16 +76,16 @@ def test_states_are_the_solver_s_and_the_last_is_what_generate_draws(client, pat
 
 @pytest.mark.parametrize("solver", ["heun", "midpoint", "adams2"])
 def test_every_solver_shows_one_state_a_step(client, solver):
-    _, *states = events(client.post("/api/draw", json=ASK | {"solver": solver}).text)
+    states = drawn(client.post("/api/draw", json=ASK | {"solver": solver}).text)
     assert [s["state"] for s in states] == [0, 1, 2, 3, 4]
 
 
 def test_one_noise_for_all_is_the_first_picture_s(client):
     together = ASK | {"prompts": ["seven", "seven"], "one_noise": True}
-    *_, last = events(client.post("/api/draw", json=together).text)
+    last = drawn(client.post("/api/draw", json=together).text)[-1]
     both = pixels(last["x"], 2)
     assert np.array_equal(both[0], both[1])
-    *_, alone = events(client.post("/api/draw", json=ASK | {"prompts": ["seven"]}).text)
+    alone = drawn(client.post("/api/draw", json=ASK | {"prompts": ["seven"]}).text)[-1]
     assert np.abs(both[0].astype(int) - pixels(alone["x"], 1)[0]).max() <= 1
 
 
@@ -94,10 +99,10 @@ def test_a_picture_goes_on_from_pixels_and_a_mask_keeps_the_rest(client):
         "mask": base64.b64encode(mask.tobytes()).decode(),
         "strength": 0.5,
     }
-    *_, last = events(client.post("/api/draw", json=asked).text)
-    drawn = pixels(last["x"], 1)[0, ..., 0]
-    assert np.array_equal(drawn[:, :8], given[:, :8])
-    assert not np.array_equal(drawn[:, 8:], given[:, 8:])
+    last = drawn(client.post("/api/draw", json=asked).text)[-1]
+    picture = pixels(last["x"], 1)[0, ..., 0]
+    assert np.array_equal(picture[:, :8], given[:, :8])
+    assert not np.array_equal(picture[:, 8:], given[:, 8:])
 
 
 def test_a_saved_png_says_the_command_that_draws_it_again(client, tmp_path, capsys):
@@ -134,8 +139,8 @@ def test_a_classifier_says_how_sure_it_is_at_every_state_once_it_is_there(client
         shares = np.array(found["confidence"][kind])
         assert shares.shape == (2, 5) and (shares >= 0).all() and (shares <= 1).all()
     assert len(found["seen"]) == 2 and set(found["seen"]) <= set("0123456789")
-    drawn = events(client.post("/api/draw", json=ASK | {"judge": True}).text)[-1]
-    assert len(drawn["right"]) == 2
+    judged = events(client.post("/api/draw", json=ASK | {"judge": True}).text)[-1]
+    assert len(judged["right"]) == 2
 
 
 def test_paths_in_a_plane_keep_their_distances():
@@ -188,7 +193,7 @@ def test_what_can_t_be_drawn_is_a_line_and_the_server_lives_on(client, change, w
     answer = client.post("/api/draw", content=body, headers=headers)
     told = answer.json() if answer.status_code != 200 else events(answer.text)[-1]
     assert words in told["error"] and "\n" not in told["error"]
-    assert len(events(client.post("/api/draw", json=ASK).text)) == 6
+    assert len(drawn(client.post("/api/draw", json=ASK).text)) == 5
 
 
 def test_only_its_own_host_and_pages_are_answered(client):
@@ -221,8 +226,77 @@ def test_many_at_once_wait_in_line_and_none_is_lost(client):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 20 and all(lines[-1]["t"] == 0 for lines in found)
+    assert len(found) == 20 and all(lines[-2]["t"] == 0 for lines in found)
     assert max(line.get("place", 0) for lines in found for line in lines) > 0
+
+
+@pytest.mark.parametrize("asked_for", ["/api/draw", "/api/save/gif"])
+def test_who_vanishes_stops_the_work(page, asked_for):
+    """Of 200 steps, few are done when the next one is answered."""
+    told, gone = [], threading.Event()
+
+    def observed(work):
+        def run(emit):
+            def on_event(event):
+                told.append(event)
+                if len(told) == 3:
+                    gone.wait(60)
+                emit(event)
+
+            work(on_event)
+
+        return before(run)
+
+    before, page.line.events = page.line.events, observed
+    config = uvicorn.Config(page.app(), port=0, log_level="error")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        body = json.dumps(ASK | {"prompts": ["3"] * 64, "steps": 200}).encode()
+        head = f"POST {asked_for} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n"
+        head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(head.encode() + body)
+            wait_until(lambda: len(told) > 2)
+        gone.set()
+        wait_until(lambda: not page.line._tickets)
+        steps = len(told)
+        kind = {"content-type": "application/json"}
+        ask = urllib.request.Request(
+            f"http://127.0.0.1:{port}/api/draw", json.dumps(ASK).encode(), kind
+        )
+        assert drawn(urllib.request.urlopen(ask).read().decode())[-1]["t"] == 0
+    finally:
+        server.should_exit = True
+        thread.join()
+    assert 2 < steps < 200
+
+
+def test_who_leaves_the_line_is_not_drawn_for_and_a_full_line_says_so():
+    async def scenario() -> list[dict]:
+        line, waiting, go_on = Line(), [], threading.Event()
+        first = line.events(lambda emit: (go_on.wait(), emit({"drawn": 1})))
+        assert await anext(first) == {"place": 0}
+        for place in range(1, LONGEST):
+            one = line.events(lambda emit: emit({"drawn": 2}))
+            assert await anext(one) == {"place": place}
+            waiting.append(one)
+        with pytest.raises(UserError, match="too many are waiting"):
+            line.events(lambda emit: None)
+        for one in waiting[:-1]:
+            await one.aclose()
+        go_on.set()
+        assert {"drawn": 1} in [event async for event in first]
+        last = [event async for event in waiting[-1]]
+        line.close()
+        return last
+
+    *places, drawn_last = asyncio.run(scenario())
+    assert drawn_last == {"drawn": 2} and places[-1] == {"place": 0}
+    assert {"place": 1} in places
 
 
 def test_a_file_that_is_no_model_is_refused_at_once(tmp_path):
@@ -237,6 +311,18 @@ def test_two_models_of_one_name_have_different_ones(path, tmp_path):
     other = tmp_path / "diffusion-9.pt"
     shutil.copy(path, other)
     assert [*Gallery([str(path), str(other), str(path)]).places] == ["toy", "toy-2"]
+
+
+def test_a_new_model_is_trained_by_any_config_but_a_student_s(path, tmp_path):
+    few = ("name=few", "objective.kind=trajectory_distillation", "objective.teacher=toy")
+    gallery = Gallery([str(path), str(save_toy(tmp_path, *few, name="few"))])
+    assert [*gallery.places] == ["toy", "few"]
+    configs = gallery.configs()
+    assert {"toy", "digits-tiny", "mnist-small"} <= {*configs}
+    assert not {"few", "mnist-small-dev"} & {*configs}
+    assert configs["digits-tiny"].data.source == "digits"
+    with pytest.raises(UserError, match="few has no config to train by"):
+        Runs(gallery, tmp_path / "runs").start("few")
 
 
 def test_a_port_in_use_is_one_line(path, capsys):

@@ -1,8 +1,8 @@
 """A page over a toy model, in this process or as people start it."""
 
 import json
+import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -48,17 +48,20 @@ def events(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def drawn(text: str) -> list[dict]:
+    """The states among the events, noise first."""
+    return [event for event in events(text) if "state" in event]
+
+
 @contextmanager
 def started(*models: object, cwd: Path) -> Iterator[str]:
     """The address of a page that was started as people do it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = [sys.executable, "-m", "fluxsmith", "serve", *map(str, models), "--no-browser"]
-    process = subprocess.Popen([*command, "--port", str(port)], cwd=cwd, stdout=subprocess.PIPE)
+    process = subprocess.Popen([*command, "--port", "0"], cwd=cwd, stdout=subprocess.PIPE)
     try:
-        assert process.stdout.readline().decode().split() == ["page", f"http://127.0.0.1:{port}/"]
-        yield f"http://127.0.0.1:{port}/"
+        page, address = process.stdout.readline().decode().split()
+        assert page == "page" and re.fullmatch(r"http://127\.0\.0\.1:\d+/", address)
+        yield address
     finally:
         process.terminate()
         assert process.wait(60) in (0, -15, 143)

@@ -51,8 +51,9 @@ export function base64(array) {
 }
 
 // Draws, and resolves to the states [{t, x, x0}], x and x0 the pixels of all pictures; `extra`
-// takes the other events. One at a time for each `drawer`: a new call stops the one before.
-export function drawer(status) {
+// takes the other events. One at a time for each `drawer`: a new call stops the one before. Resolves
+// to null where it was stopped or failed, and calls `onstop` where a person stopped it.
+export function drawer(status, onstop = () => {}) {
   let controller = null;
   const stop = () => controller?.abort();
   return {
@@ -60,13 +61,13 @@ export function drawer(status) {
     async draw(path, body, { total = body.steps, extra = () => {} } = {}) {
       stop();
       const mine = (controller = new AbortController());
-      status?.busy(() => { mine.abort(); status.done("stopped"); });
+      status?.busy(() => { mine.abort(); status.done("stopped"); onstop(); });
       const states = [];
-      const began = performance.now();
-      let working = began;
+      let seconds = 0; // of drawing alone, as the server took them
       try {
         await stream(path, body, (event) => {
-          if ("place" in event) { status?.waiting(event.place); working = performance.now(); }
+          if ("place" in event) status?.waiting(event.place);
+          else if ("seconds" in event) ({ seconds } = event);
           else if ("state" in event) {
             (states[event.first] ||= []).push({ t: event.t, x: bytes(event.x), x0: bytes(event.x0) });
             status?.progress(states.flat().length / (total + 1));
@@ -79,7 +80,7 @@ export function drawer(status) {
       }
       if (mine !== controller) return null;
       status?.done();
-      return { states: states[0] || [], groups: states, seconds: (performance.now() - working) / 1000 };
+      return { states: states[0] || [], groups: states, seconds };
     },
   };
 }

@@ -1,7 +1,7 @@
 // The frame: which view is shown, and its settings in the address (#/draw?prompt=seven&guidance=2).
 
 import { get } from "./api.js";
-import { h } from "./ui.js";
+import { forget, h } from "./ui.js";
 import * as draw from "./draw.js";
 import * as branch from "./branch.js";
 import * as sketch from "./sketch.js";
@@ -13,7 +13,7 @@ const VIEWS = { draw, branch, sketch, learn, inside, compare };
 const main = document.querySelector("main");
 const nav = document.querySelector("nav");
 let leave = () => {};
-let written = "";
+let shows = 0;
 
 nav.append(...Object.entries(VIEWS).map(([name, view]) => h("a", { href: `#/${name}` }, view.title)));
 
@@ -30,9 +30,8 @@ function settings(view, usual) {
   }
   const write = () => {
     const now = new URLSearchParams();
-    for (const [key, value] of Object.entries(found)) if (value !== usual[key] || key === "model") now.set(key, value);
-    written = `#/${view}?${now}`;
-    history.replaceState(null, "", written);
+    for (const [key, value] of Object.entries(found)) if (!Number.isNaN(value) && (value !== usual[key] || key === "model")) now.set(key, value);
+    history.replaceState(null, "", `#/${view}?${now}`);
   };
   return { values: found, set(changes) { Object.assign(found, changes); write(); } };
 }
@@ -46,6 +45,9 @@ async function show() {
   const view = VIEWS[name] ? name : "draw";
   leave();
   leave = () => {};
+  forget();
+  const mine = ++shows;
+  main.inert = true; // a view that was left takes no input while the next one comes
   for (const link of nav.children) {
     const here = link.hash === `#/${view}`;
     if (here) link.setAttribute("aria-current", "page");
@@ -53,16 +55,22 @@ async function show() {
     if (here) link.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
   document.title = `${VIEWS[view].title} – fluxsmith`;
+  if (!main.children.length) main.append(h("p", { className: "muted", role: "status" }, "Opening the models …"));
   try {
     const models = await get("/api/models");
+    if (mine !== shows) return; // another view was asked for meanwhile
+    if (!models.length && view !== "learn") throw new Error("No model here has a checkpoint yet. Its training can be watched already: choose Watch it learn.");
     const root = h("div", { className: "view" }, h("div", {}, h("h1", {}, VIEWS[view].title), h("p", { className: "lead" }, VIEWS[view].lead)));
     main.replaceChildren(root);
+    main.inert = false;
     leave = VIEWS[view].mount(root, { models, open, settings: (usual) => settings(view, usual) }) || leave;
   } catch (error) {
+    if (mine !== shows) return;
+    main.inert = false;
     main.replaceChildren(h("p", { className: "notice bad", role: "alert" }, error.message));
   }
 }
 
-addEventListener("hashchange", () => location.hash !== written && show());
+addEventListener("hashchange", show);
 document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
 show();

@@ -34,7 +34,7 @@ export function mount(root, { models, settings }) {
       side.guidance.set(values[`guidance${letter}`]);
       side.guidance.element.hidden = !side.model.guided;
       change({ [key]: name });
-    }, letter === "A" ? "First model" : "Second model");
+    }, { label: letter === "A" ? "First model" : "Second model", every: true });
     return side;
   });
   if (!values.prompts) values.prompts = usualPrompts(sides[0].model, 9).join("\n");
@@ -55,6 +55,7 @@ export function mount(root, { models, settings }) {
 
   async function full() {
     const asked = prompts();
+    sides.forEach((side) => side.drawer.stop());
     if (!asked.length) { told.failed("Give prompts, one a line."); return; }
     for (const side of sides) {
       const more = {};
@@ -62,7 +63,7 @@ export function mount(root, { models, settings }) {
       if (!drawn) return;
       side.drawn = { ...drawn, ...more };
       side.canvases.style.setProperty("--columns", Math.ceil(Math.sqrt(asked.length)));
-      side.canvases.replaceChildren(...asked.map((prompt, i) => h("figure", {}, h("canvas", { role: "img" }), h("figcaption", {}, more.seen && !more.right[i] ? `${prompt}, seen: ${more.seen[i]}` : prompt))));
+      side.canvases.replaceChildren(...asked.map((prompt, i) => h("figure", {}, h("canvas", { role: "img", ariaLabel: prompt }), h("figcaption", {}, more.seen && !more.right[i] ? `${prompt}, seen: ${more.seen[i]}` : prompt))));
     }
     way.load(sides.reduce((a, b) => (b.drawn.states.length > a.drawn.states.length ? b : a)).drawn.states);
     tell(asked.length);
@@ -80,13 +81,13 @@ export function mount(root, { models, settings }) {
     ];
     figures.replaceChildren(h("thead", {}, h("tr", {}, h("td", {}, h("span", { className: "hidden-text" }, "Figure")), sides.map((s) => h("th", { scope: "col" }, s.model.name)))),
       h("tbody", {}, rows.map(([name, show]) => h("tr", {}, h("th", { scope: "row" }, name), sides.map((s) => h("td", {}, show(s)))))));
+    if (sides.some((s) => s.drawn.judge === "training")) again = setTimeout(full, 4000);
     const alike = a.model.latent.join() === b.model.latent.join();
     if (!alike) { remark.textContent = "These models draw pictures of different sizes, so their noise differs too."; return; }
     const [x, y] = sides.map((s) => s.drawn.states.at(-1).x);
     let sum = 0;
     for (let i = 0; i < x.length; i += 1) sum += Math.abs(x[i] - y[i]);
     remark.textContent = `Same noise. Their pictures differ by ${(sum / x.length / 2.55).toFixed(1)}% of the range of a pixel, on average.`;
-    if (sides.some((s) => s.drawn.judge === "training")) again = setTimeout(full, 4000);
   }
   let again = 0;
   const soon = after(200, () => { clearTimeout(again); full(); });

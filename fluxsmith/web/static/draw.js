@@ -9,11 +9,13 @@ import { after, chips, choice, field, h, number, select, slider, status } from "
 export const title = "Draw";
 export const lead = "Say what; the model leads noise to a picture. Every state on the way is there to look at.";
 const QUICK = 4; // steps of a first answer
+const PICTURES = [1, 4, 9, 16];
 
 export function mount(root, { models, settings }) {
   const { values, set } = settings({ model: models[0].name, prompt: null, guidance: NaN, steps: NaN, solver: "", seed: 0, pictures: 4, at: -1, shown: "x" });
   let model = find(models, values.model);
   if (!model) throw new Error(`There is no model ${values.model} here.`);
+  if (!PICTURES.includes(values.pictures)) values.pictures = 4;
   adopt(false);
 
   function adopt(fresh) {
@@ -28,14 +30,15 @@ export function mount(root, { models, settings }) {
   const { draw, stop } = drawer(told);
   const canvases = h("div", { className: "pictures" });
   const save = (kind) => async () => {
-    told.busy(() => {});
+    const asked = new AbortController();
+    told.busy(() => asked.abort());
     try {
-      const blob = await (await post(`/api/save/${kind}`, body())).blob();
+      const blob = await (await post(`/api/save/${kind}`, body(), asked.signal)).blob();
       const link = h("a", { href: URL.createObjectURL(blob), download: `${values.prompt || "picture"}-seed${values.seed}.${kind === "gif" ? "gif" : "png"}` });
       link.click();
       setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
       told.done("saved");
-    } catch (error) { told.failed(error.message); }
+    } catch (error) { if (error.name === "AbortError") told.done("stopped"); else told.failed(error.message); }
   };
   const body = (steps = values.steps) => ({ ...request(model, { ...values, steps }), prompts: Array(values.pictures).fill(values.prompt) });
 
@@ -60,8 +63,12 @@ export function mount(root, { models, settings }) {
   async function quick() {
     if (values.steps <= QUICK) { later(); return; }
     const drawn = await draw("/api/draw", body(QUICK));
-    if (drawn) { way.stop(); lay(); show(drawn.states.at(-1), "x"); canvases.dataset.quick = (+canvases.dataset.quick || 0) + 1; }
-    if (drawn || !told.element.querySelector("[role=alert]:not([hidden])")) later();
+    if (!drawn) return;
+    way.stop();
+    lay();
+    show(drawn.states.at(-1), "x");
+    canvases.dataset.quick = (+canvases.dataset.quick || 0) + 1;
+    later();
   }
   const typed = after(80, quick);
   function lay() {
@@ -78,7 +85,7 @@ export function mount(root, { models, settings }) {
   const solver = select("Solver", Object.keys(model.solvers), values.solver, (v) => change({ solver: v }));
   const seed = number("Seed", values.seed, (v) => change({ seed: v }), { min: 0, step: 1 });
   const dice = h("button", { type: "button", onclick: () => { seed.control.value = Math.floor(Math.random() * 1e6); change({ seed: +seed.control.value }); } }, "New noise");
-  const pictures = choice("Pictures", [1, 4, 9, 16], values.pictures, (v) => change({ pictures: v }), true);
+  const pictures = choice("Pictures", PICTURES, values.pictures, (v) => change({ pictures: v }), true);
   const chosen = modelSelect(models, values.model, (name) => {
     const before = model;
     model = find(models, name);

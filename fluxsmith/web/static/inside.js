@@ -81,6 +81,7 @@ export function mount(root, { models, settings }) {
       ["single", `${n.depth_single_blocks} single-stream blocks`, `one sequence; attention and MLP side by side: ${hidden} → ${said(3 * hidden + Math.floor(hidden * n.mlp_ratio))} → ${hidden}`, "three"],
       ["last", "last layer", `${hidden} → ${n.out_channels || n.in_channels} a token`, "two"],
       ["flux", "the whole", `${said(model.parameters.network)} parameters`],
+      ...(model.prediction === "data" ? [["velocity", "velocity v of the predicted data", "(x_t − x0) / max(t, 0.05)", "three"]] : []),
       ["step", "velocity v, a step of Euler", "x + dt · v", "three last"],
     ];
     flow.replaceChildren(...boxes.map(([, head, size, wide = ""], i) => h("button", { type: "button", className: wide, onclick: () => { set({ box: i }); reveal(); } }, head, h("small", {}, size))));

@@ -15,16 +15,18 @@ const COLUMNS = 26; // at the most, evenly over what there is
 const CURVES = { loss: "loss", "validation_loss/ema": "validation loss", loss_q1: "loss, t below 1/4", loss_q2: "t 1/4 to 1/2", loss_q3: "t 1/2 to 3/4", loss_q4: "t above 3/4" };
 
 export function mount(root, { models, settings, open }) {
-  const { values, set } = settings({ run: "", prompt: "", seed: 0, guidance: 2, shown: "x0", smooth: 0.6, curves: "loss,validation_loss/ema" });
+  const { values, set } = settings({ run: "", prompt: "", seed: 0, guidance: NaN, shown: "x0", smooth: 0.6, curves: "loss,validation_loss/ema" });
   const told = status();
-  const { draw, stop } = drawer(told);
+  let stopped = false; // by a person: nothing is drawn until something is asked for
+  const { draw, stop } = drawer(told, () => { stopped = true; });
   let gone = false;
   let timer = 0;
   let run = null; // as the server tells of it
   let records = [];
   let model = null;
   let facts = models;
-  let busy = false;
+  let filling = null;
+  let looking = null;
   const columns = new Map(); // step -> states
   let chosenCell = [0, 0];
 
@@ -33,7 +35,7 @@ export function mount(root, { models, settings, open }) {
   function act(text, what) {
     return h("button", { type: "button", onclick: async () => { try { await post(`/api/runs/${encodeURIComponent(values.run)}/${what}`); look(); } catch (error) { told.failed(error.message); } } }, text);
   }
-  const base = select("Config", models.map((m) => ({ value: m.name, text: `that of ${m.name}` })), models[0].name, () => {});
+  const base = select("Config", [], "", () => {});
   const begin = h("button", { type: "button", className: "primary", onclick: async () => {
     begin.disabled = true;
     try {
@@ -44,7 +46,7 @@ export function mount(root, { models, settings, open }) {
   } }, "Train a new one");
   const picker = select("Run", [], values.run, (name) => choose(name));
   const prompt = h("input", { type: "text", value: values.prompt, oninput: () => again({ prompt: prompt.value }) });
-  const guidance = slider("Guidance", { min: 0, max: 8, step: 0.1, value: values.guidance, show: (v) => v.toFixed(1), oninput: (v) => again({ guidance: v }) });
+  const guidance = slider("Guidance", { min: 0, max: 8, step: 0.1, value: values.guidance || 0, show: (v) => v.toFixed(1), oninput: (v) => again({ guidance: v }) });
   const seed = number("Seed", values.seed, (v) => again({ seed: v }), { min: 0 });
   const which = choice("What is shown of a state", [{ value: "x0", text: "predicted x0" }, { value: "x", text: "x_t" }], values.shown, (shown) => { set({ shown }); paintAll(); });
   const map = h("div", { className: "map" });
@@ -55,37 +57,45 @@ export function mount(root, { models, settings, open }) {
   const legend = h("div", { className: "legend" }, Object.entries(CURVES).map(([key, name], i) => h("label", { className: `c${i}` },
     h("input", { type: "checkbox", checked: shownCurves().includes(key), onchange: (event) => { const now = shownCurves().filter((k) => k !== key); set({ curves: [...now, ...(event.target.checked ? [key] : [])].filter(Boolean).join(",") }); plot(); } }), h("span", { className: "swatch" }), name)));
 
-  const later = after(250, () => { columns.clear(); fill(); });
+  const later = after(250, () => { columns.clear(); fill(true); });
   const again = (changes) => { set(changes); later(); };
 
   async function runs(name) {
     const there = await get("/api/runs");
+    if (gone) return;
     picker.fill(there.map((r) => r.name), name);
     picker.element.hidden = !there.length;
     body.hidden = !there.length;
     none.hidden = there.length > 0;
     const known = there.some((r) => r.name === name);
-    if (name && !known) told.failed(`There is no run ${name} here (any more).`);
+    missing.textContent = `There is no run ${name} here (any more).`;
+    missing.hidden = known || !name;
     if (there.length) await choose(known ? name : there.at(-1).name);
   }
   async function choose(name) {
-    if (name !== values.run) records = [];
+    stop();
+    told.done();
+    run = null;
+    state.textContent = "";
     columns.clear();
     picker.control.value = name;
-    set({ run: name });
+    if (name !== values.run) set({ run: name, ...(values.run && { guidance: NaN }) }); // a model's own, if another one was there
     records = [];
     model = null;
+    filling = null;
+    stopped = false;
     map.replaceChildren();
+    delete map.dataset.steps;
     await look();
   }
 
   async function look() {
     clearTimeout(timer);
     if (gone || !values.run) return;
-    const name = values.run;
+    const mine = (looking = {}); // an older look's answer is not for us any more
     try {
-      const now = await get(`/api/runs/${encodeURIComponent(name)}?seen=${records.length}`);
-      if (gone || name !== values.run) return;
+      const now = await get(`/api/runs/${encodeURIComponent(values.run)}?seen=${records.length}`);
+      if (gone || mine !== looking) return;
       if (now.seen < records.length) records = [];
       else records.push(...now.records);
       run = now;
@@ -95,10 +105,17 @@ export function mount(root, { models, settings, open }) {
       buttons.on.disabled = run.training || run.step >= run.steps;
       buttons.now.disabled = !run.training || !run.snapshots;
       if (run.problem) told.failed(`The training ended: ${run.problem}`);
+      sparse.hidden = run.snapshots;
       plot();
-      await fill();
-    } catch (error) { told.failed(error.message); timer = setTimeout(look, 5 * EVERY); return; }
-    timer = setTimeout(look, run.training ? EVERY : 5 * EVERY);
+      fill();
+    } catch (error) {
+      if (gone || mine !== looking) return;
+      told.failed(error.message);
+      timer = setTimeout(look, 5 * EVERY);
+      return;
+    }
+    const every = !run.training ? 5 * EVERY : run.checkpoints.length ? EVERY : EVERY / 4;
+    timer = setTimeout(look, every);
   }
 
   function steps() {
@@ -106,29 +123,35 @@ export function mount(root, { models, settings, open }) {
     return all.length <= COLUMNS ? all : [...new Set(Array.from({ length: COLUMNS }, (_, i) => all[Math.round((i * (all.length - 1)) / (COLUMNS - 1))]))];
   }
 
-  async function fill() {
-    if (busy || !run?.checkpoints.length) return;
-    busy = true;
+  // Draws the columns that are missing, one after the other, the newest first. It is called at each
+  // look, and begins `anew` where the prompt or another setting has changed.
+  async function fill(anew = false) {
+    if (anew) { stop(); stopped = false; }
+    else if (filling || stopped) return;
+    if (!run?.checkpoints.length) return;
+    const mine = (filling = {});
     try {
       if (!model) {
         facts = await get("/api/models");
+        if (gone || mine !== filling) return;
         model = find(facts, run.name);
         if (!model) return;
         if (!values.prompt || !model.prompts.length) { values.prompt = model.prompts.includes("three") ? "three" : model.prompts[0] || ""; prompt.value = values.prompt; }
+        if (!Number.isFinite(values.guidance)) values.guidance = model.defaults.guidance;
+        guidance.set(values.guidance);
         guidance.element.hidden = !model.guided;
       }
       lay();
       for (const step of [...steps()].reverse()) {
-        if (gone || columns.has(step)) continue;
-        const key = JSON.stringify([values.run, values.prompt, values.seed, values.guidance]);
-        const drawn = await draw("/api/draw", { model: `${run.name}@${step}`, prompts: [values.prompt], steps: STEPS, guidance: model.guided ? values.guidance : 1, seed: values.seed });
-        if (!drawn || gone) return;
-        if (key !== JSON.stringify([values.run, values.prompt, values.seed, values.guidance])) return;
+        if (columns.has(step)) continue;
+        const drawn = await draw("/api/draw", { model: `${run.name}@${step}`, prompts: [values.prompt], steps: STEPS, solver: "euler", guidance: model.guided ? values.guidance : 1, seed: values.seed });
+        if (!drawn || gone || mine !== filling) return;
         columns.set(step, drawn.states);
         paintColumn(step);
         root.dataset.drawn = columns.size;
       }
-    } finally { busy = false; }
+    } catch (error) { told.failed(error.message); }
+    finally { if (mine === filling) filling = null; }
   }
 
   const ROWS = Array.from({ length: 6 }, (_, i) => Math.round((i * STEPS) / 5));
@@ -136,7 +159,7 @@ export function mount(root, { models, settings, open }) {
     const shown = steps();
     if (map.dataset.steps === shown.join()) return;
     map.dataset.steps = shown.join();
-    const cell = (step, row) => h("td", {}, h("button", { type: "button", tabIndex: -1, ariaLabel: `step ${step}, t = ${(1 - ROWS[row] / STEPS).toFixed(1)}: not drawn yet`, onclick: () => open("draw", { model: `${run.name}@${step}`, prompt: values.prompt, guidance: values.guidance, steps: STEPS, seed: values.seed, pictures: 1, shown: values.shown, at: ROWS[row] === STEPS ? -1 : ROWS[row] }), onpointerenter: () => play(step), onfocus: () => { mark(shown.indexOf(step), row); play(step); } }, h("canvas", { width: 1, height: 1 })));
+    const cell = (step, row) => h("td", {}, h("button", { type: "button", tabIndex: -1, ariaLabel: `step ${step}, t = ${(1 - ROWS[row] / STEPS).toFixed(1)}: not drawn yet`, onclick: () => open("draw", { model: `${run.name}@${step}`, prompt: values.prompt, guidance: values.guidance, steps: STEPS, solver: "euler", seed: values.seed, pictures: 1, shown: values.shown, at: ROWS[row] === STEPS ? -1 : ROWS[row] }), onpointerenter: () => play(step), onfocus: () => { mark(shown.indexOf(step), row); play(step); } }, h("canvas", { width: 1, height: 1 })));
     map.replaceChildren(h("table", {}, h("caption", { className: "hidden-text" }, "Checkpoints across, t down. Arrow keys move, Enter opens a cell in Draw."),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "t"), shown.map((step) => h("th", { scope: "col" }, step.toLocaleString("en"))))),
       h("tbody", {}, ROWS.map((at, row) => h("tr", {}, h("th", { scope: "row" }, (1 - at / STEPS).toFixed(1)), shown.map((step) => cell(step, row)))))));
@@ -185,25 +208,42 @@ export function mount(root, { models, settings, open }) {
   function plot() {
     const shown = Object.keys(CURVES).filter((key) => shownCurves().includes(key));
     const series = shown.map((key) => {
-      let mean = null;
       const own = records.filter((r) => key in r);
-      const keep = key.startsWith("validation") ? 0 : values.smooth;
-      return { c: Object.keys(CURVES).indexOf(key), points: own.map((r) => [r.step, (mean = mean === null ? r[key] : keep * mean + (1 - keep) * r[key])]) };
+      const smoothed = smoothly(own.map((r) => r[key]), key.startsWith("validation") ? 0 : values.smooth);
+      return { c: Object.keys(CURVES).indexOf(key), points: own.map((r, i) => [r.step, smoothed[i]]) };
     }).filter((s) => s.points.length);
     const all = series.flatMap((s) => s.points);
     if (!all.length) { curves.replaceChildren(h("p", { className: "small muted" }, "The first record comes after a few steps.")); return; }
-    const most = Math.max(...all.map((p) => p[1]));
-    const width = Math.max(...all.map((p) => p[0]));
+    const [width, most] = all.reduce((a, b) => [Math.max(a[0], b[0]), Math.max(a[1], b[1])]);
     curves.replaceChildren(lines("Loss over the steps", series, { x: { min: 0, max: width, ticks: ticks(0, width, 5) }, y: { min: 0, max: most, ticks: ticks(0, most) }, height: 240, place: curves }));
   }
 
+  const sparse = h("p", { className: "small muted" }, "This run keeps no snapshots, so its checkpoints alone are columns. Train with ", h("code", {}, "train.snapshots=24"), " to see more.");
   const none = h("p", { className: "notice", hidden: true }, "No run yet. Train a new one here, or start the page with a run's folder: ", h("code", {}, "fluxsmith serve output/image/digits/tiny"));
   const body = h("div", { className: "split", hidden: true },
-    h("div", { className: "stack" }, h("div", { className: "row" }, state, buttons.stop, buttons.on, buttons.now), map, h("div", { className: "row" }, which.element), told.element,
+    h("div", { className: "stack" }, h("div", { className: "row" }, state, buttons.stop, buttons.on, buttons.now), map, sparse, h("div", { className: "row" }, which.element), told.element,
       h("div", { className: "plate" }, h("h2", {}, "Loss"), curves, legend, smooth.element)),
     h("section", { className: "panel", ariaLabel: "Settings" }, picker.element, field("Prompt", prompt), guidance.element, seed.element,
       h("figure", {}, preview, h("figcaption", { className: "small muted" }, "Point at a column: it plays here."))));
-  root.append(h("div", { className: "row end" }, base.element, begin), none, body);
+  const missing = h("p", { className: "notice bad", role: "alert", hidden: true });
+  const starting = h("div", { className: "row end", hidden: true }, base.element, begin);
+  root.append(starting, missing, none, body);
   runs(values.run).catch((error) => told.failed(error.message));
+  get("/api/configs").then((names) => {
+    starting.hidden = !names.length;
+    base.fill(names.map((name) => ({ value: name, text: `that of ${name}` })), names[0]);
+  }).catch((error) => told.failed(error.message));
   return () => { gone = true; stop(); clearTimeout(timer); clearInterval(film); };
+}
+
+// The mean around each value, whose weights fall by the same factor from one record to the next on
+// both sides: a curve that is not late. At 0, the values themselves.
+function smoothly(values, factor) {
+  const sums = (list) => { // of the values up to each, and of their weights
+    let [sum, weight] = [0, 0];
+    return list.map((value) => [(sum = factor * sum + value), (weight = factor * weight + 1)]);
+  };
+  const before = sums(values);
+  const behind = sums([...values].reverse()).reverse();
+  return values.map((value, i) => (before[i][0] + behind[i][0] - value) / (before[i][1] + behind[i][1] - 1));
 }

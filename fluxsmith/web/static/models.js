@@ -5,16 +5,18 @@ import { select } from "./ui.js";
 // The model of a name, or of NAME@STEP: then it is that run's model with another step.
 export function find(models, name) {
   const [run, step] = name.split("@");
-  const model = models.find((m) => m.name === run) || (step ? null : models[0]);
+  const model = models.find((m) => m.name === run);
   return model && step ? { ...model, name, step: +step } : model;
 }
 
-export function modelSelect(models, value, onchange, label = "Model") {
-  const names = models.map((m) => ({ value: m.name, text: `${m.name}, step ${m.step.toLocaleString("en")}` }));
-  if (!models.some((m) => m.name === value)) {
-    const [run, step] = value.split("@");
-    names.push({ value, text: `${run}, step ${(+step).toLocaleString("en")}` });
-  }
+// Models to choose from; with `every`, a run's earlier checkpoints too.
+export function modelSelect(models, value, onchange, { label = "Model", every = false } = {}) {
+  const text = (name, step) => `${name}, step ${step.toLocaleString("en")}`;
+  const names = models.flatMap((m) => [
+    { value: m.name, text: text(m.name, m.step) },
+    ...m.checkpoints.filter((step) => every && step !== m.step).map((step) => ({ value: `${m.name}@${step}`, text: text(m.name, step) })),
+  ]);
+  if (!names.some((n) => n.value === value)) names.push({ value, text: text(value.split("@")[0], +value.split("@")[1]) });
   return select(label, names, value, onchange);
 }
 

@@ -14,6 +14,7 @@ export function mount(root, { models, settings }) {
   let model = find(models, values.model);
   if (!model) throw new Error(`There is no model ${values.model} here.`);
   const told = status();
+  const refused = h("p", { className: "notice bad", role: "alert", hidden: true }); // of a file
   const { draw, stop } = drawer(told);
   const layer = () => h("canvas");
   const [picture, mask, cursor] = [layer(), layer(), layer()];
@@ -111,6 +112,7 @@ export function mount(root, { models, settings }) {
 
   async function load(file) {
     if (!file) return;
+    refused.hidden = true;
     try {
       if (file.size > LARGEST) throw new Error(`${file.name} is larger than ${LARGEST / 2 ** 20} MB; choose a smaller picture.`);
       const bitmap = await createImageBitmap(file).catch(() => { throw new Error(`${file.name} is no picture that this browser can read; choose a PNG or JPEG.`); });
@@ -120,7 +122,7 @@ export function mount(root, { models, settings }) {
       context.imageSmoothingQuality = "high";
       context.drawImage(bitmap, (bitmap.width - side) / 2, (bitmap.height - side) / 2, side, side, 0, 0, model.size, model.size);
       soon();
-    } catch (error) { told.failed(error.message); }
+    } catch (error) { refused.textContent = error.message; refused.hidden = false; }
   }
 
   const adopt = (fresh) => {
@@ -153,7 +155,7 @@ export function mount(root, { models, settings }) {
             h("div", { className: "row" }, h("button", { type: "button", onclick: back }, "Undo"), h("button", { type: "button", onclick: clear }, "Clear"),
               h("button", { type: "button", onclick: () => file.click() }, "Open a picture"), file)),
           h("section", { className: "stack tight", ariaLabel: "How the model finishes it" }, h("h2", {}, "How the model finishes it"), results)),
-        told.element),
+        refused, told.element),
       h("section", { className: "panel", ariaLabel: "Settings" }, tool.element, width.element, inked, strength.element, guidance.element, h("div", { className: "pick" }, seed.element, dice), chosen.element)),
   );
   full();

@@ -95,7 +95,7 @@ export function chips(label, options, value, onchange) {
 // What is going on: a place in the line, progress where it takes long, a way to stop it, mistakes.
 export function status() {
   const text = h("span", { role: "status" });
-  const bar = h("progress", { max: 1, value: 0, hidden: true, ariaLabel: "Progress" });
+  const bar = h("progress", { max: 1, hidden: true, ariaLabel: "Progress" });
   const stop = h("button", { type: "button", hidden: true }, "Stop");
   const line = h("div", { className: "status" }, bar, text, stop);
   const problem = h("p", { className: "notice bad", role: "alert", hidden: true });
@@ -106,6 +106,7 @@ export function status() {
       problem.hidden = true;
       stop.onclick = onstop;
       clearTimeout(timer);
+      bar.removeAttribute("value"); // going on, nobody knows how far
       timer = setTimeout(() => { bar.hidden = stop.hidden = false; text.textContent = text.dataset.waiting || "drawing"; }, 700);
     },
     waiting(place) {
@@ -113,12 +114,19 @@ export function status() {
       if (!stop.hidden) text.textContent = text.dataset.waiting;
     },
     progress(share) { bar.value = share; },
-    done(words = "") { clearTimeout(timer); bar.hidden = stop.hidden = true; bar.value = 0; text.textContent = words; },
+    done(words = "") { clearTimeout(timer); bar.hidden = stop.hidden = true; text.textContent = words; },
     failed(message) { this.done(); problem.textContent = message; problem.hidden = false; },
   };
 }
 
+// A function that waits until it was not called for a while. Leaving the view forgets what waits.
+const waiting = new Set();
+export const forget = () => { waiting.forEach(clearTimeout); waiting.clear(); };
 export function after(milliseconds, action) {
   let timer = 0;
-  return (...values) => { clearTimeout(timer); timer = setTimeout(() => action(...values), milliseconds); };
+  return () => {
+    clearTimeout(timer);
+    waiting.delete(timer);
+    waiting.add((timer = setTimeout(action, milliseconds)));
+  };
 }
