@@ -102,13 +102,16 @@ def extract(
     """Writes the LoRA that turns one model into another as well as this rank can; returns how much
     of all that differs it holds, as a share of the squared norm. A warning says where learned text
     encoders differ, which no LoRA changes; a UserError where networks take or give other things."""
-    for model in (before, after):
-        if lora_run(model):
-            raise UserError(f"{model}: is a LoRA already; fluxsmith lora convert {model} {out}")
     first, second = read_weights(before), read_weights(after)
     old, new = first.network, second.network
     for network, path in ((old, before), (new, after)):
-        refuse_others(network, str(path))
+        try:
+            refuse_others(network, str(path))
+        except UserError:
+            if lora_run(path):
+                told = f"{path}: is a LoRA already; fluxsmith lora convert {path} {out}"
+                raise UserError(told) from None
+            raise
     for key in ("prediction", "conditioning"):
         was, is_now = getattr(first, key), getattr(second, key)
         if was != is_now:

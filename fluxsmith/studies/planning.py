@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fluxsmith.config import RunConfig, read_config
-from fluxsmith.config.comparing import below, differences
+from fluxsmith.config.comparing import below, differences, flat
 from fluxsmith.config.reading import build_config
 from fluxsmith.config.reading import with_overrides as put_into
 from fluxsmith.errors import UserError
@@ -200,8 +200,12 @@ UNSEEN = (
 
 
 def _refuse_twins(configs: dict[str, RunConfig]) -> None:
-    for (a, one), (b, other) in combinations(configs.items(), 2):
-        if all(below(key, UNSEEN) for key, *_ in differences(one, other)):
+    decides = {
+        arm: {k: v for k, v in flat(config.model_dump()).items() if not below(k, UNSEEN)}
+        for arm, config in configs.items()
+    }
+    for (a, one), (b, other) in combinations(decides.items(), 2):
+        if one == other:
             raise UserError(f"arms.{b}: the same runs as arms.{a}; remove one or change it")
 
 

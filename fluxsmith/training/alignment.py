@@ -59,9 +59,9 @@ class Alignment:
         rows = rows[:MOST]
         small = min(images.shape[-2], PIXELS), min(images.shape[-1], PIXELS)
         x = images[to_device(torch.tensor(rows), images.device)]
-        if x.device.type == "mps":  # whose pooling took sizes that divide only, up to torch 2.10
-            x = x.cpu()
-        x = F.adaptive_avg_pool2d(x, small).flatten(1)
+        # Up to torch 2.10 pooling on MPS takes sizes that divide only.
+        where = "cpu" if x.device.type == "mps" else x.device
+        x = F.adaptive_avg_pool2d(x.to(where), small).flatten(1).to(images.device)
         variance, x = x.var(0).mean(), x - x.mean(0)  # the mean changes only what is rounded
         pictures = x @ x.T / x.shape[1]
         words = to_device(words_in_common([captions[i] for i in rows]), x.device)

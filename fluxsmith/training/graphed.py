@@ -18,10 +18,8 @@ def graphed(step_on_device: TrainStep, pipeline: Pipeline, capture: CudaCapture)
 
     def warm_up(step: Step) -> object:
         """Real steps, whatever the objective, after which everything is put back."""
-        state, optimiser = (
-            partial(_state, step_on_device, pipeline),
-            step_on_device.update.optimiser,
-        )
+        state = partial(_state, step_on_device, pipeline)
+        optimiser = step_on_device.update.optimiser
         gpus = [pipeline.device] if pipeline.device.type == "cuda" else []
         with torch.random.fork_rng(gpus), unchanged(state, optimiser):  # dropout draws too
             step_on_device(step)
