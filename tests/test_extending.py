@@ -219,6 +219,8 @@ def test_an_objective_with_a_gradient_penalty(toy, tmp_path, monkeypatch, kernel
     monkeypatch.setitem(OBJECTIVES, "penalised", Penalised)
     plan = ("objective.kind=penalised", f"train.kernels={kernels}")
     assert all(loss > 0 for loss in trained(toy, tmp_path, *plan))
+    with pytest.raises(UserError, match="compiled code has no second derivatives"):
+        train(toy(*plan, "train.compile=true", f"output_dir={tmp_path / 'compiled'}"))
 
 
 def test_an_optimiser(toy, tmp_path, monkeypatch):

@@ -69,6 +69,7 @@ def evaluate(
     from fluxsmith.evaluation.samples import Settings
     from fluxsmith.interop.open_pipeline import TextToImage
     from fluxsmith.sampling.generate import Sampler
+    from fluxsmith.sampling.request import not_learned
     from fluxsmith.storage.checkpoint import newest
 
     path, ranks = newest(checkpoint), ranks_on(device)
@@ -81,6 +82,9 @@ def evaluate(
         solver=solver,
         seed=seed,
     )
+    asked = settings.steps, settings.solver, settings.guidance
+    if note := not_learned(pipeline.config, *asked):
+        typer.echo(note, err=True)
     sampler = Sampler(
         pipeline,
         kernels=kernels,

@@ -68,13 +68,23 @@ def this_command() -> str:
 def drawing_command(checkpoint: Path, found: Path) -> str:
     """The same for a drawing, wherever it is written to: with the checkpoint's file in place of its
     run's folder, and without --out."""
+    from fluxsmith.storage import checkpoint as checkpoints
+
     typed = list(TYPED.get())
     if "--out" in typed:
         at = typed.index("--out")
         del typed[at : at + 2]
     kept = [word for word in typed if not word.startswith("--out=")]
-    named = checkpoint if is_shipped(found) else found  # whose folder is elsewhere on each machine
-    return shlex.join(["fluxsmith", *(str(named) if w == str(checkpoint) else w for w in kept)])
+    places = [i for i, word in enumerate(kept) if i and Path(word) == checkpoint]
+    # Not the value of an option that is spelled alike, unless nothing else is.
+    places.sort(key=lambda i: kept[i - 1].startswith("-"))
+    if places and not is_shipped(found):  # whose folder is elsewhere on each machine
+        kept[places[0]] = str(found)
+    for i, word in enumerate(kept[1:], 1):
+        run = Path(word)
+        if kept[i - 1] == "--lora" and run.is_dir() and checkpoints.find(run):
+            kept[i] = str(checkpoints.newest(run))
+    return shlex.join(["fluxsmith", *kept])
 
 
 def ranks_on(device: str) -> "Ranks":

@@ -20,8 +20,9 @@ def plan(
         typer.Option(help="FLOPS of each in large products, as 989TFLOPS; by default measured."),
     ] = None,
     reached: Annotated[
-        float, typer.Option(help="The share of --rate that a step reaches on one device alone.")
-    ] = 0.5,
+        float | None,
+        typer.Option(help="The share of --rate that a step reaches on one device; by default 0.5."),
+    ] = None,
     bandwidth: Annotated[
         str | None, typer.Option(help="What each sends to its neighbours, as 450GB/s or 400Gb/s.")
     ] = None,
@@ -41,13 +42,19 @@ def plan(
     from fluxsmith.planning.forecast import Planner
     from fluxsmith.planning.machine import Machine, quantity
     from fluxsmith.planning.outline import Outline
+    from fluxsmith.storage.files import make_folder
 
     settings = read_config(config, overrides or [])
     if devices < 1:
         raise UserError(f"--devices {devices}: must be 1 or more")
+    described = memory is not None or rate is not None
+    if reached is not None and rate is None:
+        raise UserError(f"--reached {reached:g}: is a share of --rate; give that too")
+    reached = 0.5 if reached is None else reached
     if not 0 < reached <= 1:
         raise UserError(f"--reached {reached:g}: must be above 0 and at most 1")
-    described = memory is not None or rate is not None
+    if json_file is not None:
+        make_folder(json_file.parent, "--json")
     if rate is not None and memory is None:
         raise UserError(f"--rate {rate}: is of a described device; say its --memory too")
     device = pick_device("cpu" if described else settings.device)

@@ -99,7 +99,12 @@ def sample(
     from fluxsmith.pipeline import Pipeline
     from fluxsmith.sampling.edit_files import read_edit
     from fluxsmith.sampling.generate import Drawing, Sampler
-    from fluxsmith.sampling.request import choose_prompts, default_folder, write_drawing
+    from fluxsmith.sampling.request import (
+        choose_prompts,
+        default_folder,
+        not_learned,
+        write_drawing,
+    )
 
     try:
         number = None if steps in (None, "auto") else int(steps or "")
@@ -144,6 +149,9 @@ def sample(
             negative_prompt=negative_prompt,
             true_guidance=true_guidance,
         )
+        asked = drawing.steps, drawing.solver, drawing.guidance
+        if note := not_learned(pipeline.config, *asked):
+            typer.echo(note, err=True)
         drawings.append(drawing)
         return [*drawing.prompts, drawing.negative_prompt]
 

@@ -1,5 +1,6 @@
 """`fluxsmith serve`."""
 
+import threading
 import webbrowser
 from typing import Annotated
 
@@ -30,7 +31,7 @@ def serve(
     def started(address: str) -> None:
         typer.echo(f"page        {address}")
         typer.echo("Ctrl-C ends it")
-        if browser:
-            webbrowser.open(address)
+        if browser:  # one in the terminal is waited for, and itself waits for the server
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
-    run(models or [], port, device, started)
+    raise typer.Exit(run(models or [], port, device, started))

@@ -17,7 +17,7 @@ def study(
         bool, typer.Option("--restart", help="Delete the study's runs first.")
     ] = False,
     answer_only: Annotated[
-        bool, typer.Option("--answer-only", help="Answer from the runs that are done by now.")
+        bool, typer.Option("--answer-only", help="Answer from what is measured by now.")
     ] = False,
     jobs: Annotated[int, typer.Option(min=1, max=256, help="Runs at the same time.")] = 1,
     out: Annotated[

@@ -29,7 +29,7 @@ class Distillation(Objective):
         self.config = config
         self.pipeline = pipeline
         self.scale = scale
-        self.teacher = Teacher(config.objective.teacher, pipeline.device)
+        self.teacher = Teacher(config.objective.teacher, pipeline.device, config.train.kernels)
         self.teacher.check_student(config)
         self.teacher.share(pipeline)
         if recipe.highest_scale != 1:

@@ -108,6 +108,11 @@ class GuidanceDistillation(Distillation):
                 f"the data must be; set data.buckets=off, or objective.noised_data=0"
             )
         low, high = config.objective.lowest_guidance, config.objective.highest_guidance
+        if (scale := config.sample.guidance) != 1 and not low <= scale <= high:
+            raise UserError(
+                f"sample.guidance={scale}: this student learns scales of 1 and of {low} to {high}; "
+                f"set it to one of these, or widen objective.lowest_guidance or highest_guidance"
+            )
         times = student_times(config, pipeline, STATES)
         return cls(config, pipeline, Recipe(times, BETWEEN, low, high, UNGUIDED, NO_PROMPT, True))
 

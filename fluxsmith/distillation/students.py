@@ -14,6 +14,7 @@ from fluxsmith.distillation.trajectories import whole_shards
 from fluxsmith.errors import UserError
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.storage.shipped import is_shipped
+from fluxsmith.storage.tensor_files import DamagedFileError
 
 DEV = "-dev"
 STEPS = 1, 2, 4, 8
@@ -31,6 +32,7 @@ TRAIN: dict[str, Any] = {
 }
 DEV_SHARE, FEW_SHARE = 0.04, 0.06  # of the teacher's steps
 LEAST = 80  # steps
+HIGHEST = 5.0  # scale of guidance that a student learns, or its teacher's where that is more
 # Of the images that the teacher saw, trajectories that are made, up to those of the objective.
 DEV_TRAJECTORIES, FEW_TRAJECTORIES = 1 / 600, 1 / 50
 PARTS = 4  # checkpoints and sample grids
@@ -69,7 +71,8 @@ def student_config(run: Path, steps: int | None, overrides: Sequence[str] = ()) 
     if dev:
         if teacher["model"]["guidance_embed"]:
             raise UserError(f"{path} has its guidance as an input already; give --steps 4")
-        data["objective"] |= {"kind": "guidance_distillation"}
+        highest = max(HIGHEST, teacher["sample"]["guidance"])
+        data["objective"] |= {"kind": "guidance_distillation", "highest_guidance": highest}
         data["model"]["guidance_embed"] = True
         data["sample"] |= {"guidance_method": "embedded", "guidance_interval": [0.0, 1.0]}
     else:
@@ -95,11 +98,15 @@ def _begun_from(teacher: Path, objective: dict[str, Any]) -> str | None:
     for more in (n for n in STEPS if steps in STEPS and steps < n <= FROM):
         folder = teacher.with_name(f"{base}-{more}step")
         if found := checkpoints.find(folder):
-            contents = checkpoints.load(found[-1][1])
+            try:
+                contents = checkpoints.load(found[-1][1])
+            except DamagedFileError:
+                continue
             theirs = contents["config"]["objective"]
             alike = all(
                 theirs.get(key) == objective[key] for key in ("kind", "teacher", "guidance")
             )
+            alike &= contents["step"] == contents["config"]["train"]["steps"]  # it was not stopped
             # The teacher may have been trained anew since.
             if alike and contents["metadata"]["teacher"] == Teacher(objective["teacher"]).digest:
                 return str(folder)

@@ -19,13 +19,18 @@ from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.text.encoder import NULL_PROMPT
 
 # What a student shares with its teacher, so that a state means the same to both.
-SHARED = ("data.image_size", "data.channels", "text", "autoencoder")
+SHARED = (
+    "data.image_size", "data.channels", "text", "autoencoder", "flow.prediction", "model.theta",
+    "model.axes_dim", "model.num_heads", "model.conditioning",
+)  # fmt: skip
 
 
 class Teacher:
     """Averaged weights of a checkpoint, or of the newest in a run's folder."""
 
-    def __init__(self, path: str | Path, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, path: str | Path, device: torch.device | str = "cpu", kernels: str = "auto"
+    ) -> None:
         self.path = checkpoints.newest(Path(path))
         self.pipeline = TextToImage.from_checkpoint(self.path, str(device))
         merge_adapter(self.pipeline, None)
@@ -34,7 +39,8 @@ class Teacher:
             raise UserError(
                 f"{self.path} is a student of few steps, which can't teach; name its teacher"
             )
-        accelerate(self.pipeline.network, self.config.train.kernels)
+        self._kernels = kernels
+        accelerate(self.pipeline.network, kernels)
         self.digest = self.pipeline.digest()
 
     @property
@@ -86,4 +92,5 @@ class Teacher:
 
     def pictures(self, prompts: Sequence[str], seed: int, **settings: Any) -> Tensor:
         """What it draws itself, by its own settings but for those given: (n, c, h, w)."""
-        return Sampler(self.pipeline).generate(prompts, seed=seed, **settings)
+        sampler = Sampler(self.pipeline, kernels=self._kernels)
+        return sampler.generate(prompts, seed=seed, **settings)

@@ -81,7 +81,8 @@ def trained_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(address_seed(ADDRESS, "weights"))
         classifier = Classifier(train.images.shape[1], len(train.classes.names))
-    path = cache_folder() / "classifiers" / f"{RECIPE}-{data_digest(train, test)}.pt"
+    kind = f"{RECIPE}-{data_digest(train, test)}-{len(train.classes.names)}"
+    path = cache_folder() / "classifiers" / f"{kind}.pt"
     with contextlib.suppress(Exception):  # where there is none, or a damaged one, it is trained
         classifier.load_state_dict(torch.load(path, weights_only=True))
         return classifier.eval()

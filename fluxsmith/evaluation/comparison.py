@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fluxsmith.config.comparing import check_same
 from fluxsmith.errors import UserError
+from fluxsmith.evaluation.classifier import data_digest
 from fluxsmith.evaluation.evaluators import named
 from fluxsmith.evaluation.frechet import Gaussian, frechet_draws
 from fluxsmith.evaluation.measurement import measure, table
@@ -25,7 +26,9 @@ from fluxsmith.storage.files import make_folder
 
 LEVEL = 0.05
 MARGIN = 0.1  # of the smaller Fréchet distance: what another seed of the same training may change
-DATA = ("data.source", "data.image_size", "data.channels", "data.resize")
+DATA = (
+    "data.source", "data.image_size", "data.channels", "data.resize", "model.conditioning",
+)  # fmt: skip
 
 
 def compare(
@@ -58,6 +61,16 @@ def compare(
     if ranks.size > 1:
         ranks.expect_same({str(f): p.digest() for f, p in zip(files, pipelines, strict=True)})
     reference = Reference(pipelines[0].config, ranks)
+    if reference.train.classes is None:
+        raise UserError(
+            "compare needs data with classes, and the captions of these are free text; measure "
+            "each with `fluxsmith evaluate` and compare what it prints"
+        )
+    for pipeline, file in zip(pipelines[1:], files[1:], strict=True):
+        if pipeline.config.data != pipelines[0].config.data:
+            other = Reference(pipeline.config, ranks)
+            if data_digest(other.train, other.test) != data_digest(reference.train, reference.test):
+                raise UserError(f"{file} was trained on other data than {files[0]}")
     data = Gaussian.of(reference.train_features)
     evaluations, scores = [], {}
     for name, file, pipeline in zip(names, files, pipelines, strict=True):

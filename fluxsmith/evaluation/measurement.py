@@ -85,6 +85,7 @@ def measure(
     edit = samples.edit_of(samples.rows[:1]) if samples.rows else None
     samples.sampler.plan([""], edit=edit, **settings.drawing)  # refuses what can't be drawn
     results, seconds, threads = {}, {}, torch.get_num_threads()
+    faults: list[UserError] = []
     for name in metrics:
         began = time.perf_counter()
         try:
@@ -92,8 +93,9 @@ def measure(
                 raise UserError(lacking)
             results[name] = EVALUATORS[name].measure(samples)
         except UserError as error:
-            if len(metrics) == 1:
-                raise
+            faults.append(error)
+            if len(faults) == len(metrics):
+                raise faults[0] from None
             Console(markup=False).print(f"left out, {name}: {error}", soft_wrap=True)
             continue
         seconds[name] = round(time.perf_counter() - began, 1)
@@ -151,7 +153,14 @@ def during_training(
 
     def scores(pipeline: Pipeline) -> dict[str, float]:
         samples = Samples(Sampler(pipeline, kernels=config.train.kernels), reference, settings)
-        return {f"{name}/ema": each.score(samples) for name, each in evaluators.items()}
+        found = {}
+        for name, each in list(evaluators.items()):
+            try:
+                found[f"{name}/ema"] = each.score(samples)
+            except UserError as error:  # which is no reason to end a run
+                log.warning("evaluate.metrics: %s is left out from here on: %s", name, error)
+                del evaluators[name]
+        return found
 
     return scores
 

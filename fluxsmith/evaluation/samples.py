@@ -7,7 +7,7 @@ samples need no 50,000 pictures in memory.
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -21,15 +21,17 @@ from fluxsmith.config import RunConfig, SampleConfig
 from fluxsmith.data import load
 from fluxsmith.data.images import to_uint8
 from fluxsmith.data.imageset import ImageSet, evenly
+from fluxsmith.errors import UserError
 from fluxsmith.evaluation.classifier import Classifier, trained_classifier
 from fluxsmith.parallel.ranks import ALONE, Ranks
 from fluxsmith.pipeline import caption_fault
+from fluxsmith.randomness import generator
 from fluxsmith.sampling.edit import Edit, held_out_edit
 from fluxsmith.sampling.generate import OnStep, Sampler
 
 Done = TypeVar("Done")
 
-BATCH = 100
+BATCH, TOKENS = 100, 16_384  # pictures at once, and image tokens: fewer pictures of large ones
 
 
 class Reference:
@@ -61,7 +63,7 @@ class Reference:
     @cached_property
     def test(self) -> ImageSet:
         with self.ranks.first_alone():
-            return load(self._data, "test", self._fault)
+            return mixed(load(self._data, "test", self._fault))
 
     def lacks(self, needed: int) -> str:
         """Why what needs so many test images can't be measured; "" where it can."""
@@ -145,6 +147,8 @@ class Samples:
         drawn = evenly(reference.prompts, settings.num_samples)
         if self.pipeline.config.model.conditioning != "text":
             test = reference.test
+            if not len(test):
+                raise UserError("this model draws from test images, and there are none; keep some")
             self.rows = evenly(range(len(test)), settings.num_samples)
             labels = [0] * len(test) if test.classes is None else test.class_labels.tolist()
             ways = [test.captions[label][0] for label in test.labels.tolist()]
@@ -164,6 +168,12 @@ class Samples:
     def seen(self) -> Tensor:
         """The label that the classifier sees in each picture, (n,)."""
         return self._classified[1]
+
+    @cached_property
+    def at_once(self) -> int:
+        """How many pictures are measured together."""
+        tokens = self.pipeline.image_tokens(self.pipeline.latent_shape)
+        return min(BATCH, max(1, TOKENS // tokens))
 
     @cached_property
     def float32_sampler(self) -> Sampler:
@@ -192,7 +202,7 @@ class Samples:
         """Pictures (n, c, h, w) of any prompts by these settings, from the noise that is addressed
         by `first_index` on, and from the test pictures of as many samples, where the model is given
         some."""
-        where: dict[str, Any] = {"first_index": first_index, "batch_size": BATCH}
+        where: dict[str, Any] = {"first_index": first_index, "batch_size": self.at_once}
         if self.rows:
             where["edit"] = self.edit_of(self.rows[first_index : first_index + len(prompts)])
         return self.sampler.generate(prompts, on_step=on_step, **where, **self.settings.drawing)
@@ -205,11 +215,11 @@ class Samples:
         with tempfile.TemporaryFile() as file:  # the mapping keeps it alive after closing
             pictures = torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="w+", shape=shape))
         batches = self.drawn(self.prompts, 0)
-        starts = range(0, len(self), BATCH)
+        starts = range(0, len(self), self.at_once)
         for start, drawn in zip(
             track(starts, "drawing samples", transient=True), batches, strict=True
         ):
-            pictures[start : start + BATCH] = drawn
+            pictures[start : start + len(drawn)] = drawn
         return pictures
 
     def drawn(self, prompts: Sequence[str], first_index: int) -> Iterator[Tensor]:
@@ -218,7 +228,7 @@ class Samples:
         def batch(rows: range) -> Tensor:
             return to_uint8(self.draw(prompts[rows.start : rows.stop], first_index + rows.start))
 
-        return self.reference.shared(in_batches(len(prompts), BATCH), batch, guided=True)
+        return self.reference.shared(in_batches(len(prompts), self.at_once), batch, guided=True)
 
     def measured(
         self, count: int, size: int, work: Callable[[range], Done], guided: bool = False
@@ -230,6 +240,19 @@ class Samples:
     def _classified(self) -> tuple[Tensor, Tensor]:
         """Features and labels; the pictures stay in their file until their turn."""
         return self.reference.classifier.classify(self.pictures)
+
+
+def mixed(data: ImageSet) -> ImageSet:
+    """The same in an order that has an address, where it comes sorted by label, as folders do: the
+    first images are to stand for all."""
+    labels = data.labels
+    shares = labels.unique(return_counts=True)[1] / max(1, len(labels))
+    by_chance = 1 - shares.square().sum()  # of neighbours that differ
+    if len(labels) < 2 or (labels[1:] != labels[:-1]).float().mean() > by_chance / 2:
+        return data
+    order = torch.randperm(len(labels), generator=generator(0, "order of test images"))
+    references = None if data.references is None else data.references[order]
+    return replace(data, images=data.images[order], labels=labels[order], references=references)
 
 
 def in_batches(count: int, size: int) -> list[range]:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from fluxsmith.flow.path import Velocity, beside
 
+ROUNDING = 1e-6  # of the float32 times of a grid
+
 # Two velocities of the same x at the same t: the conditional one, then the other.
 Velocities = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -49,6 +51,7 @@ def within_interval(inside: Velocity, conditional: Velocity, low: float, high: f
         return inside
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        return inside(x, t) if low <= float(t) <= high else conditional(x, t)
+        on = low - ROUNDING <= float(t) <= high + ROUNDING
+        return inside(x, t) if on else conditional(x, t)
 
     return velocity

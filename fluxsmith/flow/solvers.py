@@ -182,6 +182,9 @@ class Bent:
         return torch.cat((t, grid[-1:]))
 
 
+LARGEST_SHIFT = 10.0  # with e^20 all times but 0 are 1 in float32
+
+
 @dataclass(frozen=True)
 class ShiftedSchedule(Bent):
     """The uniform grid bent by one shift at every resolution."""
@@ -190,8 +193,10 @@ class ShiftedSchedule(Bent):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.shift > 0:
-            raise ValueError(f"shift={self.shift}: must be above 0")
+        if not 0 < self.shift <= math.exp(LARGEST_SHIFT):
+            raise ValueError(
+                f"shift={self.shift}: must be above 0, and at most {math.exp(LARGEST_SHIFT):.0f}"
+            )
 
     def __call__(self, steps: int, image_tokens: int) -> Tensor:
         return self.spaced(shift(uniform_grid(steps), math.log(self.shift)))
@@ -216,6 +221,11 @@ class FluxSchedule(Bent):
                 f"base_tokens={self.base_tokens}: must be above 0 and below "
                 f"max_tokens={self.max_tokens}"
             )
+        for key in ("base_shift", "max_shift"):
+            if not abs(value := getattr(self, key)) <= LARGEST_SHIFT:
+                raise ValueError(
+                    f"{key}={value}: must be from {-LARGEST_SHIFT:g} to {LARGEST_SHIFT:g}"
+                )
         if self.shift_type == "linear" and not (self.base_shift > 0 and self.mu(1) > 0):
             raise ValueError(f"base_shift={self.base_shift}: a linear shift must be above 0")
 

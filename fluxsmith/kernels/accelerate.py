@@ -2,8 +2,8 @@
 
 `accelerate` gives blocks and layers that our C++ can serve another class, with the same parameters
 under the same names; all others stay as they are. What can be known beforehand is decided then:
-device, dtype, processor, sizes, hooks, layers that somebody wrapped or replaced. So it comes after
-anything that wraps layers. What only a call can tell is one check, and then the plain forward.
+device, dtype, processor, sizes, hooks, layers that somebody wrapped or replaced. What only a call
+can tell, such as a layer that was hooked or wrapped since, is a check, and then the plain forward.
 """
 
 from collections.abc import Iterator, Sequence
@@ -94,8 +94,8 @@ class FastMLP(nn.Sequential):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        into, _, out = cast(tuple[nn.Linear, nn.GELU, nn.Module], tuple(self))
-        if not (_usual(x) and _large(x, into)):
+        into, gelu, out = cast(tuple[nn.Linear, nn.GELU, nn.Module], tuple(self))
+        if not (_usual(x) and _as_before(into, gelu) and _large(x, into)):
             return super().forward(x)
         (inner,) = gelu_linear.gelu_linear(x, into.weight, into.bias, [into.out_features])
         y: Tensor = out(inner)
@@ -107,6 +107,8 @@ def fast_attention(
 ) -> tuple[Tensor, ...]:
     """`joint_attention`, in one pass where it can be; the norms are QKNorms."""
     qkv, norms = zip(*cast(Sequence[tuple[Tensor, QKNorm]], streams), strict=True)
+    if not (_as_before(*norms) and all(_as_before(n.query_norm, n.key_norm) for n in norms)):
+        return joint_attention(streams, num_heads, pe, mask)
     q_scales = [norm.query_norm.scale for norm in norms]
     k_scales = [norm.key_norm.scale for norm in norms]
     if called_plainly() and fused_attention.fit(qkv, q_scales, k_scales, pe, mask):
@@ -146,7 +148,7 @@ class FastSingleStreamBlock(FastAttentionBlock):
         )
 
     def forward(self, x: Tensor, vec: Tensor, pe: RotaryTable, mask: Tensor | None) -> Tensor:
-        if not _usual(x):
+        if not (_usual(x) and _as_before(self.linear1, self.linear2)):
             return super().forward(x, vec, pe, mask)
         (mod,) = self.modulation(vec)
         x_mod = modulate(x, mod.shift, mod.scale)
@@ -170,6 +172,7 @@ FAST: dict[type[nn.Module], tuple[Any, ...]] = {  # the first that serves
     DoubleStreamBlock: (FastDoubleStreamBlock,),
     SingleStreamBlock: (FastSingleStreamBlock, FastAttentionBlock),
 }
+SERVED = nn.Linear, FastLinear, nn.GELU, QKNorm, RMSNorm  # what blocks compute in place of
 PLAIN = {fast: plain for plain, own in FAST.items() for fast in own}
 
 
@@ -180,6 +183,14 @@ def _is_untouched(module: nn.Module) -> bool:
         module._backward_hooks, module._backward_pre_hooks,
     )  # fmt: skip
     return not any(hooks) and "forward" not in vars(module)
+
+
+def _as_before(*modules: nn.Module) -> bool:
+    """Whether nobody hooked into these, or put others in their place, since `accelerate`. Compiled
+    code is made of what was there when it was compiled."""
+    if torch.compiler.is_compiling():
+        return True
+    return all(type(module) in SERVED and _is_untouched(module) for module in modules)
 
 
 def _is_linear(layer: nn.Module, sizes: Sequence[int]) -> bool:

@@ -1,7 +1,9 @@
 """Compiling the blocks of the network by torch.compile, each by itself, so that all the equal ones
 are compiled once. The code is kept on disk, and the next start is quick."""
 
+import hashlib
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from fluxsmith.device import cache_folder
+from fluxsmith.kernels.cpu import features
 from fluxsmith.model.flux import Flux
 
 # `auto` compiles where a run takes so many operations or more: on two CPU cores compiling takes up
@@ -27,7 +30,10 @@ def pays(device: torch.device, operations: float, shapes: int) -> bool:
 
 def prepare_compiling(device: torch.device) -> str:
     """To be called before anything is compiled: why nothing can be, or nothing where it can."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    # One for each kind of processor: the code has its vectors' width in it, torch's key has not.
+    kind = (platform.machine(), *features.instructions(), os.environ.get("ATEN_CPU_CAPABILITY"))
+    own = hashlib.sha256(repr(kind).encode()).hexdigest()[:12]
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled" / own))
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
     except Exception as error:  # torch's compilers raise many kinds, for want of many programs

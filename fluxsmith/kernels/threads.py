@@ -13,8 +13,15 @@ ROOT = Path("/sys/fs/cgroup")
 def fit_threads(root: Path = ROOT) -> None:
     """Bounds OpenMP's threads by the quota, before torch is imported; what is set already stays."""
     allowed = cpu_quota(root)
-    if allowed is not None and allowed < (os.cpu_count() or 1):
+    if allowed is not None and allowed < cores():
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, int(allowed))))
+
+
+def cores() -> int:
+    """Those that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:

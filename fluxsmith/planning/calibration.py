@@ -121,7 +121,7 @@ def _by_products(outline: Outline, config: RunConfig, device: torch.device) -> C
     products = matrix_products(device, dtype)
     taken = take_turns(products, device, ROUNDS)
     rate = product_flops(device) / min(median(one) for one in taken.values())
-    seconds = outline.of_a_step(config) * config.train.batch_size / rate
+    seconds = outline.computed(config) * config.train.batch_size / rate
     return Calibration(seconds, 0.0, "large matrix products alone")
 
 

@@ -16,9 +16,6 @@ from fluxsmith.planning.sharing import BFLOAT16, FLOAT32, Sharing, Sizes
 from fluxsmith.planning.trace import Allocations, traced
 from fluxsmith.training.division import pieces_of, smaller_parts
 
-# Forward passes more than one that a step takes, with parallel.checkpoint_activations.
-AGAIN = {"none": 0.0, "selective": 0.0, "blocks": 1.0}
-
 
 class Described(Ranks):
     """Ranks that are only spoken of."""
@@ -83,7 +80,8 @@ class Planner:
         lost = calibration.lost if calibration else 0.0
         memory = self.memory(config, lost)
         traffic, flops = self.traffic(), self.outline.of_a_step(config) * config.train.batch_size
-        seconds, how = self._seconds(flops, traffic, calibration)
+        computed = self.outline.computed(config) * config.train.batch_size
+        seconds, how = self._seconds(computed, traffic, calibration)
         spent = seconds and machine.rate and seconds * machine.rate * machine.devices
         txt, img = self.outline.tokens(config)
         fits = sum(memory.values()) <= machine.memory
@@ -148,20 +146,20 @@ class Planner:
         """Of a step. A cut model is gathered while it computes; a sum over whole copies follows the
         backward pass."""
         machine = self.machine
-        again = 1 + AGAIN[self.config.parallel.checkpoint_activations] / 3
         if calibration is not None:
             computing, how = calibration.seconds, calibration.measured
         elif machine.rate is None:
             return None, "--rate was not given"
         else:
-            computing = flops * again / machine.devices / (machine.rate * machine.reached)
+            computing = flops / machine.devices / (machine.rate * machine.reached)
             how = f"{machine.reached:.0%} of the rate in products"
         within = traffic["within"] / machine.bandwidth if machine.bandwidth else 0.0
         network = machine.network or machine.bandwidth
         between = traffic["between"] / network if network else 0.0
         if machine.devices > 1:
             how += f"; computing {computing:.3g} s, sending {within:.3g} + {between:.3g} s"
-        if any(traffic.values()) and network is None:
+        unknown = traffic["within"] and machine.bandwidth is None
+        if unknown or (traffic["between"] and network is None):
             how += ", for want of --bandwidth"
         return max(computing, within) + between, how
 

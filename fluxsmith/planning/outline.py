@@ -251,6 +251,11 @@ class Outline:
         """Of a picture in a step, with the passes that teach a student."""
         return self.flops(config) + self.cost.passes * self.flops(config, forward_flops)
 
+    def computed(self, config: RunConfig) -> float:
+        """The same with the forward pass of all blocks that is made again, to save memory."""
+        again = config.parallel.checkpoint_activations == "blocks"
+        return self.of_a_step(config) + again * self.flops(config, forward_flops)
+
 
 def changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
     """The config with other values in some sections."""

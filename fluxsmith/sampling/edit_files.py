@@ -16,8 +16,11 @@ from fluxsmith.data.records import PictureError
 from fluxsmith.errors import UserError
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.sampling.edit import Edit
+from fluxsmith.sampling.generate import check_size
 
 SAME_PROPORTIONS = 0.02  # by which the proportions of a mask may differ from those of its picture
+
+ROUNDING = 1e-6  # of a pixel: 784 * (512 / 784) is a little less than 512
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,8 @@ def read_edit(
         for option, value in options.items():
             if value:
                 raise UserError(f"{option} {value}: says what to do with --mask; give one")
+    if size is not None:
+        check_size(size, pipeline.size_unit)
     picture, kontext = _opened("--init-image", image), _is_kontext(pipeline)
     own = _own_size(pipeline, picture)
     seen = own if size is None or kontext else size
@@ -69,7 +74,7 @@ def _own_size(pipeline: Pipeline, picture: Image.Image) -> Shape:
         area = picture.width * picture.height
         scale = min(1.0, pipeline.config.data.image_size / math.sqrt(area))
     height, width = (
-        max(unit, int(s * scale) // unit * unit) for s in (picture.height, picture.width)
+        max(unit, int(s * scale + ROUNDING) // unit * unit) for s in (picture.height, picture.width)
     )
     return height, width
 
@@ -119,7 +124,8 @@ def _mask(
     white = F.adaptive_max_pool2d(white, (height, width))[:, top:bottom, left:right]
     white = F.adaptive_max_pool2d(white, shape)
     if grow:
-        white = F.max_pool2d(white, 2 * grow + 1, stride=1, padding=grow)
+        for side in ((2 * grow + 1, 1), (1, 2 * grow + 1)):
+            white = F.max_pool2d(white, side, stride=1, padding=(side[0] // 2, side[1] // 2))
     if white.min() == white.max():
         what = "white everywhere: all" if white.any() else "black everywhere: nothing"
         log.warning("--mask %s: is %s of the picture is drawn anew", path, what)

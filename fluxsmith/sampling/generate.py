@@ -301,6 +301,16 @@ def _composed(prompt: str) -> str:
     return unicodedata.normalize("NFC", prompt)
 
 
+def check_size(size: tuple[int, int], unit: int) -> None:
+    """Raises a UserError for a (height, width) that is not made of whole tokens."""
+    for name, pixels in zip(("height", "width"), size, strict=True):
+        if pixels < unit or pixels % unit:
+            below = max(unit, pixels - pixels % unit)
+            raise UserError(
+                f"{name}={pixels}: must be a multiple of {unit}, such as {below} or {below + unit}"
+            )
+
+
 def _check(drawing: Drawing, pipeline: Pipeline, settings: SampleConfig) -> None:
     """Raises a UserError that names the first thing that can't be drawn with this model."""
     if drawing.solver not in SOLVERS:
@@ -310,20 +320,15 @@ def _check(drawing: Drawing, pipeline: Pipeline, settings: SampleConfig) -> None
     for key in ("guidance", "true_guidance"):
         if not math.isfinite(value := getattr(drawing, key)):
             raise UserError(f"{key}={value}: must be a finite number")
-    if drawing.guidance != 1 and settings.guidance_method == "none":
+    in_weights = "none" in (settings.guidance_method, pipeline.config.sample.guidance_method)
+    if drawing.guidance != 1 and in_weights:
         raise UserError(
             f"guidance={drawing.guidance}: this model has its guidance in its weights; leave it out"
         )
     _check_negative(drawing, settings)
     if drawing.batch_size is not None and drawing.batch_size < 1:
         raise UserError(f"batch_size={drawing.batch_size}: must be at least 1")
-    unit = pipeline.size_unit
-    for name, pixels in zip(("height", "width"), drawing.size, strict=True):
-        if pixels < unit or pixels % unit:
-            below = max(unit, pixels - pixels % unit)
-            raise UserError(
-                f"{name}={pixels}: must be a multiple of {unit}, such as {below} or {below + unit}"
-            )
+    check_size(drawing.size, pipeline.size_unit)
     conditioning = pipeline.config.model.conditioning
     if drawing.edit is not None:
         drawing.edit.check(conditioning, drawing.size, len(drawing.prompts))

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fluxsmith.config import RunConfig
 from fluxsmith.data.images import to_uint8
 from fluxsmith.errors import UserError
 from fluxsmith.parallel.ranks import ALONE, Ranks
@@ -30,6 +31,21 @@ def default_folder(pipeline: Pipeline, source: Path) -> Path:
     if source.suffix in CONFIGS or is_shipped(source):
         run = Path(pipeline.config.resolved_output_dir)
     return run.parent / "sample" / run.name
+
+
+def not_learned(config: RunConfig, steps: int, solver: str, guidance: float) -> str | None:
+    """What a student is asked for that it did not learn, in a line; None where there is nothing."""
+    learned = config.objective
+    if learned.kind == "trajectory_distillation" and (steps, solver) != (learned.steps, "euler"):
+        return (
+            f"steps={steps} solver={solver}: this student learned to draw in {learned.steps} steps "
+            f"of euler; at other times it guesses"
+        )
+    if learned.kind == "guidance_distillation":
+        low, high = learned.lowest_guidance, learned.highest_guidance
+        if guidance != 1 and not low <= guidance <= high:
+            return f"guidance={guidance}: this student learned scales of 1 and of {low} to {high}"
+    return None
 
 
 def write_drawing(

@@ -26,6 +26,13 @@ def read_json(path: Path) -> dict[str, Any]:
         return parse_mapping(path.read_text(encoding="utf-8"))
 
 
+def read_whole(path: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file; None where there is no whole one."""
+    with contextlib.suppress(OSError, ValueError):
+        return parse_mapping(path.read_text(encoding="utf-8"))
+    return None
+
+
 def parse_mapping(text: str) -> dict[str, Any]:
     """The mapping in a JSON text; a ValueError if there is none."""
     data = json.loads(text)

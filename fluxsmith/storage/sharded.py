@@ -94,15 +94,18 @@ def save(path: Path, state: Mapping[str, Any], rank: int, tell: Tell, group: Any
 def read_plain(path: Path) -> dict[str, Any]:
     """What a folder holds, with an empty tensor on the meta device in the place of each. Every byte
     of it is read once and checked; a DamagedFileError for one that is not what was written."""
-    manifest = read_json(path / MANIFEST)
+    try:
+        manifest = read_json(path / MANIFEST)
+    except UserError as error:
+        raise DamagedFileError(str(error)) from None
     refuse_newer(path, manifest.get("layout"), LAYOUT)
     digests = manifest.get("sha256")
     if manifest.get("layout") != LAYOUT or not isinstance(digests, dict):
-        raise UserError(f"{path} is not a fluxsmith checkpoint: its layout is unknown")
+        raise DamagedFileError(f"{path} is not a fluxsmith checkpoint: its layout is unknown")
     for name, digest in digests.items():
         file = path / Path(str(name)).name
         with explaining(f"can't read {file}", "; use another checkpoint"):
-            if _digest(file) != digest:
+            if not file.is_file() or _digest(file) != digest:
                 raise DamagedFileError(f"{file} is not as it was written; use another checkpoint")
     sizes = _reader(path).read_metadata().state_dict_metadata
     empty = {

@@ -58,7 +58,7 @@ def paired(
         return None
     if np.ptp(gaps) <= 1e-12 * np.abs(gaps).max():
         value = float(gaps[0])
-        return Difference(value, (value, value), 0.0, 1.0 if value == 0 else math.nan, len(gaps))
+        return Difference(value, (value, value), 0.0, math.nan, len(gaps))
     found, of = stats.ttest_1samp(gaps, 0), mean(gaps.tolist(), alpha)
     assert of.interval is not None
     assert of.deviation is not None

@@ -22,7 +22,8 @@ FITS: dict[str, tuple[str, ...]] = {  # by what is held equal, the usual one fir
     "seconds": ("train.steps",),
 }
 OWN = ("seed", "name", "output_dir")  # keys that each run gets from the study
-_NAME = re.compile(r"[A-Za-z0-9][\w.,=+-]{0,80}", re.ASCII)
+LONGEST = 81  # of a name, in characters
+_NAME = re.compile(rf"[A-Za-z0-9][\w.,=+-]{{0,{LONGEST - 1}}}", re.ASCII)
 
 
 def _as_overrides(given: Any) -> Any:
@@ -100,11 +101,13 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "StudyConfig":
-        named = {"name": [self.name or "study"], "arms": self.arms, "drawings": self.drawings}
+        arms = "grid" if self.grid else "arms"
+        named = {"name": [self.name or "study"], arms: self.all_arms, "drawings": self.drawings}
         for section, names in named.items():
             if wrong := next((name for name in names if not _NAME.fullmatch(name)), None):
                 raise ValueError(
-                    f"{section}.{wrong}: names a folder; use letters, digits and any of _.,=+-"
+                    f"{section}.{wrong}: names a folder; use letters, digits and any of _.,=+-, "
+                    f"{LONGEST} at most{'; give arms in place of the grid' * (section == 'grid')}"
                 )
         if bool(self.arms) == bool(self.grid):
             raise ValueError("arms: missing; give arms, or a grid, and not both")
@@ -142,11 +145,16 @@ class StudyConfig(Section):
         """The overrides of each arm by its name; a grid's arms are named by their values."""
         if not self.grid:
             return self.arms
-        found = {}
+        found: dict[str, list[str]] = {}
         for values in itertools.product(*self.grid.values()):
             given = dict(zip(self.grid, values, strict=True))
             named = [f"{key.rpartition('.')[2]}={value}" for key, value in given.items()]
             name = re.sub(r"[^\w.,=+-]+", "-", ",".join(named), flags=re.ASCII)
+            if name in found:
+                raise ValueError(
+                    f"grid: two arms would be called {name}; give each value once, or arms in "
+                    f"place of the grid"
+                )
             found[name] = _as_overrides(given)
         return found
 

@@ -1,6 +1,6 @@
 """A plan's runs, made: each an ordinary training in a folder and a process of its own, then
-measured. A run is done when its `evaluation.json` is there, which is written whole or not at all:
-killed anywhere, a study goes on, and nothing is repeated or half counted.
+measured. A run is done when its `evaluation.json` has all drawings; it is written whole or not at
+all: killed anywhere, a study goes on, and nothing is repeated or half counted.
 """
 
 import contextlib
@@ -24,8 +24,15 @@ from fluxsmith.evaluation.report.page import write_json
 from fluxsmith.evaluation.samples import Reference
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.storage.digest import problem_with
-from fluxsmith.storage.files import make_folder, write_text
-from fluxsmith.studies.measuring import measured, measured_before, read_whole, rehearse, wanted
+from fluxsmith.storage.files import make_folder, read_whole, write_text
+from fluxsmith.studies.measuring import (
+    as_wanted,
+    code_digest,
+    measured,
+    rehearse,
+    undrawn,
+    wanted,
+)
 from fluxsmith.studies.planning import Plan, Run
 from fluxsmith.training.console import ProgressConsole
 from fluxsmith.training.lock import is_taken
@@ -37,10 +44,12 @@ MOSTLY = 0.9  # the share of a run's time that its training takes
 
 
 class Outcome(NamedTuple):
-    """What became of a run: `done`, `diverged`, `failed`, or `missing` where it was not made."""
+    """What became of a run: `done`, `diverged`, `failed`, `unmeasured` where it is trained and
+    drawings are lacking, or `missing` where it was not made."""
 
     state: str
-    found: dict[str, Any]  # its evaluation.json, or its exit code and last line
+    found: dict[str, Any]  # its evaluation.json, of the drawings those that are still wanted
+    failure: dict[str, Any]  # its exit code and last line
 
 
 class Stopped(BaseException):
@@ -52,26 +61,40 @@ class Stopped(BaseException):
 
 
 def outcome(plan: Plan, run: Run) -> Outcome:
-    found = read_whole(plan.run_folder(run) / "evaluation.json")
-    if found is not None and all(measured_before(found, *w) for w in wanted(plan, run).items()):
-        return Outcome("done", found)
-    failure = read_whole(plan.beside(run, "failed.json"))
-    if failure is None:
-        return Outcome("missing", {})
-    return Outcome("diverged" if DIVERGED in failure["last_line"] else "failed", failure)
+    found = read_whole(plan.run_folder(run) / "evaluation.json") or {}
+    there = {name: as_wanted(found, name, asked) for name, asked in wanted(plan, run).items()}
+    known = found and found | {"drawings": {name: each for name, each in there.items() if each}}
+    if not undrawn(plan, run):
+        return Outcome("done", known, {})
+    if failure := read_whole(plan.beside(run, "failed.json")):
+        state = "diverged" if DIVERGED in failure["last_line"] else "failed"
+        return Outcome(state, known, failure)
+    return Outcome("unmeasured" if found or is_trained(plan, run) else "missing", known, {})
+
+
+def is_trained(plan: Plan, run: Run) -> bool:
+    """Whether its newest checkpoint is its last one, by the name."""
+    steps = plan.arms[run.arm].config.train.steps
+    return any(step >= steps for step, _ in checkpoints.find(plan.run_folder(run)))
+
+
+def to_do(plan: Plan) -> list[Run]:
+    """The runs that are not done, and those again that failed but did not diverge."""
+    return [run for run in plan.runs if outcome(plan, run).state not in ("done", "diverged")]
 
 
 def execute(plan: Plan, jobs: int, console: ProgressConsole) -> None:
-    """Makes the runs that are missing, and those again that failed but did not diverge: whatever
-    made them fail may be mended. Raises `Stopped` when a signal came, and a UserError where the
-    disk is full; the runs then end after a step, and go on when this is called again."""
-    waiting = [run for run in plan.runs if outcome(plan, run).state in ("missing", "failed")]
+    """Makes and measures the runs that are not done, and those again that failed but did not
+    diverge: whatever made them fail may be mended. Raises `Stopped` when a signal came, and a
+    UserError where the disk is full; the runs then end after a step, and go on when this is called
+    again."""
+    waiting = to_do(plan)
     killed = set[Run]()
     progress = _Progress(plan, len(waiting))
     running: dict[Run, subprocess.Popen[bytes]] = {}
     references: dict[str, Reference] = {}
     with _stoppable():
-        if waiting and len(waiting) == len(plan.runs):
+        if waiting:
             rehearse(plan, references, console)
         try:
             while waiting or running:
@@ -130,8 +153,13 @@ def _start(plan: Plan, run: Run, jobs: int, console: ProgressConsole) -> "subpro
         how = ["--overwrite"]
     elif began_before and not there:
         console.say(f"{run}: no checkpoint is in {folder}, so the run is made from its beginning")
-    if not there or "--overwrite" in how:
+    code, anew = plan.beside(run, "code"), not there or "--overwrite" in how
+    if anew:
         (folder / "evaluation.json").unlink(missing_ok=True)
+        code.unlink(missing_ok=True)
+    if anew or not is_trained(plan, run):
+        with open(code, "a", encoding="utf-8") as stream:
+            stream.write(f"{code_digest()}\n")
     command = [sys.executable, "-m", "fluxsmith", "train", str(config), *how]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())} if jobs > 1 else {}
     with open(plan.beside(run, "log"), "wb") as log:

@@ -1,5 +1,6 @@
 """A study from its file to its answer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -8,13 +9,13 @@ from rich.table import Table
 
 from fluxsmith.errors import UserError
 from fluxsmith.evaluation.report.page import write_json
-from fluxsmith.storage.files import make_folder
+from fluxsmith.storage.files import make_folder, read_whole
 from fluxsmith.studies.answer import answer
 from fluxsmith.studies.costs import flops, parameters
 from fluxsmith.studies.declaration import read_study
-from fluxsmith.studies.execution import Stopped, execute, outcome
-from fluxsmith.studies.measuring import read_whole
-from fluxsmith.studies.planning import Plan, make_plan, write_plan
+from fluxsmith.studies.execution import Stopped, execute, is_trained, outcome, to_do
+from fluxsmith.studies.measuring import undrawn
+from fluxsmith.studies.planning import Plan, Run, make_plan, write_plan
 from fluxsmith.studies.study_markdown import write_markdown
 from fluxsmith.studies.study_page import write_study_page
 from fluxsmith.training.console import ProgressConsole
@@ -85,23 +86,21 @@ def _take(lock: FolderLock, folder: Path) -> None:
 
 
 def _shown(plan: Plan, jobs: int, restart: bool) -> str:
-    """The plan as a table, and the hours that its missing runs will take."""
-    study, hours = plan.study, 0.0
+    """The plan as a table, and the hours that what is left of it will take."""
+    study, left, hours = plan.study, to_do(plan), 0.0
     sheet = Table(title=f"{study.name}: {study.hypothesis}", title_justify="left")
     for heading in ["arm", "fitted", *COLUMNS]:
         sheet.add_column(heading, justify="right" if heading in COLUMNS else "left")
     for name, arm in plan.arms.items():
         own = [run for run in plan.runs if run.arm == name]
-        undone = [run for run in own if outcome(plan, run).state in ("missing", "failed")]
-        todo = len(own if restart else undone)
-        trained, steps = flops(arm.config), arm.config.train.steps
-        more = flops(arm.config, plan.evaluations(name)) / trained  # than training alone
-        here = todo * arm.seconds_a_step * steps * more / 3600
+        todo = own if restart else [run for run in left if run.arm == name]
+        here = seconds_left(plan, name, todo, restart) / 3600
         hours += here
         fitted = " ".join(arm.fitted) or "–"
         sheet.add_row(
-            name, fitted, f"{parameters(arm.config):,}", f"{steps:,}", f"{trained:.3g}",
-            f"{arm.seconds_a_step:.3f}", f"{todo} of {len(own)}", f"{here:.2f}",
+            name, fitted, f"{parameters(arm.config):,}", f"{arm.config.train.steps:,}",
+            f"{flops(arm.config):.3g}", f"{arm.seconds_a_step:.3f}", f"{len(todo)} of {len(own)}",
+            f"{here:.2f}",
         )  # fmt: skip
     console = Console(width=120)
     with console.capture() as captured:
@@ -110,3 +109,17 @@ def _shown(plan: Plan, jobs: int, restart: bool) -> str:
         f"{captured.get().rstrip()}\n{len(plan.runs)} runs, equal {study.equal}, {jobs} at a time; "
         f"about {hours / jobs:.2f} hours are left, of training and drawing"
     )
+
+
+def seconds_left(plan: Plan, arm: str, runs: Sequence[Run], anew: bool = False) -> float:
+    """Of training and drawing that these runs of an arm still lack, or of all of it. Drawing takes
+    as much of a training's seconds as of its FLOPs."""
+    config, trainings, drawn = plan.arms[arm].config, 0, 0
+    for run in runs:
+        lacking = undrawn(plan, run)
+        whole = anew or (bool(lacking) and not is_trained(plan, run))  # what was drawn is deleted
+        trainings += whole
+        drawings = plan.study.drawings if whole else lacking
+        drawn += sum(plan.evaluations(arm, name) for name in drawings)
+    share = trainings + flops(config, drawn) / flops(config) - 1
+    return share * plan.arms[arm].seconds_a_step * config.train.steps

@@ -4,20 +4,19 @@ import json
 import shutil
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fluxsmith.config import RunConfig, read_config
-from fluxsmith.config.comparing import below, differences, flat
 from fluxsmith.config.reading import build_config
 from fluxsmith.config.reading import with_overrides as put_into
 from fluxsmith.errors import UserError
 from fluxsmith.flow.solvers import SOLVERS
 from fluxsmith.storage.files import make_folder, parse_mapping, write_text
 from fluxsmith.studies.costs import flops, naming, parameters, seconds_a_step
-from fluxsmith.studies.declaration import OWN, StudyConfig
+from fluxsmith.studies.declaration import StudyConfig
 from fluxsmith.studies.equality import CHANGED, check_equal, fit
+from fluxsmith.studies.sameness import changes, refuse_twins, text_of
 from fluxsmith.training.console import ProgressConsole
 
 ROUNDS, ROUNDS_TO_ESTIMATE = 15, 3  # of timing steps, to make arms equal or to tell the hours
@@ -67,18 +66,15 @@ class Plan:
         own = {"seed": run.seed, "name": str(run), "output_dir": str(self.run_folder(run))}
         return changed(self.arms[run.arm].config, [f"{k}={json.dumps(v)}" for k, v in own.items()])
 
-    def evaluations(self, arm: str) -> int:
-        """Of the velocity, for a run's pictures."""
-        usual, found = self.arms[arm].config.sample, 0
-        for name, drawing in self.study.drawings.items():
-            if set(self.study.evaluators(name)) - {"validation_loss", "conditioning_gap"}:
-                solver = SOLVERS[drawing.solver or usual.solver]
-                scale = usual.guidance if drawing.guidance is None else drawing.guidance
-                each = 2 if usual.guidance_method == "cfg" and scale != 1 else 1
-                found += (
-                    drawing.num_samples * each * solver.evaluations(drawing.steps or usual.steps)
-                )
-        return found
+    def evaluations(self, arm: str, drawing: str) -> int:
+        """Of the velocity, for the pictures of a drawing of one run."""
+        usual, wanted = self.arms[arm].config.sample, self.study.drawings[drawing]
+        if not set(self.study.evaluators(drawing)) - {"validation_loss", "conditioning_gap"}:
+            return 0
+        solver = SOLVERS[wanted.solver or usual.solver]
+        scale = usual.guidance if wanted.guidance is None else wanted.guidance
+        each = 2 if usual.guidance_method == "cfg" and scale != 1 else 1
+        return wanted.num_samples * each * solver.evaluations(wanted.steps or usual.steps)
 
 
 def make_plan(
@@ -88,7 +84,7 @@ def make_plan(
     UserError for arms that can't be built, are the same, or can't be made equal, and where the
     declaration no longer describes the runs that are there. Nothing is written."""
     declared = {arm: _declared(study, arm) for arm in study.all_arms}
-    _refuse_twins(declared)
+    refuse_twins(declared)
     known = {} if restart else _known(folder / "plan.json")
     before = {
         arm: Arm(changed(config, entry["fitted"]), **entry)
@@ -101,7 +97,7 @@ def make_plan(
     new = {arm: config for arm, config in declared.items() if arm not in kept}
     made = _made_equal(study, declared, kept, new, console) if new else {}
     plan = Plan(study, folder, {arm: kept.get(arm) or made[arm] for arm in declared})
-    _refuse_twins({name: arm.config for name, arm in plan.arms.items()})
+    refuse_twins({name: arm.config for name, arm in plan.arms.items()})
     if not restart:
         _refuse_changes(plan)
     return plan
@@ -145,13 +141,8 @@ def _declared(study: StudyConfig, arm: str) -> RunConfig:
 def _origin(study: StudyConfig, declared: dict[str, RunConfig], arm: str) -> str:
     on: list[str] = [study.equal]
     if study.fitted:
-        on += [study.fitted, study.against, _text(declared[study.against])]
-    return json.dumps([*on, _text(declared[arm])])
-
-
-def _text(config: RunConfig) -> str:
-    """Without keys at their defaults, so that a key that a later version adds changes nothing."""
-    return config.model_dump_json(exclude_defaults=True, exclude=set(OWN))
+        on += [study.fitted, study.against, text_of(declared[study.against])]
+    return json.dumps([*on, text_of(declared[arm])])
 
 
 def _made_equal(
@@ -191,29 +182,12 @@ def _made_equal(
     }
 
 
-# What decides of a run's files and messages alone.
-UNSEEN = (
-    "train.log_every", "train.loggers", "train.sample_every", "train.checkpoint_every",
-    "train.checkpoint_format", "train.keep_checkpoints", "train.keep_every", "train.snapshots",
-    "train.background_save", "train.on_save_error", "train.diagnose", "evaluate",
-)  # fmt: skip
-
-
-def _refuse_twins(configs: dict[str, RunConfig]) -> None:
-    decides = {
-        arm: {k: v for k, v in flat(config.model_dump()).items() if not below(k, UNSEEN)}
-        for arm, config in configs.items()
-    }
-    for (a, one), (b, other) in combinations(decides.items(), 2):
-        if one == other:
-            raise UserError(f"arms.{b}: the same runs as arms.{a}; remove one or change it")
-
-
 def _refuse_changes(plan: Plan) -> None:
     """Raises a UserError where a run that is there was made with other settings."""
     for run in plan.runs:
         if (made := plan.beside(run, "yaml")).exists():
-            for key, then, now in differences(read_config(made), plan.config_of(run)):
+            there = changes(plan.run_folder(run), read_config(made), plan.config_of(run))
+            for key, then, now in there:
                 raise UserError(
                     f"{key}={now}: {run} in {plan.folder} was made with {key}={then}; set it back, "
                     f"or begin anew with --restart"

@@ -91,7 +91,7 @@ def _comparisons(caption: str, answer: Answer, primary: bool) -> Table:
                 f"{row['figure']}: {row['arm']}",
                 amount(score, row["mean"], scale=scale, sign=True),
                 amount(score, *row["interval"], sign=True), *ps,
-                amount(score, row["visible"]), str(row["seeds"]),
+                amount(score, row["visible"]) if "p_adjusted" in row else "–", str(row["seeds"]),
             ])  # fmt: skip
     head = ["figure", "difference", "interval", "p", "p, corrected", "smallest visible", "seeds"]
     return Table(caption, head, rows)
@@ -188,9 +188,11 @@ def _cost(answer: Answer, primary: StudyFigure) -> Iterator[Part]:
 
 def _pictures(plan: Plan, answer: Answer, primary: StudyFigure) -> Iterator[Part]:
     """Of the first seed that all arms have, in the drawing that the primary figure is read from."""
-    done = [Run(run["arm"], run["seed"]) for run in answer["runs"] if run["state"] == "done"]
-    seed = max(plan.study.all_seeds, key=lambda s: (sum(run.seed == s for run in done), -s))
     drawing, rows = primary.drawings[0], []
+    done = [
+        Run(run["arm"], run["seed"]) for run in answer["runs"] if drawing in run.get("scores", {})
+    ]
+    seed = max(plan.study.all_seeds, key=lambda s: (sum(run.seed == s for run in done), -s))
     for arm in plan.arms:
         file = plan.run_folder(Run(arm, seed)) / f"pictures-{drawing}.png"
         if Run(arm, seed) in done and file.exists():

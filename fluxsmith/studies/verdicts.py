@@ -27,9 +27,10 @@ def verdict(
         return f"no answer: fewer than two seeds of it and of {baseline} gave this figure"
     gap, ends = row["mean"], row["interval"]
     if math.isnan(row["p"]):
+        what = f"{amount(score, gap, sign=True)}" if gap else f"the same as {baseline}"
         return (
-            f"{amount(score, gap, sign=True)} with every seed, without any spread, so that chance "
-            f"can't be judged; draw more samples, or take more seeds"
+            f"{what} with every seed, without any spread, so that chance can't be judged; draw "
+            f"more samples, or take more seeds"
         )
     p, scale = row["p_adjusted"], max(map(abs, ends))
     said = f"p {'' if p < 0.0001 else '= '}{p_value(p)}"

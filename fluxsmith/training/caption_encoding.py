@@ -60,9 +60,8 @@ def encode_captions(config: RunConfig) -> list[str]:
         raise UserError("text.cache=memory: keeps nothing for later runs; set it to a folder")
     text = build_text_encoder(config, pick_device(config.device))
     assert isinstance(text, FrozenText)
-    return encode_prompts(
-        text, [*_captions(config, "train"), *_captions(config, "test"), NULL_PROMPT]
-    )
+    of_data = [*_captions(config, "train"), *_captions(config, "test")]
+    return encode_prompts(text, [*of_data, *(config.sample.prompts or ()), NULL_PROMPT])
 
 
 def encode_prompts(text: FrozenText, prompts: Sequence[str]) -> list[str]:

@@ -59,7 +59,10 @@ def shown(config: RunConfig, captions: Sequence[str]) -> tuple[Sequence[str], Ed
     if conditioning == "text":
         return sample.prompts or evenly(captions, sample.num_samples), None
     held_out = HeldOut.load(config)
-    n = min(len(held_out), len(sample.prompts or []) or sample.num_samples)
-    references = None if held_out.references is None else held_out.references[:n]
-    edit = held_out_edit(conditioning, held_out.images[:n], references, config.seed, range(n))
-    return (sample.prompts or held_out.captions)[:n], edit
+    n = len(sample.prompts or []) or sample.num_samples
+    rows = [i % len(held_out) for i in range(n if len(held_out) else 0)]
+    references = None if held_out.references is None else held_out.references[rows]
+    edit = held_out_edit(
+        conditioning, held_out.images[rows], references, config.seed, range(len(rows))
+    )
+    return (sample.prompts or [held_out.captions[row] for row in rows])[: len(rows)], edit

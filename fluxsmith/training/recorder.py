@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fluxsmith.errors import UserError
 from fluxsmith.sampling import render
 from fluxsmith.storage.files import AppendedFile, first_line, write_text
+from fluxsmith.training.lock import FolderTakenError
 from fluxsmith.training.loggers import LOGGERS, RunLogger
 
 LARGEST = 1e300  # above any figure of a run
@@ -35,19 +37,33 @@ class Recorder:
         resumed_at: int,
         say: Callable[[str], object] = lambda line: None,
         loggers: Sequence[str] = ("tensorboard",),
+        take: Callable[[], object] = lambda: None,
     ) -> None:
         self.folder = folder
+        self._take = take  # the folder's lock
+        self._resumed_at = resumed_at
         # Those that begin a new run of theirs when they start.
         self._fresh_names = set(loggers) if resumed_at == 0 else set[str]()
         kept = [r for r in read_metrics(folder / "metrics.jsonl") if r["step"] <= resumed_at]
         self._metrics = AppendedFile(folder / "metrics.jsonl", b"".join(map(_line, kept)))
         self._say = say
         self._failing: set[str] = set()
+        self._told_once = set(loggers)
         self._loggers: dict[str, RunLogger | None] = dict.fromkeys(loggers)
         for name in loggers:
             self._attempt(name, partial(self._start, name))
 
+    def claim(self) -> None:
+        """Raises a FolderTakenError where the folder was deleted and is another run's now."""
+        try:
+            self._take()
+        except FolderTakenError:
+            raise
+        except UserError:  # which is told when something is written
+            pass
+
     def write(self, step: int, record: Mapping[str, float]) -> None:
+        self.claim()
         finite = {key: value for key, value in record.items() if math.isfinite(value)}
         line = _line({"step": step, **finite})
         if self._attempt("metrics.jsonl", lambda: self._metrics.append(line)):
@@ -65,6 +81,7 @@ class Recorder:
     ) -> None:
         """Pictures (n, c, h, w) uint8 as one, with what there is to say of them in it, and their
         prompts beside it; each after the teacher's picture in `beside`, where there are any."""
+        self.claim()
         path = self.folder / f"sample-{step}.png"
         sheet = render.grid(images, prompts)
         if beside is not None:
@@ -103,6 +120,12 @@ class Recorder:
 
     def _start(self, name: str) -> None:
         logger = LOGGERS[name](self.folder, name in self._fresh_names)
+        if name in self._told_once and logger.last > self._resumed_at:
+            self._say(
+                f"{name} keeps its records up to step {logger.last}: with other settings, those "
+                f"after {self._resumed_at} are of the course before"
+            )
+        self._told_once.discard(name)
         for record in read_metrics(self._metrics.path):
             _write(logger, int(record.pop("step")), record)
         for step, png in sorted(pictures(self.folder)):
@@ -141,6 +164,9 @@ class NoRecords(Recorder):
     """Of a rank that another one speaks for."""
 
     def __init__(self) -> None:
+        pass
+
+    def claim(self) -> None:
         pass
 
     def write(self, *record: Any) -> None:

@@ -40,6 +40,7 @@ class Start:
         if self.path is None:
             return []
         contents, told = self.contents, self.contents["metadata"]
+        began = contents["config"]["train"].get("init_from")
         if sharded.is_one(self.path):
             contents = sharded.read_tensors(self.path, contents, trainer.place)
         if self.resumes:
@@ -47,7 +48,15 @@ class Start:
         else:
             trainer.fork(contents, str(self.path))
         self.contents.clear()
-        return self._warnings(told, trainer) if self.resumes else []
+        if not self.resumes:
+            return []
+        found, now = self._warnings(told, trainer), trainer.config.train
+        if now.init_from != began and now.adapter.kind == "none":
+            found.append(
+                f"train.init_from={now.init_from} does nothing: the run goes on from {self.path}, "
+                f"and began with {began or 'new weights'}"
+            )
+        return found
 
     def _warnings(self, told: dict[str, Any], trainer: Trainer) -> list[str]:
         found = []
@@ -75,6 +84,9 @@ class Start:
         if self.path is None:
             return "from scratch"
         return f"from {self.path}" if self.resumes else f"a new run from the weights of {self.path}"
+
+
+SCRATCH = Start()
 
 
 def find_start(

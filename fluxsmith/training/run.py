@@ -37,7 +37,7 @@ from fluxsmith.training.lock import FolderLock
 from fluxsmith.training.loggers import library
 from fluxsmith.training.objective import objective_of
 from fluxsmith.training.recorder import NoRecords, Recorder, pictures
-from fluxsmith.training.resume import Start, find_start, refuse_to_write_over
+from fluxsmith.training.resume import SCRATCH, Start, find_start, refuse_to_write_over
 from fluxsmith.training.saving import Saver
 from fluxsmith.training.snapshots import FOLDER as SNAPSHOTS
 from fluxsmith.training.trainer import Evaluate, Trainer
@@ -93,13 +93,14 @@ def train(
         expect_same_run(config, ranks, start)
         pieces = pieces_of(config, ranks, start.pieces)
         inside.enter_context(explaining_memory(trying, less_memory(config, pieces)))
-        trainer = build_trainer(config, device, evaluate, start.path is None, ranks, pieces)
+        trainer = build_trainer(config, device, evaluate, start, ranks, pieces)
         expect_same_data(trainer.loader, backend(device, config.train.kernels), ranks)
         with ranks.first_alone():
             others = [*trainer.signals.captions, *(config.sample.prompts or ())]
             of_text = prepare_text(trainer.pipeline, trainer.loader.captions(), others)
         notes = [*start.load_into(trainer), *of_text]
-        notes += compile_for_training(trainer.pipeline, trainer.captions)
+        twice = trainer.objective.second_derivatives
+        notes += compile_for_training(trainer.pipeline, trainer.captions, twice)
         with watch(ranks.first, ECHO if ranks.size > 1 else 0.0) as interrupt:
             code = _run(config, trainer, start, lock, overwrite, notes, interrupt, expect)
             ranks.tell(None)  # all end together: torchrun kills those that are left
@@ -138,7 +139,8 @@ def _run(
             if expected is not None:
                 left = (expected.seconds or 0) * (steps - trainer.step)
                 console.say(f"plan        {expected}" + f", {in_words(left)} in all" * bool(left))
-            recorder = Recorder(folder, trainer.step, console.say, config.train.loggers)
+            named = config.train.loggers
+            recorder = Recorder(folder, trainer.step, console.say, named, lock.take)
         status = "FAILED"
         try:
             with Saver(
@@ -171,13 +173,13 @@ def build_trainer(
     config: RunConfig,
     device: torch.device,
     evaluate: Evaluate | None = None,
-    fresh: bool = True,
+    start: Start = SCRATCH,
     ranks: Ranks = ALONE,
     pieces: int | None = None,
 ) -> Trainer:
     """The trainer of a config at step 0, with its data loaded and its weights new, or those of
-    train.init_from; `fresh` is false where a checkpoint brings them anyway. `pieces` are those of
-    a batch, as many as the config says by default."""
+    train.init_from, where `start` is no checkpoint that brings them anyway. `pieces` are those of a
+    batch, as many as the config says by default."""
     if config.train.cuda_graphs and device.type != "cuda":
         raise UserError(
             f"train.cuda_graphs=true: needs a CUDA GPU, and this run is on {device}; leave it out"
@@ -192,7 +194,10 @@ def build_trainer(
     pipeline, held = build_held(config, ranks, device)
     with ranks.first_alone():
         objective = kind.build(config, pipeline)
+    if start.resumes:  # before hours of trajectories are made
+        objective.expect(start.contents["metadata"], str(start.path))
     objective.make(ranks)
+    fresh = start.path is None
     loader = loader or objective.loader()
     if fresh and not pipeline.base:
         objective.begin(held.load)
@@ -207,12 +212,18 @@ def build_trainer(
     return Trainer(config, pipeline, loader, objective, evaluate, ranks, pieces, held)
 
 
-def compile_for_training(pipeline: Pipeline, captions: list[str]) -> list[str]:
-    """Compiles the blocks where train.compile asks for it; returns what there is to say of it."""
+def compile_for_training(pipeline: Pipeline, captions: list[str], twice: bool = False) -> list[str]:
+    """Compiles the blocks where train.compile asks for it; returns what there is to say of it.
+    `twice`: the loss is of gradients, which compiled code can't be differentiated through."""
     train = pipeline.config.train
+    if twice and train.compile is True:
+        raise UserError(
+            "train.compile=true: compiled code has no second derivatives, which this objective "
+            "takes; set train.compile=false"
+        )
     spread = pipeline.config.parallel
     alone = spread.shard == 1 and spread.checkpoint_activations == "none"
-    auto = alone and train.compile == "auto" and _pays(pipeline, captions)
+    auto = alone and not twice and train.compile == "auto" and _pays(pipeline, captions)
     if not (auto or train.compile is True):
         return []
     if reason := prepare_compiling(pipeline.device):
@@ -270,6 +281,8 @@ def _prepare(folder: Path, config: RunConfig, overwrite: bool, step: int, lock: 
     for at, picture in pictures(folder):
         if at > step:
             stale += [picture, picture.with_suffix(".txt")]
+    stale += (folder / SNAPSHOTS).glob(".diffusion-*.tmp")
+    stale += [path for at, path in checkpoints.find(folder / SNAPSHOTS) if at > step]
     for path in stale:
         checkpoints.delete(path)
     write_text(folder / "config.yaml", show(config))

@@ -1,6 +1,7 @@
 """The averaged weights of a run at many of its steps, for who watches it learn: small checkpoints
 without training state, in a folder beside the others."""
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from fluxsmith.config.train_section import TrainConfig
 from fluxsmith.parallel.ranks import Ranks
 from fluxsmith.storage import checkpoint as checkpoints
+from fluxsmith.storage.files import make_folder
 
 FOLDER = "snapshots"  # in a run's
 REQUEST = "wanted"  # a file there asks for one at the next step
@@ -24,17 +26,25 @@ class Snapshots:
         keeps = ranks.first and whole
         self.steps = snapshot_steps(config.steps, config.snapshots) if keeps else set()
 
-    def keep(self, step: int, state: Callable[[], Mapping[str, Any]]) -> None:
-        """Writes the state of this step where it is one of those to keep, or is asked for."""
+    def keep(
+        self,
+        step: int,
+        state: Callable[[], Mapping[str, Any]],
+        claim: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Writes the state of this step where it is one of those to keep, or is asked for; `claim`
+        makes sure first that the folder is still the run's."""
         if not self.steps:
             return
         request = self.folder / REQUEST
         if step not in self.steps and not request.exists():
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        claim()
+        make_folder(self.folder, "output_dir")
         small = checkpoints.without_training(state(), torch.bfloat16)
         checkpoints.save(checkpoints.checkpoint_path(self.folder, step), small)
-        request.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            request.unlink()
 
 
 def snapshot_steps(steps: int, n: int) -> set[int]:

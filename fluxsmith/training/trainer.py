@@ -39,6 +39,7 @@ from fluxsmith.training.diagnosis import Diagnosis
 from fluxsmith.training.graphed import graphed
 from fluxsmith.training.held_out import shown
 from fluxsmith.training.interrupt import Interrupt
+from fluxsmith.training.lock import FolderTakenError
 from fluxsmith.training.movement import kinds_of
 from fluxsmith.training.objective import Example, Objective
 from fluxsmith.training.optimiser import build_optimiser, learning_rate, load_optimiser
@@ -189,7 +190,7 @@ class Trainer:
                 with _going_on(console):
                     recorder.write_samples(self.step, *self.draw_samples())
             with _going_on(console):
-                self.snapshots.keep(self.step, self.state_dict)
+                self.snapshots.keep(self.step, self.state_dict, recorder.claim)
             if _due(self.step, train.checkpoint_every):
                 self._flush(recorder)
                 saver.save(self.state_dict())
@@ -289,7 +290,8 @@ class Trainer:
     def explain_bad_step(self) -> str:
         """Which losses of the last step were not finite. That step changed no weights, so it can
         be computed again."""
-        losses = joined(list(map(self.objective.losses, self._prepared())))
+        # One micro-batch at a time, as in a step: `joined` lets go of its graph.
+        losses = joined([joined([self.objective.losses(each)]) for each in self._prepared()])
         losses = losses.together(lambda rows: torch.cat(tuple(self.ranks.gather(rows)), dim=1))
         bad = losses.t[~losses.total.isfinite()]
         t = losses.t if not len(bad) else bad
@@ -411,7 +413,6 @@ class Trainer:
                 f"{origin} holds no training state to resume; start from its weights with "
                 f"train.init_from={origin}"
             )
-        self.objective.expect(state["metadata"], origin)
         try:
             self.loader.resume(state["data"], state["step"], origin)
         except (LookupError, TypeError, AttributeError) as error:
@@ -458,6 +459,8 @@ def _going_on(console: TrainingConsole) -> Iterator[None]:
     """Scores and pictures that can't be had are reported, and training goes on without them."""
     try:
         yield
+    except FolderTakenError:
+        raise
     except UserError as error:
         console.say(f"{error}; training goes on")
 

@@ -25,6 +25,8 @@ from fluxsmith.training.snapshots import FOLDER as SNAPSHOTS
 LOADED = 6  # models are kept in memory, those that were drawn with last
 PROMPTS = 60  # of a model's captions are offered
 
+Version = tuple[Path, int]  # a checkpoint, and when it was written
+
 
 class Gallery:
     """Models by name, each a checkpoint's file or a run's folder, which may not have one yet."""
@@ -33,9 +35,9 @@ class Gallery:
         self.device = device
         self.places: dict[str, Path] = {}
         self._lock = threading.Lock()
-        self._loaded: OrderedDict[Path, TextToImage] = OrderedDict()
-        self._facts: dict[Path, dict[str, Any]] = {}
-        for model in models or shipped_models():
+        self._loaded: OrderedDict[Version, TextToImage] = OrderedDict()
+        self._facts: dict[Version, dict[str, Any]] = {}
+        for model in models or map(str, shipped_models().values()):
             self.add(model)
         if not self.places:
             raise UserError("there is no model to show; name a checkpoint or a run's folder")
@@ -44,7 +46,7 @@ class Gallery:
         """Takes in a checkpoint, the folder of a run, or a model that ships, and returns its name
         here; a UserError where it is none, or no model of text alone."""
         place = shipped_folder(model) or Path(model)
-        config = run_config(place) or _config(place, model)
+        config = run_config(place) or _config(_version(checkpoints.newest(place)), model)
         if (kind := config.model.conditioning) != "text":
             raise UserError(f"{model}: is a {kind} model; the page draws with models of text alone")
         name, n = str(config.name).replace("@", "-"), 2
@@ -81,23 +83,28 @@ class Gallery:
     def typed(self, model: str) -> str:
         """What the command line takes for it: a shipped model's name, or a path."""
         path = self.checkpoint(model)
-        return path.parent.name if is_shipped(path) else str(path)
+        name = path.parent.name
+        return name if is_shipped(path) and shipped_folder(name) else str(path)
 
     def open(self, model: str) -> TextToImage:
         path = self.checkpoint(model)
+        version = _version(path)
         with self._lock:
-            if path not in self._loaded:
-                self._loaded[path] = TextToImage.from_checkpoint(path, self.device)
+            if version not in self._loaded:
+                self._loaded[version] = TextToImage.from_checkpoint(path, self.device)
                 while len(self._loaded) > LOADED:
                     self._loaded.popitem(last=False)
-            self._loaded.move_to_end(path)
-            return self._loaded[path]
+            self._loaded.move_to_end(version)
+            return self._loaded[version]
 
     def configs(self) -> dict[str, RunConfig]:
         """Those that a new model can be trained by: of the models that are here, and of those that
         ship, the shortest training first. A student's is none, for it names a teacher that may not
         be here."""
-        found = {name: _config(place, name) for name, place in shipped_models().items()}
+        found = {
+            name: _config(_version(checkpoints.newest(place)), name)
+            for name, place in shipped_models().items()
+        }
         for name, place in [*self.places.items()]:
             with contextlib.suppress(UserError):  # no checkpoint so far
                 found[name] = run_config(place) or self.open(name).config
@@ -111,13 +118,13 @@ class Gallery:
         found = []
         for name in [*self.places]:  # a run may be started meanwhile
             try:
-                path = self.checkpoint(name)
-                if path not in self._facts:
-                    self._facts[path] = _facts(self.open(name))
+                version = _version(self.checkpoint(name))
+                if version not in self._facts:
+                    self._facts[version] = _facts(self.open(name))
             except UserError:  # a run without a checkpoint so far, or one that is gone
                 continue
             checkpoints = [*self.steps(name)] if self.places[name].is_dir() else []
-            found.append({"name": name, "checkpoints": checkpoints, **self._facts[path]})
+            found.append({"name": name, "checkpoints": checkpoints, **self._facts[version]})
         return found
 
 
@@ -132,10 +139,18 @@ def _read(file: Path, changed: int) -> RunConfig:
     return read_config(file)
 
 
+def _version(path: Path) -> Version:
+    """A checkpoint as it is now: a run that is trained anew writes others under the same names."""
+    try:
+        return path, path.stat().st_mtime_ns
+    except OSError:  # whoever reads it says what is wrong
+        return path, 0
+
+
 @functools.cache
-def _config(place: Path, name: str) -> RunConfig:
+def _config(version: Version, name: str) -> RunConfig:
     """As a checkpoint has it."""
-    return build_config(checkpoints.load(checkpoints.newest(place))["config"], name, True)
+    return build_config(checkpoints.load(version[0])["config"], name, True)
 
 
 def _facts(pipeline: Pipeline) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """One drawing at a time: the others wait in the order in which they came, and hear their place."""
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable
@@ -29,10 +30,21 @@ class _Ticket:
         self.events: asyncio.Queue[Event | None] = asyncio.Queue()  # None is the end
         self.stop = threading.Event()
 
+    def soon(self, call: Callable[..., object], *given: object) -> None:
+        """Calls it in the thread of the loop. Once the loop is closed nobody listens."""
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(call, *given)
+
     def emit(self, event: Event) -> None:
         if self.stop.is_set():
             raise Stopped
-        self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+        self.soon(self.events.put_nowait, event)
+
+    def end(self, problem: str) -> None:
+        """Its events end with this, whatever is being done for it."""
+        self.stop.set()
+        for event in ({"error": problem}, None):
+            self.soon(self.events.put_nowait, event)
 
     def run(self) -> None:
         try:
@@ -46,7 +58,7 @@ class _Ticket:
             self._last({"error": "something went wrong here; the terminal of the server says what"})
 
     def _last(self, event: Event) -> None:
-        self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+        self.soon(self.events.put_nowait, event)
 
 
 class Line:
@@ -68,7 +80,7 @@ class Line:
         self._tickets.append(ticket)
         ticket.events.put_nowait({"place": len(self._tickets) - 1})
         future = self._thread.submit(ticket.run)
-        future.add_done_callback(lambda _: ticket.loop.call_soon_threadsafe(self._left, ticket))
+        future.add_done_callback(lambda _: ticket.soon(self._left, ticket))
         try:
             while (event := await ticket.events.get()) is not None:
                 yield event
@@ -77,9 +89,10 @@ class Line:
             future.cancel()
 
     def close(self) -> None:
-        """No work begins any more, and what is going on stops at its next step."""
+        """No work begins any more, what is going on stops at its next step, and who waits is told
+        now."""
         for ticket in self._tickets:
-            ticket.stop.set()
+            ticket.end("the server was stopped; start it again")
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _left(self, ticket: _Ticket) -> None:

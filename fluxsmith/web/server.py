@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote
 
 import anyio
 import uvicorn
@@ -27,6 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fluxsmith.errors import UserError
 from fluxsmith.sampling.request import write_drawing
+from fluxsmith.training.interrupt import Interrupt, watch
 from fluxsmith.web import drawing
 from fluxsmith.web.branching import BranchRequest, Judges, branch
 from fluxsmith.web.gallery import Gallery
@@ -118,17 +120,13 @@ class Page:
                 Middleware(_Guard),
             ],
             exception_handlers=dict.fromkeys((UserError, HTTPException, OSError), _refused),
-            lifespan=self._lifespan,
         )
 
-    @asynccontextmanager
-    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        try:
-            yield
-        finally:
-            self.line.close()
-            self.judges.close()
-            await run_in_threadpool(self.runs.close)
+    def close(self) -> None:
+        """Ends all that goes on for it."""
+        self.line.close()
+        self.judges.close()
+        self.runs.close()
 
     async def models(self, request: Request) -> Response:
         return JSONResponse(await run_in_threadpool(self.gallery.facts))
@@ -186,7 +184,8 @@ class Page:
         if not files:
             raise UserError(problem)
         ((name, contents),) = files
-        disposition = {"content-disposition": f'attachment; filename="{asked.model}-{name}"'}
+        named = quote(f"{asked.model}-{name}", safe="")
+        disposition = {"content-disposition": f"attachment; filename*=UTF-8''{named}"}
         kinds = {".png": "image/png", ".gif": "image/gif"}
         return Response(contents, media_type=kinds[Path(name).suffix], headers=disposition)
 
@@ -285,8 +284,9 @@ def _refused(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": message}, status)
 
 
-def serve(models: list[str], port: int, device: str, started: Callable[[str], None]) -> None:
-    """Serves until it is interrupted; `started` is told the address once it answers there."""
+def serve(models: list[str], port: int, device: str, started: Callable[[str], None]) -> int:
+    """Serves until a signal ends it, and returns its exit code; `started` is told the address once
+    it answers there."""
     gallery = Gallery(models, device)
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -296,17 +296,29 @@ def serve(models: list[str], port: int, device: str, started: Callable[[str], No
             reason = error.strerror
             raise UserError(f"--port {port}: {reason}; give another, or 0 for any") from None
         address = f"http://{HOST}:{listening.getsockname()[1]}/"
-        app = Page(gallery).app()
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
-        server = _Server(config, lambda: started(address))
-        server.run(sockets=[listening])
+        page = Page(gallery)
+        with watch(speaks=False) as interrupt:
+            try:
+                _Server(page, interrupt, lambda: started(address)).run(sockets=[listening])
+            finally:  # uvicorn leaves at once for a second Ctrl-C
+                page.close()
+    return interrupt.exit_code
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(self, page: Page, interrupt: Interrupt, ready: Callable[[], None]) -> None:
+        config = uvicorn.Config(page.app(), log_level="warning", timeout_graceful_shutdown=2)
         super().__init__(config)
-        self._ready = ready
+        self._line, self._interrupt, self._ready = page.line, interrupt, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        # A closed terminal's SIGHUP is none of the signals that uvicorn heeds.
+        return bool(self._interrupt) or await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._line.close()  # first: whatever is drawn for them, no answers have to be waited for
+        await super().shutdown(sockets)

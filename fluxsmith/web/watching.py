@@ -2,6 +2,7 @@
 started on it, each in a process of its own."""
 
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from fluxsmith.training.snapshots import FOLDER, REQUEST
 from fluxsmith.web.gallery import Gallery, run_config
 
 SNAPSHOTS = 24
+EVALUATIONS = 20  # about, of a run whose config has none on its way
 SECONDS = 30  # a run has to write its checkpoint once it is asked to stop
 CURVES = ("loss", "loss_q1", "loss_q2", "loss_q3", "loss_q4", "validation_loss/ema")
 
@@ -29,11 +31,23 @@ class Runs:
         self.gallery = gallery
         self.folder = folder  # of new ones
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._starting = threading.Lock()
+        self._stopping: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._earlier = self._of_before()
+
+    def _of_before(self) -> set[str]:
+        """The names of the runs that a page before this one left in the folder, added here."""
+        there = {place.resolve() for place in self.gallery.places.values()}
+        found = set()
+        for file in sorted(self.folder.glob("*/config.yaml"), key=lambda f: f.stat().st_mtime):
+            if file.parent.resolve() not in there:
+                with contextlib.suppress(UserError):  # a config that can't be read
+                    found.add(self.gallery.add(str(file.parent)))
+        return found
 
     def all(self) -> list[dict[str, Any]]:
-        """Those that there are, by name, with what each is doing."""
-        places = [*self.gallery.places.items()]
+        """Those that there are, with what each is doing; those of an earlier page come first."""
+        places = sorted(self.gallery.places.items(), key=lambda one: one[0] not in self._earlier)
         runs = [(name, place) for name, place in places if (place / "config.yaml").is_file()]
         return [self._state(n, read_metrics(place / "metrics.jsonl")) for n, place in runs]
 
@@ -60,11 +74,14 @@ class Runs:
         if config is None:
             raise UserError(f"{model[:80]} has no config to train by; choose another")
         base = self.folder / str(config.name)
-        with self._starting:
+        with self._lock:
             folder = next(p for n in range(1, 10_000) if not (p := Path(f"{base}-{n}")).exists())
             make_folder(folder, "the folder that `fluxsmith serve` is started in")
         train = config.train.model_copy(update={"snapshots": SNAPSHOTS})
         new = {"name": folder.name, "output_dir": str(folder.absolute()), "train": train}
+        if not 0 < config.evaluate.every <= config.train.steps:  # else there is no such curve
+            every = max(1, config.train.steps // EVALUATIONS)
+            new["evaluate"] = config.evaluate.model_copy(update={"every": every})
         text = show(config.model_copy(update=new))
         (folder / "config.yaml").write_text(text, encoding="utf-8")
         name = self.gallery.add(str(folder))
@@ -82,7 +99,7 @@ class Runs:
         process = self._processes.get(name)
         if process is None or process.poll() is not None:
             raise UserError(f"{name} was started elsewhere, or is not running; stop it there")
-        process.send_signal(signal.SIGINT)
+        self._interrupt(process)
 
     def ask_for_snapshot(self, name: str) -> None:
         """A run that keeps snapshots keeps one of its next step."""
@@ -93,17 +110,26 @@ class Runs:
         """Stops all that were started here, so that nothing is lost and nothing goes on unseen."""
         going = [p for p in self._processes.values() if p.poll() is None]
         for process in going:
-            process.send_signal(signal.SIGINT)
+            self._interrupt(process)
         for process in going:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(SECONDS)
 
+    def _interrupt(self, process: subprocess.Popen[bytes]) -> None:
+        """Once alone: a second signal would end it before its checkpoint is written."""
+        with self._lock:
+            if process not in self._stopping:
+                self._stopping.add(process)
+                process.send_signal(signal.SIGINT)
+
     def _spawn(self, name: str) -> None:
         folder = self.gallery.place(name)
         command = [sys.executable, "-m", "fluxsmith", "train", str(folder / "config.yaml")]
+        # Here, also where the folder was moved since its config was written.
+        here = json.dumps(str(folder.absolute()), ensure_ascii=False)
         with open(folder / "train.log", "ab") as log:
             self._processes[name] = subprocess.Popen(
-                [*command, "--resume", "auto"],
+                [*command, f"output_dir={here}", "--resume", "auto"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -120,13 +146,15 @@ class Runs:
         place, process = self.gallery.place(name), self._processes.get(name)
         config = run_config(place)
         problem = ""
-        if process is not None and process.poll() not in (None, 0, 130):
+        going = process is not None and process.poll() is None
+        if process is not None and process.poll() not in (None, 0, 130, -signal.SIGINT):
             lines = (place / "train.log").read_text(encoding="utf-8", errors="replace").split("\n")
             problem = next((line for line in reversed(lines) if line.strip()), "it ended")[:300]
         return {
             "name": name,
             "training": self._training(name),
-            "own": process is not None and process.poll() is None,  # and so can be stopped here
+            "own": going,  # and so can be stopped here
+            "stopping": going and process in self._stopping,
             "problem": problem,
             "step": int(records[-1]["step"]) if records else 0,
             "steps": config.train.steps if config else 0,

@@ -95,6 +95,19 @@ def test_a_picture_says_how_to_draw_it_again_and_that_gives_the_same_bytes(train
         assert (one / file).read_bytes() == (two / file).read_bytes(), file
 
 
+def test_the_command_of_a_picture_names_its_checkpoints_and_nothing_else(trained, tmp_path):
+    from fluxsmith.cli.options import TYPED, drawing_command
+
+    folder, found = trained, trained / "diffusion-6.pt"
+    typed = ["sample", f"{folder}/", "--prompt", str(folder), "--lora", str(folder), "--out", "x"]
+    told = TYPED.set(typed)
+    try:
+        command = drawing_command(folder, found)
+    finally:
+        TYPED.reset(told)
+    assert command == f"fluxsmith sample {found} --prompt {folder} --lora {found}"
+
+
 def test_without_prompts_it_draws_captions_of_the_data(trained, tmp_path):
     from fluxsmith.data.captions import DIGIT_CAPTIONS
 

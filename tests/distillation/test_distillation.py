@@ -15,6 +15,7 @@ from planning.memory_profile import held_by
 from fluxsmith import Pipeline
 from fluxsmith.cli import main
 from fluxsmith.config import read_config
+from fluxsmith.data.images import to_uint8
 from fluxsmith.distillation.students import student_config
 from fluxsmith.distillation.teacher import Teacher
 from fluxsmith.distillation.trajectories import SHARD, Recipe, TrajectoryStore
@@ -28,7 +29,7 @@ from fluxsmith.randomness import generator
 from fluxsmith.sampling import render
 from fluxsmith.sampling.generate import Sampler
 from fluxsmith.storage import checkpoint as checkpoints
-from fluxsmith.training.recorder import Recorder
+from fluxsmith.training.recorder import Recorder, read_metrics
 from fluxsmith.training.run import build_trainer, train
 
 TIMES = 1.0, 0.75, 0.5, 0.25, 0.0
@@ -117,7 +118,8 @@ def test_a_dev_teacher_at_a_scale_is_a_plain_network(make_teacher):
 
 def test_what_is_known_already_has_no_loss(teacher):
     """Of the conditional teacher's own states at scale 1, before the first step."""
-    trainer = trainer_of(teacher, None, "objective.highest_guidance=1", "objective.noised_data=0.5")
+    plain = "objective.highest_guidance=1", "objective.noised_data=0.5", "sample.guidance=1"
+    trainer = trainer_of(teacher, None, *plain)
     objective = trainer.objective
     example = objective.draw(trainer.next_batch(), generator(0, "test"))
     assert example.scale.eq(1).all()
@@ -258,16 +260,18 @@ def test_a_resumed_student_is_the_student(teacher, tmp_path, steps):
         assert same(a[part], b[part])
 
 
-def test_a_batch_in_pieces_without_some_of_the_steps_teaches_the_same(teacher, tmp_path):
-    """A piece of one image learns one of four steps."""
+def test_a_batch_in_pieces_without_some_of_the_steps_teaches_the_same(teacher):
+    """A piece of one image learns one of four steps; the gradients are those of the whole."""
     found = []
     for pieces in 1, 8:
-        folder = tmp_path / str(pieces)
-        more = f"train.accumulate={pieces}", "train.sample_every=0", f"output_dir={folder}"
-        assert train(student_config(teacher, 4, [*QUICK, *more])) == 0
-        found.append(checkpoints.load(folder / "diffusion-4.pt")["model"])
-    for name, tensor in found[0].items():
-        assert_agree(found[1][name], tensor, within=1e-3)
+        trainer = trainer_of(teacher, 4, f"train.accumulate={pieces}", "train.grad_clip=0")
+        trainer.optimiser.step = lambda: None
+        trainer.optimiser.zero_grad = lambda **_: None
+        trainer.train_step()
+        found.append({name: p.grad for name, p in trainer.pipeline.named_parameters()})
+    assert any(whole.abs().max() > 1e-3 for whole in found[0].values())
+    for name, whole in found[0].items():
+        assert_agree(found[1][name], whole, within=1e-3 * float(whole.abs().max()) + 1e-7)
 
 
 def test_the_commands_of_a_few_step_student(teacher, tmp_path, capsys):
@@ -299,6 +303,9 @@ def test_the_grid_shows_the_teacher_beside_its_student(teacher):
         width = picture.width
     pairs = 3  # the prompts; a row holds up to four pairs
     assert width > 2 * pairs * render.CELL
+    images, prompts, _, beside = trainer.draw_samples()
+    teachers = trainer.objective.teacher.pictures(prompts, trainer.config.seed)
+    assert torch.equal(beside, to_uint8(teachers)) and not torch.equal(beside, images)
 
 
 def test_a_student_needs_no_data_where_it_learns_from_trajectories_alone(
@@ -402,20 +409,27 @@ def test_another_teacher_is_refused_on_resuming(teacher, capsys):
     contents = checkpoints.load(teacher / "diffusion-1.pt")
     contents["ema"] = {name: weight + 0.01 for name, weight in contents["ema"].items()}
     checkpoints.save(teacher / "diffusion-3.pt", contents)
+    made = sorted(teacher.glob("trajectories/*"))
     assert command([*typed, "--resume", "auto", "train.steps=8"]) == 2
     assert "learned from another than" in capsys.readouterr().err
+    assert sorted(teacher.glob("trajectories/*")) == made
 
 
 @pytest.mark.slow
 def test_a_full_disk_loses_no_trajectory(teacher):
     """A limit on the size of files, as a disk that is full fails: in the middle of a shard."""
-    typed = ["distill", str(teacher), "--steps", "2", *QUICK, "objective.trajectories=128"]
+    first = ["distill", str(teacher), "--steps", "2", *QUICK]
+    assert command([*first, f"output_dir={teacher}-first"]) == 0
+    (shard,) = teacher.glob("trajectories/*/*.safetensors")
+    before = shard.read_bytes()
+    typed = [*first, "objective.trajectories=128"]
     full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
     run = f"from fluxsmith.cli import main; main({typed!r})"
     found = subprocess.run([sys.executable, "-c", full + run], capture_output=True, text=True)
     assert found.returncode == 2 and "Traceback" not in found.stderr
-    assert re.search(r"can't write .*00000.safetensors: .*File too large", found.stderr)
-    assert not list(teacher.glob("trajectories/*/*"))
+    assert re.search(r"can't write .*00001.safetensors: .*File too large", found.stderr)
+    assert [*teacher.glob("trajectories/*/*.safetensors")] == [shard]
+    assert shard.read_bytes() == before
     assert subprocess.run([sys.executable, "-c", run], capture_output=True).returncode == 0
 
 
@@ -460,6 +474,9 @@ def mistakes(make_teacher, tmp_path):
         ([*scale, "objective.noised_data=2"], "objective.noised_data=2"),
         ([*scale, "model.guidance_embed=false"], "guidance_embed"),
         ([*scale, "data.image_size=32"], "data.image_size=32"),
+        ([*scale, "sample.guidance=7"], "sample.guidance=7.0: this student learns scales of 1 and"),
+        ([*scale, "flow.prediction=data"], "flow.prediction=data: .* flow.prediction=velocity"),
+        ([*good, "model.theta=500"], "model.theta=500.0: .* model.theta=10000.0"),
         ([*good, "sample.guidance=2"], "sample.guidance=2.0.*nothing to guide with"),
         ([*good, "objective.steps=3"], "objective.steps=3"),
         ([*good, "objective.trajectories=0"], "objective.trajectories=0"),
@@ -565,7 +582,10 @@ def test_a_student_is_drawn_as_it_is_trained(teacher, steps, change, says):
 def test_a_student_without_data_is_not_looked_at_as_one_with_it(teacher, settings):
     steps, more = settings
     plan = [*QUICK, more, "train.diagnose=true", "train.steps=120", "train.sample_every=0"]
-    assert train(student_config(teacher, steps, plan)) == 0
+    config = student_config(teacher, steps, plan)
+    assert train(config) == 0
+    records = read_metrics(Path(config.resolved_output_dir) / "metrics.jsonl")
+    assert records and not any("average_step" in record for record in records)
 
 
 def test_a_student_of_another_teacher_is_not_begun_from(make_teacher, teacher):
@@ -575,3 +595,49 @@ def test_a_student_of_another_teacher_is_not_begun_from(make_teacher, teacher):
     shutil.rmtree(teacher)
     again.rename(teacher)
     assert student_config(teacher, 2, QUICK).train.init_from is None
+
+
+def test_a_student_that_was_stopped_or_is_damaged_is_not_begun_from(teacher):
+    assert train(student_config(teacher, 4, QUICK)) == 0
+    whole = teacher.with_name("teacher-4step") / "diffusion-4.pt"
+    checkpoints.save(whole.with_name("diffusion-3.pt"), checkpoints.load(whole) | {"step": 3})
+    whole.write_bytes(whole.read_bytes()[:1000])
+    assert student_config(teacher, 2, QUICK).train.init_from is None
+    whole.unlink()
+    assert student_config(teacher, 2, QUICK).train.init_from is None
+
+
+def test_a_student_of_a_strongly_guided_teacher_learns_its_scale(make_teacher):
+    config = student_config(make_teacher("sample.guidance=7"), None, QUICK)
+    assert config.objective.highest_guidance == config.sample.guidance == 7
+
+
+@pytest.mark.parametrize(
+    ("steps", "asked", "told"),
+    [
+        (2, "--steps 2", ""),
+        (2, "--steps 8", "steps=8 solver=euler: this student learned to draw in 2 steps of euler"),
+        (2, "--solver heun", "steps=2 solver=heun: this student learned"),
+        (None, "--guidance 5", ""),
+        (None, "--guidance 8", "guidance=8.0: this student learned scales of 1 and of 1.0 to 5.0"),
+    ],
+)
+def test_what_a_student_did_not_learn_is_said(teacher, tmp_path, capsys, steps, asked, told):
+    assert train(student_config(teacher, steps, QUICK)) == 0
+    run = str(teacher.with_name("teacher-dev" if steps is None else "teacher-2step"))
+    capsys.readouterr()
+    drawn = ["sample", run, "--prompt", "7", "--out", str(tmp_path / "drawn"), *asked.split()]
+    assert command(drawn) == 0
+    assert told in (said := capsys.readouterr().err) and bool(said) == bool(told)
+
+
+@pytest.mark.slow
+def test_a_sweep_leaves_a_student_its_own_steps(teacher, tmp_path):
+    assert train(student_config(teacher, 2, QUICK)) == 0
+    run = str(teacher.with_name("teacher-2step"))
+    assert command(["evaluate", run, "--metrics", "sweep", "--num-samples", "20"]) == 0
+    drawn = ["sample", run, "--steps", "auto", "--prompt", "7", "--out", str(tmp_path / "drawn")]
+    assert command(drawn) == 0
+    (picture,) = (tmp_path / "drawn").glob("*.png")
+    with Image.open(picture) as image:
+        assert (image.text["steps"], image.text["solver"]) == ("2", "euler")

@@ -1,5 +1,8 @@
 """The evaluation tells truths: about real images, copies, deaf models and dull ones."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from evaluation_models import DIGITS, Shown, any_picture, of_the_label, the_first_of_the_label
@@ -17,8 +20,8 @@ from fluxsmith.evaluation.evaluators import (
 )
 from fluxsmith.evaluation.evaluators.sweep import cheapest_setting, choose, solvers_and_steps
 from fluxsmith.evaluation.frechet import Gaussian, frechet_draws
-from fluxsmith.evaluation.measurement import during_training
-from fluxsmith.evaluation.samples import Samples, Settings
+from fluxsmith.evaluation.measurement import during_training, measure
+from fluxsmith.evaluation.samples import Reference, Samples, Settings, mixed
 from fluxsmith.flow.solvers import SOLVERS, Solver, euler
 from fluxsmith.flow.timesteps import stratified_grid
 from fluxsmith.randomness import image_noise
@@ -157,6 +160,47 @@ def test_samples_are_what_the_model_draws_and_are_drawn_once(reference, model):
     assert (to_unit(kept) - drawn).abs().max() < 1.01 / 127.5
     assert samples.prompts[:4] == ["0", "zero", "1", "one"]
     assert samples.labels[:4].tolist() == [0, 0, 1, 1]
+
+
+def test_a_set_that_comes_class_by_class_is_mixed_and_others_are_left(reference):
+    by_label = replace(reference.test, images=reference.test.images[:100],
+                       labels=reference.test.labels[:100].sort().values)  # fmt: skip
+    found = mixed(by_label)
+    assert found.images.sum() == by_label.images.sum()
+    assert torch.equal(found.labels.sort().values, by_label.labels)
+    assert len(found.labels[:20].unique()) > 5 > len(by_label.labels[:20].unique())
+    assert mixed(reference.test) is reference.test
+
+
+def test_captions_that_are_all_alike_give_no_conditioning_gap(reference, model):
+    alike = Reference(build_config(DIGITS, "test"))
+    alike.test = replace(reference.test, labels=torch.zeros_like(reference.test.labels))
+    with pytest.raises(UserError, match="no captions to exchange"):
+        measured(model, alike, "conditioning_gap")
+
+
+def test_what_can_t_be_measured_does_not_end_a_training(toy, caplog):
+    few = "evaluate.metrics=[validation_loss,conditioning_gap]", "evaluate.validation_images=1"
+    config = toy("evaluate.every=3", *few)
+    assert train(config, evaluate=during_training(config)) == 0
+    assert caplog.text.count("conditioning_gap is left out from here on: ") == 1
+    records = read_metrics(Path(config.resolved_output_dir) / "metrics.jsonl")
+    assert sum("validation_loss/ema" in record for record in records) == 2
+
+
+def test_nothing_that_can_be_measured_is_an_error(model, reference):
+    alike = Reference(build_config(DIGITS, "test"))
+    alike.test = replace(reference.test, labels=torch.zeros_like(reference.test.labels))
+    samples = Samples(model, alike, Settings(num_samples=20, validation_images=8))
+    names = ("conditioning_gap", "composition")
+    with pytest.raises(UserError, match="no captions to exchange"):
+        measure(samples, names, checkpoint=Path("x"), weights="ema", command="")
+
+
+def test_large_pictures_are_measured_few_at_once(reference):
+    large = DIGITS | {"data": DIGITS["data"] | {"image_size": 512}}
+    samples = Samples(Sampler(Pipeline.build(build_config(large, "test"))), reference, Settings())
+    assert samples.at_once == 1
 
 
 def test_straightness_and_likelihood_of_a_model_give_finite_figures(reference, model):

@@ -107,6 +107,7 @@ def test_one_step_is_from_noise_to_data_whatever_the_schedule():
     [
         ({"shift_terminal": 1.0}, "shift_terminal=1.0: must be"),
         ({"base_tokens": 4096}, "below max_tokens=4096"),
+        ({"base_shift": 1000.0}, "base_shift=1000.0: must be from -10 to 10"),
         ({"shift_type": "linear", "base_shift": -1.0}, "a linear shift must be above 0"),
     ],
 )

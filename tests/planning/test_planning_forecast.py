@@ -125,7 +125,9 @@ def test_what_is_no_quantity_is_named(text):
         (("--memory", "80 apples"), "--memory 80 apples"),
         (("--rate", "80GiB"), "--rate 80GiB"),
         (("--rate", "1TFLOPS"), "say its --memory too"),
-        (("--reached", "1.5"), "--reached 1.5"),
+        (("--reached", "0.3"), "--reached 0.3: is a share of --rate"),
+        (("--reached", "1.5", "--rate", "1TFLOPS", "--memory", "1GiB"), "--reached 1.5"),
+        (("--json", "/dev/null/plan.json"), "--json"),
     ],
 )
 def test_a_mistake_is_a_line(toy_file, capsys, given, told):

@@ -119,9 +119,15 @@ def kill_often(parent: Path, kind: str, kills: int, steps: int) -> Counter[str]:
     alone = Run(parent / "alone", steps, changed)
     alone.let_end()
     expected = everything_of(alone)
-    while counts["kills"] < kills:
+
+    def goes_on() -> bool:
+        """Until there were as many, and one of them in the middle of a checkpoint."""
+        more = counts["kills"] < kills or not counts["in the middle of a checkpoint"]
+        return more and counts["kills"] < 20 * kills
+
+    while goes_on():
         run = Run(parent / f"round-{counts['rounds']}", steps, changed)
-        while counts["kills"] < kills:
+        while goes_on():
             before = run.writing()
             if not run.kill(TURNS[counts["kills"] % len(TURNS)], draw):
                 break
@@ -149,11 +155,11 @@ def everything_is_imported(tmp_path_factory):
 
 
 def test_killed_in_the_middle_of_a_checkpoint_it_ends_with_the_same_bytes(tmp_path):
-    assert kill_often(tmp_path, "memory", 2, 12)["kills"] == 2
+    assert kill_often(tmp_path, "memory", 2, 12)["in the middle of a checkpoint"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["memory", "stream", "text"])
 def test_killed_at_random_it_always_ends_with_the_same_bytes(tmp_path, kind):
     counts = kill_often(tmp_path, kind, KILLS, 40)
-    assert counts["in the middle of a checkpoint"] >= KILLS // 5
+    assert counts["in the middle of a checkpoint"] >= max(1, KILLS // 5)

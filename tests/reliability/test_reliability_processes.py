@@ -132,6 +132,9 @@ def test_a_run_whose_folder_was_deleted_and_taken_by_another_stops(
     finally:
         second.send(signal.SIGTERM)
     assert second.wait() == 143, second.text()
+    steps = [record["step"] for record in read_metrics(run_folder / "metrics.jsonl")]
+    assert steps == sorted(set(steps))  # none of the first run's, none lost
+    assert steps[:3] == list(range(steps[0], steps[0] + 3 * steps[0], steps[0]))
 
 
 def little_memory():

@@ -121,6 +121,21 @@ def test_a_reference_has_no_more_pixels_than_training_showed(toy, tmp_path):
     assert (tuple(edit.image.shape), size) == ((1, 32, 8), (16, 24))
 
 
+def test_a_square_reference_is_as_large_as_what_training_showed(toy, tmp_path):
+    """784 times (512 / 784) is a little less than 512 in floating point."""
+    pipeline = Pipeline.build(toy("model.conditioning=kontext", "data.image_size=512"))
+    square = saved(tmp_path / "square.png", np.zeros((784, 784), dtype=np.uint8))
+    assert read_edit(pipeline, square, None, None)[1] == (512, 512)
+
+
+@pytest.mark.parametrize("size", [(0, 0), (-8, 16), (16, 17)])
+def test_a_size_that_can_t_be_drawn_is_refused_before_the_picture_is_fitted(
+    pipeline, picture, size
+):
+    with pytest.raises(UserError, match="must be a multiple of"):
+        read_edit(pipeline, picture, None, size)
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [

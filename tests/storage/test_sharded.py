@@ -108,6 +108,19 @@ def test_a_flipped_bit_is_found_and_the_folder_set_aside(toy, folder, name):
     assert (folder.parent / "diffusion-4.damaged").is_dir()
 
 
+def test_a_spoilt_manifest_and_a_missing_file_are_passed_over(toy, folder):
+    shares, plan = folder.parent / "diffusion-3", ("train.keep_checkpoints=3", SHARES)
+    assert train(toy("train.steps=4", "train.checkpoint_every=1", *plan), overwrite=True) == 0
+    (folder.parent / "diffusion-4" / sharded.MANIFEST).write_text("", encoding="utf-8")
+    with pytest.raises(DamagedFileError):
+        checkpoints.load(folder.parent / "diffusion-4")
+    (shares / "__0_0.distcp").unlink()
+    with pytest.raises(DamagedFileError):
+        checkpoints.load(shares)
+    assert train(toy("train.steps=5", *plan), resume="auto") == 0
+    assert checkpoints.load(folder.parent / "diffusion-5")["step"] == 5
+
+
 def test_a_folder_without_a_manifest_is_no_checkpoint(folder):
     (folder / sharded.MANIFEST).unlink()
     assert checkpoints.find(folder.parent) == []

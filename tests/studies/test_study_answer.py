@@ -8,6 +8,7 @@ from study_makers import declare, planned, simulate
 
 from fluxsmith.studies.answer import answer
 from fluxsmith.studies.execution import outcome
+from fluxsmith.studies.laboratory import seconds_left
 from fluxsmith.studies.measuring import training_seconds
 from fluxsmith.studies.planning import Run
 from fluxsmith.studies.study_markdown import write_markdown
@@ -95,7 +96,7 @@ def test_a_drawing_that_is_changed_is_measured_again_and_a_damaged_result_too(ma
     assert outcome(made(), run).state == "done"
     folder = tmp_path / "output/studies/study"
     figures = {"primary": "g2.prompt_accuracy", "figures": ["g1.frechet"]}
-    for drawings, state in (GRIDS, "done"), ({"g1": {}, "g2": {"guidance": 3}}, "missing"):
+    for drawings, state in (GRIDS, "done"), ({"g1": {}, "g2": {"guidance": 3}}, "unmeasured"):
         path = declare(tmp_path, seeds=4, drawings=drawings, **figures)
         assert outcome(planned(path, folder), run).state == state
     plan = made()
@@ -108,8 +109,97 @@ def test_seeds_added_after_an_answer_are_said(made):
     first = answer(made(seeds=3), "", {})
     assert answer(made(seeds=3), "", first)["notes"] == []
     later = answer(made(seeds=4), "", first)
-    assert "changed after an answer had been seen (3, then 4)" in later["notes"][0]
-    assert "changed after" in answer(made(seeds=4), "", later)["notes"][0]
+    assert "Changed after an answer had been seen: seeds (3, then 4)." in later["notes"][0]
+    again = answer(made(seeds=4), "", later)
+    assert again["looks"] == later["looks"]
+    assert again["notes"] == later["notes"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seeds": [0, 1, 2, 9]}, "seeds (4, then [0, 1, 2, 9])"),
+        ({"primary": "g2.frechet"}, 'primary ("g2.prompt_accuracy", then "g2.frechet")'),
+        ({"smallest_difference": 0.2}, "smallest_difference (0.01, then 0.2)"),
+        ({"alpha": 0.1}, "alpha (0.05, then 0.1)"),
+        ({"baseline": "fast"}, 'baseline ("slow", then "fast")'),
+        ({"drawings": GRIDS | {"g2": {"guidance": 3}}}, '"guidance": 3.0'),
+    ],
+)
+def test_a_question_changed_after_an_answer_is_said(made, changes, said):
+    first = json.loads(json.dumps(answer(made(), "", {})))
+    as_before = first | {"looks": [4]}  # by an earlier version
+    for before in (first, as_before):
+        found = answer(made(**changes), "", before)
+        assert said in found["notes"][0]
+        assert len(found["looks"]) == 2
+    assert answer(made(), "", as_before)["notes"] == []
+    more = GRIDS | {"g3": {"guidance": 3}}
+    assert (
+        answer(made(drawings=more, figures=["g1.frechet", "g3.frechet"]), "", first)["notes"] == []
+    )
+
+
+def change(plan, run, **changes):
+    """Puts other things into a run's evaluation.json."""
+    path = plan.run_folder(run) / "evaluation.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(found | changes), encoding="utf-8")
+
+
+def test_seconds_that_were_not_equal_are_in_the_verdict(made):
+    plan = made(equal="seconds")
+    for run in plan.runs:
+        change(plan, run, seconds=13.0 if run.arm == "fast" else 10.0)
+    found = answer(plan, "", {})
+    assert found["verdicts"]["fast"].endswith("; it had 30% more seconds")
+    assert found["notes"] == [
+        "fast trained for 30% more seconds than slow in the end, though both were fitted to be "
+        "equal."
+    ]
+
+
+def test_other_code_and_other_data_between_runs_are_said(made):
+    plan = made()
+    change(plan, Run("fast", 1), code=["abc", "def"])
+    assert answer(plan, "", {})["notes"] == [
+        "The runs were not all made by the same code of fluxsmith (7 of abc, 1 of abc and def)."
+    ]
+    plan = made()
+    for run in plan.runs:
+        found = json.loads((plan.run_folder(run) / "evaluation.json").read_text(encoding="utf-8"))
+        data = {"data_digest": "new" if run.seed == 3 else "old"}
+        drawings = {name: d | {"provenance": data} for name, d in found["drawings"].items()}
+        change(plan, run, drawings=drawings)
+    [note] = answer(plan, "", {})["notes"]
+    assert note.startswith("The data changed between runs (digests: 6 of old, 2 of new)")
+    plan = made()
+    for run in plan.runs:
+        change(plan, run, teacher=f"{run.seed > 1}")
+    [note] = answer(plan, "", {})["notes"]
+    assert note.startswith("The teacher changed between runs (digests: 4 of False, 4 of True)")
+
+
+def test_runs_that_lack_drawings_keep_their_figures_and_need_no_training(made):
+    plan, run = made(), Run("slow", 0)
+    assert seconds_left(plan, "slow", plan.runs[:1]) == 0
+    more = {"drawings": GRIDS | {"g3": {"guidance": 3}}, "figures": ["g3.frechet", "g1.frechet"]}
+    plan = planned(declare(plan.folder.parents[2], seeds=4, primary="g2.prompt_accuracy", **more),
+                   plan.folder)  # fmt: skip
+    assert outcome(plan, run).state == "unmeasured"
+    found = answer(plan, "", {})
+    assert found["verdicts"]["fast"].startswith("better by 10.")
+    assert "g3.frechet" not in found["runs"][0]["figures"]
+    assert "slow: 4 of 4 runs are not measured in all drawings" in found["notes"][0]
+    write_study_page(plan, found, plan.folder / "index.html")
+    anew = seconds_left(plan, "slow", [run], anew=True)
+    assert seconds_left(plan, "slow", [run]) == anew  # there is no checkpoint to draw with
+    (plan.run_folder(run) / "diffusion-12.pt").touch()
+    drawing = seconds_left(plan, "slow", [run])
+    assert 0 < drawing < anew - 12 * 0.01
+    (plan.run_folder(run) / "evaluation.json").unlink()
+    assert outcome(plan, run).state == "unmeasured"
+    assert seconds_left(plan, "slow", [run]) == pytest.approx(anew - 12 * 0.01)
 
 
 def test_training_seconds_leave_out_pauses_and_count_every_step_once():

@@ -7,7 +7,6 @@ from fluxsmith.cli import main
 from fluxsmith.errors import UserError
 from fluxsmith.studies.declaration import read_study
 from fluxsmith.studies.figures import StudyFigure
-from fluxsmith.studies.planning import _refuse_twins
 
 G2 = {"g1": {"guidance": 1}, "g2": {"guidance": 2}}
 
@@ -47,6 +46,12 @@ G2 = {"g1": {"guidance": 1}, "g2": {"guidance": 2}}
         ({"arms": {"a": [], "b": {"train": {1: 2}}}}, "train.1"),
         ({"arms": {"a": [], "b": ["train.log_every=3", "evaluate.every=3"]}},
          "arms.b: the same runs as arms.a"),
+        ({"arms": None, "grid": {"model.depth": [1, 1, 2]}},
+         "grid: two arms would be called depth=1; give each value once"),
+        ({"arms": None, "grid": {"flow.timesteps": ["a b", "a/b"]}},
+         "grid: two arms would be called timesteps=a-b"),
+        ({"arms": None, "grid": {"flow.timesteps": ["a" * 80, "b"]}},
+         "81 at most; give arms in place of the grid"),
         (
             {"equal": "flops", "arms": {"a": [], "b": ["train.steps=3"]}},
             "arms.b: train.steps is fitted (fit=train.steps); remove it",
@@ -91,15 +96,6 @@ def test_a_missing_study_is_named(tmp_path, monkeypatch, capsys):
     assert (
         "no study at studies/stdy.yaml; did you mean studies/study.yaml?" in capsys.readouterr().err
     )
-
-
-def test_arms_on_other_pictures_are_no_twins(toy):
-    """Where a set lies does not matter to a resumed run, but here it is what differs."""
-    folder = ("data.source=folder", "data.path=a")
-    one, other = toy(*folder), toy("data.source=folder", "data.path=b")
-    _refuse_twins({"a": one, "b": other})
-    with pytest.raises(UserError, match=r"arms\.b: the same runs as arms\.a"):
-        _refuse_twins({"a": one, "b": toy(*folder, "train.log_every=3")})
 
 
 def test_a_grid_is_every_combination(tmp_path):

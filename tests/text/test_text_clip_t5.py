@@ -142,6 +142,18 @@ def test_another_dtype_is_close(clip_t5, dtype):
         assert 0 < (a - b.float()).norm() < 0.1 * a.norm()
 
 
+def test_an_encoder_that_overflows_in_float16_is_refused(clip_t5, folders, tmp_path):
+    from transformers import T5EncoderModel
+
+    loud = shutil.copytree(folders["t5"], tmp_path / "loud")
+    model = T5EncoderModel.from_pretrained(loud)
+    with torch.no_grad():
+        model.encoder.final_layer_norm.weight.fill_(1e6)
+    model.save_pretrained(loud)
+    assert clip_t5(t5=str(loud), t5_dtype="bfloat16")(["3"]).tokens.isfinite().all()
+    assert "overflows at '3'; use bfloat16" in refused(clip_t5(t5=str(loud), t5_dtype="float16"))
+
+
 def refused(text) -> str:
     with pytest.raises(UserError) as caught:
         text(["3"])

@@ -109,11 +109,12 @@ def test_neither_the_cache_nor_sampling_between_steps_changes_the_losses(config_
 
 
 def test_encoding_beforehand_spares_training_the_encoders(config_file, tmp_path, encoders, capsys):
-    assert run("encode", config_file) == 0
-    assert "21 prompts by" in capsys.readouterr().out
+    own = "sample.prompts=['a prompt of its own']"
+    assert run("encode", config_file, own) == 0
+    assert "22 prompts by" in capsys.readouterr().out
     for folder in encoders.values():
         shutil.rmtree(folder)
-    assert run("train", config_file, "evaluate.every=3") == 0
+    assert run("train", config_file, "evaluate.every=3", own) == 0
     assert " 0 of them encoded now" in capsys.readouterr().out
     assert run("sample", tmp_path / "run", "--prompt", "7", "--out", tmp_path) == 0
     line = refused(capsys, "sample", tmp_path / "run", "--prompt", "a new one", "--out", tmp_path)

@@ -18,6 +18,7 @@ from fluxsmith.randomness import generator
 from fluxsmith.sampling.edit import Edit
 from fluxsmith.sampling.generate import Sampler
 from fluxsmith.storage import checkpoint as checkpoints
+from fluxsmith.training.flow_matching import FlowMatching
 from fluxsmith.training.objective import objective_of
 from fluxsmith.training.recorder import read_metrics
 from fluxsmith.training.run import build_trainer, train
@@ -118,10 +119,15 @@ def test_masked_training_looks_at_the_picture_around_the_hole(config):
     pipeline = randomise(Pipeline.build(made))
     objective = objective_of(made).build(made, pipeline)
     batch = build_loader(made.data, 8, 0).batch(0)
-    inputs = objective.prepare(objective.draw(batch, generator("a", 0)))
+    example = objective.draw(batch, generator("a", 0))
+    plain = FlowMatching.draw(objective, batch, generator("a", 0))
+    assert torch.equal(example.noisy.eps, plain.eps) and torch.equal(example.noisy.t, plain.t)
+    inputs = objective.prepare(example)
     kept, mask = inputs.image_cond.channels.chunk(2, dim=1)
     assert torch.equal(kept, batch.images * (1 - mask))
     assert 0 < mask.mean() < 1
+    other = replace(inputs, image_cond=ImageCondition(torch.cat((-kept, mask), dim=1)))
+    assert not torch.allclose(objective.losses(other).total, objective.losses(inputs).total)
 
 
 def test_training_on_edits_shows_the_picture_before(config):

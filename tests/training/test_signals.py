@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fluxsmith.data.captions import exchanged
 from fluxsmith.training.alignment import Alignment, hsic, words_in_common
 from fluxsmith.training.curves import plot_signals, thin_out
-from fluxsmith.training.diagnosis import FAULTS
+from fluxsmith.training.diagnosis import FAULTS, Diagnosis
 from fluxsmith.training.movement import kind_of
 from fluxsmith.training.recorder import Recorder, read_metrics
 from fluxsmith.training.run import build_trainer
@@ -54,8 +54,38 @@ def test_nothing_is_said_of_a_healthy_run(toy):
     assert tell(toy(*LOOKED_AT), PLANTED["Planted"]("")).lines == []
 
 
-def test_every_fault_that_is_planted_has_a_line():
-    assert {each.said for each in PLANTED["FAULTS"].values()} <= {each.name for each in FAULTS}
+LATER = {  # faults that show later than in the first tenth, by a record that has them
+    "text ignored": {"learned": 1.3, "conditioning_gap": 0.0, "conditioning_gap_stderr": 0.0,
+                     "loss_held_out": 1.0, "loss": 1.0},
+    "by heart": {"loss_held_out": 1.6, "loss": 1.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_what_shows_later_is_named_by_its_figures(toy, name):
+    train = toy("train.steps=100").train
+    record = {"average_step": 1.0, "learning_rate": train.learning_rate} | LATER[name]
+    diagnosis = Diagnosis(train)
+    early = diagnosis.lines(40, record)
+    assert len(early) == (name == "by heart")
+    assert len(early + diagnosis.lines(50, record)) == 1
+    assert diagnosis.said == [name]
+
+
+def test_every_fault_has_a_line_and_is_planted():
+    planted = {each.said for each in PLANTED["FAULTS"].values()}
+    assert planted | LATER.keys() == {each.name for each in FAULTS}
+
+
+def test_the_measured_recipes_are_those_of_before_and_healthy_rates_are_near_them():
+    read, bases = PLANTED["read"], PLANTED["BASES"]
+    for name, steps in {"digits": 800, "mnist": 3600}.items():
+        config = read(bases[name])
+        assert (config.flow.prediction, config.flow.mean) == ("velocity", 0)
+        assert (config.train.learning_rate, config.train.steps) == (1e-3, steps)
+        assert read(bases[f"{name}-today"]).flow.prediction == "data"
+    rates = {read(base).train.learning_rate for base in PLANTED["healthy"]()}
+    assert rates == {3e-4, 1e-3, 3e-3}
 
 
 def test_a_run_is_the_same_to_the_bit_looked_at_or_not(toy, tmp_path):

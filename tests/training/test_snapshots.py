@@ -2,9 +2,11 @@
 
 from itertools import pairwise
 
+import pytest
 import torch
 from helpers import same
 
+from fluxsmith.errors import UserError
 from fluxsmith.interop.open_pipeline import TextToImage
 from fluxsmith.parallel.ranks import Ranks
 from fluxsmith.storage import checkpoint as checkpoints
@@ -33,6 +35,25 @@ def test_a_run_keeps_its_averages_and_is_the_same_run(toy, tmp_path):
     rounded = {name: x.bfloat16().float() for name, x in kept["ema"].items()}
     assert same(small["ema"], rounded)
     TextToImage.from_checkpoint(there[1]).generate(["3"], steps=1)
+
+
+def test_a_resumed_run_drops_those_of_a_course_that_it_does_not_take(toy, tmp_path):
+    run = tmp_path / "run"
+    plan = "train.checkpoint_every=2", "train.snapshots=4", f"output_dir={run}"
+    train(toy(*plan))
+    (run / "diffusion-6.pt").unlink()
+    (run / FOLDER / ".diffusion-5.pt.tmp").touch()
+    train(toy(*plan, "train.learning_rate=1e-4", "train.steps=5"), resume="auto")
+    there = {step for step, _ in checkpoints.find(run / FOLDER)}
+    assert 6 not in there and 1 in there and 5 in there
+    assert not list((run / FOLDER).glob(".*"))
+
+
+def test_a_place_that_is_taken_by_a_file_is_told_in_a_line(toy, tmp_path):
+    (tmp_path / FOLDER).touch()
+    snapshots = Snapshots(tmp_path, toy("train.snapshots=1").train, Ranks(), whole=True)
+    with pytest.raises(UserError, match=r"can't write to .*; set output_dir"):
+        snapshots.keep(6, dict)
 
 
 def test_one_is_kept_where_it_is_asked_for(toy, tmp_path):

@@ -9,9 +9,14 @@ from made_pictures import as_classes, as_folder, as_parquet, as_shards, items, r
 from fluxsmith.cli import main
 from fluxsmith.errors import UserError
 from fluxsmith.storage import checkpoint as checkpoints
+from fluxsmith.training.recorder import read_metrics
 from fluxsmith.training.run import train
 
 MADE = items(40, size=16)
+
+
+def records_of(config) -> list[dict[str, float]]:
+    return read_metrics(Path(config.resolved_output_dir) / "metrics.jsonl")
 
 
 def sources(root: Path) -> dict[str, list[str]]:
@@ -91,9 +96,11 @@ def test_free_captions_train_with_a_validation_loss_and_without_a_classifier(toy
     from fluxsmith.evaluation.measurement import during_training
 
     as_folder(tmp_path / "a", MADE)
-    data = ["data.source=folder", f"data.path={tmp_path / 'a'}", "evaluate.every=3"]
+    data = ["data.source=folder", f"data.path={tmp_path / 'a'}", "evaluate.every=3",
+            "data.test_share=0.2"]  # fmt: skip
     config = toy(*data)
     assert train(config, evaluate=during_training(config)) == 0
+    assert any("validation_loss/ema" in record for record in records_of(config))
     with pytest.raises(UserError, match="free text, and a classifier needs classes"):
         during_training(toy(*data, "evaluate.metrics=[prompt_accuracy]"))
 
@@ -106,8 +113,10 @@ def test_a_classifier_learns_classes_in_folders(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "UPDATES", (3, 3))  # it need not be a good one
     as_classes(tmp_path / "a", MADE, ["x", "y"])
     config = toy("data.source=folder", f"data.path={tmp_path / 'a'}", "evaluate.every=6",
-                 "evaluate.metrics=[prompt_accuracy]", "evaluate.num_samples=4")  # fmt: skip
+                 "evaluate.metrics=[prompt_accuracy]", "evaluate.num_samples=4",
+                 "data.test_share=0.2")  # fmt: skip
     assert train(config, evaluate=during_training(config)) == 0
+    assert any("prompt_accuracy/ema" in record for record in records_of(config))
 
 
 def test_a_run_past_max_bad_ends_before_it_writes(toy, tmp_path):

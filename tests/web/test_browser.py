@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from helpers import TOY
-from toy_page import CHROMIUM, save_toy, started
+from toy_page import CHROMIUM, endless_run, save_toy, started
 
 from fluxsmith.cli import main
+from fluxsmith.config import read_config, show
+from fluxsmith.training.recorder import read_metrics
 
 pytest.importorskip("playwright", reason="needs playwright")
 pytestmark = [
@@ -38,6 +40,48 @@ PLAY = """() => new Promise((done) => {
   }).observe(button, { childList: true });
   button.click();
 })"""
+# Pauses the film at the first state that it shows, and tells which that is.
+PAUSE = """() => new Promise((done) => {
+  const [button, scrub] = document.querySelectorAll(".film button, .film input[type=range]");
+  new MutationObserver((_, seen) => {
+    seen.disconnect();
+    button.click();
+    done(scrub.value);
+  }).observe(scrub, { attributeFilter: ["aria-valuetext"] });
+  button.click();
+})"""
+# Moves the guidance at every frame until three quick drawings were shown.
+SLIDE = """(slider) => new Promise((done) => {
+  const pictures = document.querySelector(".pictures");
+  let i = 0;
+  const move = () => {
+    if (+pictures.dataset.quick >= 3) { done(); return; }
+    slider.value = (i += 1) % 8;
+    slider.dispatchEvent(new Event("input", { bubbles: true }));
+    requestAnimationFrame(move);
+  };
+  move();
+})"""
+# Moves the guidance to 5 while the browser refuses to write the address: how often that was tried
+# before the slider was let go, and then.
+REFUSED = """(slider) => {
+  const write = history.replaceState;
+  let tried = 0;
+  history.replaceState = () => {
+    tried += 1;
+    throw new DOMException("too often", "SecurityError");
+  };
+  for (let value = 1; value <= 5; value += 0.25) {
+    slider.value = value;
+    slider.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+  const moving = tried;
+  slider.dispatchEvent(new Event("change", { bubbles: true }));
+  history.replaceState = write;
+  return [moving, tried];
+}"""
+SAMPLE = """() => fetch("/api/runs/long/snapshot",
+  { method: "POST", headers: { "content-type": "application/json" }, body: "{}" })"""
 PATIENCE = 120_000  # ms; nothing here is about time
 DRAWN = ".view[data-drawn]"
 
@@ -132,12 +176,32 @@ def test_settings_live_in_the_address_and_keys_choose_prompts(browser, address):
         assert pixels(page) == state
 
 
+def test_a_slider_that_moves_shows_pictures_and_needs_no_address(browser, address):
+    with opened(browser, f"{address}#/draw?steps=8&pictures=1") as page:
+        slider = page.get_by_label("Guidance")
+        slider.evaluate(SLIDE)
+        assert slider.evaluate(REFUSED) == [0, 1]
+        page.wait_for_url(re.compile("guidance=5"))
+        page.locator(".view[data-drawn]").wait_for()
+
+
+def test_a_link_means_what_its_controls_show(browser, address):
+    with opened(browser, f"{address}#/draw?guidance=15&steps=-3&pictures=1&prompt=") as page:
+        assert page.get_by_label("What to draw").input_value() == ""
+        page.get_by_role("button", name="New noise").click()
+        assert "prompt=&guidance=8&steps=1&" in here(page)
+    with opened(browser, f"{address}#/sketch?prompt=") as page:
+        assert page.get_by_label("What it shall become").input_value() == ""
+
+
 def test_a_model_begins_with_its_own_prompts_and_a_student_with_its_own_steps(browser, folder):
     few = ("name=letters", "objective.kind=trajectory_distillation", "objective.teacher=none",
            "objective.steps=2", "sample.steps=2", "sample.guidance_method=none",
            "sample.guidance=1")  # fmt: skip
-    letters = save_toy(folder / "few", *few, name="letters", captions=["an a", "a b"])
-    with started(save_toy(folder / "plain"), letters, cwd=folder) as address:
+    save_toy(folder / "few", *few, name="letters", captions=["an a", "a b"])
+    config = read_config(folder / "few" / "letters.yaml", few)
+    (folder / "few" / "config.yaml").write_text(show(config), encoding="utf-8")
+    with started(save_toy(folder / "plain"), folder / "few", cwd=folder) as address:
         with opened(browser, f"{address}#/draw?model=letters") as page:
             assert page.get_by_label("What to draw").input_value() == "an a"
             assert page.get_by_label("Steps").input_value() == "2"
@@ -145,6 +209,19 @@ def test_a_model_begins_with_its_own_prompts_and_a_student_with_its_own_steps(br
             assert page.get_by_label("What to draw").input_value() == "seven"
         with opened(browser, f"{address}#/branch?model=letters") as page:
             assert page.get_by_label("Steps").input_value() == "2"
+        with opened(browser, f"{address}#/branch?model=toy&by=scales&scales=1,,2") as page:
+            assert page.locator(".paths b").all_inner_texts() == ["guidance 1", "guidance 2"]
+            for model in ("letters", "toy"):
+                page.get_by_label("Model", exact=True).select_option(model)
+            assert page.get_by_role("radio", name="Prompts").is_checked()
+        with opened(browser, f"{address}#/sketch?model=letters") as page:
+            page.get_by_text("50% drawn anew").wait_for()
+            page.get_by_label("What it shall become").fill("my own")
+            page.get_by_label("Model", exact=True).select_option("toy")
+            assert page.get_by_label("What it shall become").input_value() == "my own"
+            page.get_by_text("70% drawn anew").wait_for()
+        with opened(browser, f"{address}#/learn?run=letters") as page:
+            assert page.locator(".map tbody th").all_inner_texts() == ["1.0", "0.5", "0.0"]
 
 
 def test_a_picture_is_saved_and_a_mistake_is_a_message(browser, address):
@@ -179,6 +256,8 @@ def test_a_film_plays_to_its_end(browser, address):
         assert page.evaluate(PLAY) == ["Pause", "Play"]
         scrub = page.get_by_label("The way from noise")
         assert "state 3 of 3" in scrub.get_attribute("aria-valuetext") and pixels(page) != noise
+        at = page.evaluate(PAUSE)
+        assert f"at={at}" in here(page) and scrub.input_value() == at
 
 
 def test_paths_are_marked_and_scales_part_from_one_prompt(browser, address):
@@ -248,6 +327,14 @@ def test_a_sketch_is_drawn_on_by_mouse_and_keys(browser, address, folder):
         (folder / "notes.png").write_text("no picture")
         page.locator("input[type=file]").set_input_files(folder / "notes.png")
         page.get_by_role("alert").filter(has_text="is no picture").wait_for()
+        sketch = pixels(page)
+        page.get_by_role("link", name="Branch").click()
+        page.get_by_label("Prompts, one a line").wait_for()
+        page.get_by_role("link", name="Draw on it").click()
+        board.wait_for()
+        assert pixels(page) == sketch
+        page.get_by_role("button", name="Undo").click()
+        assert pixels(page) == second
 
 
 def test_a_run_is_started_watched_and_opened_in_draw(browser, address, folder):
@@ -265,6 +352,8 @@ def test_a_run_is_started_watched_and_opened_in_draw(browser, address, folder):
         page.wait_for_url(re.compile(r"#/draw\?model=run-1%40\d"))
         page.get_by_label("What to draw").wait_for()  # the address changes before the view does
         page.wait_for_selector(".view[data-drawn]")
+        records = read_metrics(folder / "output" / "page" / "run-1" / "metrics.jsonl")
+        assert any("validation_loss/ema" in record for record in records)
         page.goto(f"{address}#/learn?run=run-1")
         page.locator(".map td button[aria-label*='at step 6']").first.wait_for()
         shutil.rmtree(folder / "output" / "page" / "run-1")
@@ -272,13 +361,8 @@ def test_a_run_is_started_watched_and_opened_in_draw(browser, address, folder):
 
 
 def test_a_run_without_a_checkpoint_is_begun_watched_and_stopped(browser, tmp_path):
-    run = tmp_path / "long"
-    run.mkdir()
-    config = TOY.replace("steps: 6", "steps: 100000, snapshots: 2, sample_every: 0")
-    config = config.replace("log_every: 2", "log_every: 1")
-    (run / "config.yaml").write_text(f"{config}name: long\noutput_dir: {run}\n", encoding="utf-8")
     with (
-        started(run, cwd=tmp_path) as address,
+        started(endless_run(tmp_path / "long"), cwd=tmp_path) as address,
         opened(browser, address, ready="[role=alert]") as page,
     ):
         assert "No model here has a checkpoint yet" in page.get_by_role("alert").inner_text()
@@ -291,7 +375,14 @@ def test_a_run_without_a_checkpoint_is_begun_watched_and_stopped(browser, tmp_pa
         before = columns.count()
         page.get_by_role("button", name="Sample now").click()
         columns.nth(before).wait_for()
-        page.get_by_role("button", name="Stop").first.click()
+        page.locator(".map [tabindex='0']").press("ArrowDown")
+        cell = re.compile(r"step 1, t = 0\.8")
+        assert cell.search(page.locator(".map :focus").get_attribute("aria-label"))
+        before = columns.count()
+        page.evaluate(SAMPLE)
+        columns.nth(before).wait_for()
+        assert cell.search(page.locator(".map :focus").get_attribute("aria-label"))
+        page.get_by_role("button", name="Stop training").click()
         page.get_by_text(re.compile(r"of 100,000, stopped")).wait_for()
         curve = page.locator("svg polyline").first
         rough = curve.get_attribute("points")

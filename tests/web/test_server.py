@@ -2,14 +2,20 @@
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
+import os
 import shlex
 import shutil
+import signal
 import socket
+import subprocess
 import sys
 import threading
+import time
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,13 +24,15 @@ import uvicorn
 from helpers import TOY
 from PIL import Image
 from starlette.testclient import TestClient
-from toy_page import drawn, events, save_toy, wait_until
+from toy_page import drawn, endless_run, events, save_toy, wait_until
 
 from fluxsmith.cli import main
 from fluxsmith.data.images import to_uint8
 from fluxsmith.errors import UserError
 from fluxsmith.evaluation import classifier
 from fluxsmith.interop.open_pipeline import TextToImage
+from fluxsmith.training.lock import is_taken
+from fluxsmith.training.recorder import read_metrics
 from fluxsmith.web.branching import Judges, plane
 from fluxsmith.web.gallery import Gallery
 from fluxsmith.web.line import LONGEST, Line
@@ -50,7 +58,9 @@ def hasty_classifier(tmp_path_factory):
 
 @pytest.fixture
 def page(path, tmp_path):
-    return Page(Gallery([str(path)]), tmp_path / "runs")
+    page = Page(Gallery([str(path)]), tmp_path / "runs")
+    yield page
+    page.close()
 
 
 @pytest.fixture
@@ -115,6 +125,27 @@ def test_a_saved_png_says_the_command_that_draws_it_again(client, tmp_path, caps
     grid = next(tmp_path.glob("sample-*.png"))
     assert np.array_equal(Image.open(grid), Image.open(io.BytesIO(saved.content)))
     assert client.post("/api/save/gif", json=ASK).content.startswith(b"GIF8")
+
+
+def test_a_model_of_any_name_is_drawn_with_and_saved(tmp_path):
+    page = Page(Gallery([str(save_toy(tmp_path, "name=三"))]), tmp_path / "runs")
+    with TestClient(page.app(), base_url="http://127.0.0.1:7860") as client:
+        saved = client.post("/api/save/png", json=ASK | {"model": "三"})
+    assert saved.content.startswith(b"\x89PNG")
+    assert "filename*=UTF-8''%E4%B8%89-" in saved.headers["content-disposition"]
+    page.close()
+
+
+def test_a_model_that_is_written_anew_is_drawn_with_as_it_is_now(tmp_path):
+    path = save_toy(tmp_path / "toy")
+    page = Page(Gallery([str(path)]), tmp_path / "runs")
+    with TestClient(page.app(), base_url="http://127.0.0.1:7860") as client:
+        before = drawn(client.post("/api/draw", json=ASK).text)[-1]
+        assert client.get("/api/models").json()[0]["network"]["depth"] == 1
+        shutil.copy(save_toy(tmp_path / "other", "model.depth=2"), path)
+        assert drawn(client.post("/api/draw", json=ASK).text)[-1]["x"] != before["x"]
+        assert client.get("/api/models").json()[0]["network"]["depth"] == 2
+    page.close()
 
 
 def test_paths_from_one_noise_begin_at_one_point_and_part(client):
@@ -299,6 +330,25 @@ def test_who_leaves_the_line_is_not_drawn_for_and_a_full_line_says_so():
     assert {"place": 1} in places
 
 
+def test_a_line_that_is_closed_tells_who_waits_and_its_work_may_end_later(caplog):
+    go_on = threading.Event()
+
+    async def scenario() -> list[dict]:
+        line = Line()
+        events = line.events(lambda emit: go_on.wait())
+        assert await anext(events) == {"place": 0}
+        line.close()
+        return [event async for event in events]
+
+    before = set(threading.enumerate())
+    (last,) = asyncio.run(scenario())
+    assert "the server was stopped" in last["error"]
+    go_on.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join()
+    assert not caplog.records
+
+
 def test_a_file_that_is_no_model_is_refused_at_once(tmp_path):
     (tmp_path / "notes.pt").write_text("no model")
     with pytest.raises(UserError, match="no checkpoint"):
@@ -311,6 +361,24 @@ def test_two_models_of_one_name_have_different_ones(path, tmp_path):
     other = tmp_path / "diffusion-9.pt"
     shutil.copy(path, other)
     assert [*Gallery([str(path), str(other), str(path)]).places] == ["toy", "toy-2"]
+
+
+def test_models_that_ship_are_shown_beside_a_folder_of_such_a_name(tmp_path, monkeypatch):
+    (tmp_path / "digits-tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    gallery = Gallery([])
+    assert gallery.checkpoint("digits-tiny").is_file()
+    assert Path(gallery.typed("digits-tiny")).is_file()  # the name alone means the folder here
+
+
+def test_runs_of_an_earlier_page_are_there_but_for_damaged_ones(path, tmp_path):
+    runs = tmp_path / "runs"
+    for name, text in (("toy-1", f"{TOY}name: toy-1\n"), ("toy-2", "nonsense: 1\n")):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "config.yaml").write_text(text)
+    page = Page(Gallery([str(path)]), runs)
+    (run,) = page.runs.all()
+    assert run["name"] == "toy-1" and run["steps"] == 6 and not run["training"]
 
 
 def test_a_new_model_is_trained_by_any_config_but_a_student_s(path, tmp_path):
@@ -361,12 +429,7 @@ def test_without_its_extra_the_page_is_one_line(path, capsys, monkeypatch):
 @pytest.mark.slow
 def test_a_run_stops_goes_on_and_keeps_a_snapshot_and_has_one_server(path, tmp_path):
     """The server that started it; another one watches."""
-    run = tmp_path / "run"
-    run.mkdir()
-    config = TOY.replace("steps: 6", "steps: 100000, snapshots: 2, sample_every: 0")
-    config = config.replace("log_every: 2", "log_every: 1")
-    config += f"name: run\noutput_dir: {run}\n"
-    (run / "config.yaml").write_text(config, encoding="utf-8")
+    run = endless_run(tmp_path / "run")
     own, other = (Page(Gallery([str(path), str(run)]), tmp_path / "runs") for _ in range(2))
 
     def state(page):
@@ -384,17 +447,59 @@ def test_a_run_stops_goes_on_and_keeps_a_snapshot_and_has_one_server(path, tmp_p
         with pytest.raises(UserError, match="is being trained already"):
             other.runs.go_on("run")
         own.runs.stop("run")
+        with contextlib.suppress(UserError):  # it may have ended already
+            own.runs.stop("run")
+        assert state(own)["stopping"] or not state(own)["training"]
         wait_until(lambda: not state(own)["training"])
         stopped = state(own)["step"]
         assert stopped > 3 and not state(own)["problem"]
         assert (run / f"diffusion-{stopped}.pt").is_file()
         own.runs.go_on("run")
         wait_until(lambda: state(own)["step"] > stopped + 2)
+        own.runs.stop("run")
     finally:
         own.runs.close()
     seen = [record["step"] for record in state(other)["records"]]
-    assert seen == [*range(1, len(seen) + 1)]
-    assert not state(other)["training"]
+    assert seen == [*range(1, len(seen) + 1)] and state(other)["checkpoints"][-1] == seen[-1]
+    assert not state(other)["training"] and not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signals", [[signal.SIGHUP], [signal.SIGINT, signal.SIGINT]])
+def test_what_trains_is_kept_however_the_page_ends(path, tmp_path, signals):
+    """Its browser is one that ends once it has the page, as in a terminal, and is waited for."""
+    if signal.getsignal(signals[0]) is signal.SIG_IGN:
+        pytest.skip("started with nohup, which the page heeds")
+    run, seen = endless_run(tmp_path / "run"), tmp_path / "seen.html"
+    script = tmp_path / "browser.py"
+    script.write_text(
+        "import pathlib, sys, urllib.request\n"
+        "html = urllib.request.urlopen(sys.argv[1]).read()\n"
+        "pathlib.Path('seen.html').write_bytes(html)\n"
+    )
+    page = subprocess.Popen(
+        [sys.executable, "-m", "fluxsmith", "serve", str(path), str(run), "--port", "0"],
+        cwd=tmp_path,
+        env=os.environ | {"BROWSER": f"{sys.executable} {script} %s"},
+        stdout=subprocess.PIPE,
+    )
+    try:
+        address = page.stdout.readline().decode().split()[1]
+        wait_until(seen.exists)
+        kind = {"content-type": "application/json"}
+        urllib.request.urlopen(
+            urllib.request.Request(f"{address}api/runs/run/go-on", b"{}", kind)
+        ).close()
+        wait_until(lambda: len(read_metrics(run / "metrics.jsonl")) > 3)
+        for number in signals:
+            page.send_signal(number)
+            time.sleep(0.05)  # two at once may come as one
+        assert page.wait(60) == 128 + signals[0]
+    finally:
+        page.kill()
+        page.stdout.close()
+    assert not is_taken(run)
+    assert (run / f"diffusion-{read_metrics(run / 'metrics.jsonl')[-1]['step']}.pt").is_file()
 
 
 def test_a_judge_s_training_ends_with_the_page(path, tmp_path, monkeypatch):

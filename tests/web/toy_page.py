@@ -44,6 +44,16 @@ def save_toy(
     return path
 
 
+def endless_run(folder: Path) -> Path:
+    """The folder of a run that takes for ever and hasn't begun; its config names another one."""
+    folder.mkdir()
+    config = TOY.replace("steps: 6", "steps: 100000, snapshots: 2, sample_every: 0")
+    config = config.replace("log_every: 2", "log_every: 1")
+    config += f"name: {folder.name}\noutput_dir: {folder.parent / 'elsewhere'}\n"
+    (folder / "config.yaml").write_text(config, encoding="utf-8")
+    return folder
+
+
 def events(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 

@@ -63,7 +63,7 @@ class Composition(Evaluator):
             "pairs": [],
         }
         pairs = sorted(check_hold_out(data.hold_out or []))
-        if pairs and not data.edits:
+        if pairs and not samples.rows:  # test images that it draws again have all pairs
             prompts = _held_out_prompts(pairs, len(samples))
             # From noise that no other sample began from.
             pictures = torch.cat([*samples.drawn(prompts, first_index=len(samples))])

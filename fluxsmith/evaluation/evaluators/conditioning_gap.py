@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from fluxsmith.data.captions import exchanged
+from fluxsmith.errors import UserError
 from fluxsmith.evaluation.evaluator import Evaluator, Figure, Found, Score, Section
 from fluxsmith.evaluation.evaluators.validation_loss import losses_at
 from fluxsmith.evaluation.report import Chart, plots
-from fluxsmith.evaluation.samples import Samples
+from fluxsmith.evaluation.samples import Samples, in_batches
 from fluxsmith.evaluation.statistics import normal_interval
 from fluxsmith.flow.timesteps import stratified_grid
 
-BATCH = 100
+EXCHANGED = 100  # images that exchange their captions
 TIMES = 4
 
 
@@ -33,20 +34,25 @@ class ConditioningGap(Evaluator):
         count = min(samples.settings.validation_images, len(samples.reference.test))
         times = stratified_grid(TIMES).tolist()
 
+        groups = [samples.reference.test_batch(rows)[1] for rows in in_batches(count, EXCHANGED)]
+        own = [caption for group in groups for caption in group]
+        others = [caption for group in groups for caption in exchanged(group)]
+        differ = torch.tensor([one != other for one, other in zip(own, others, strict=True)])
+        if (n := int(differ.sum())) < 2:
+            raise UserError(
+                "conditioning_gap: the test images have no captions to exchange; leave it out"
+            )
+
         def gaps(rows: range) -> Tensor:
-            _, captions = samples.reference.test_batch(rows)
-            others = exchanged(captions)
-            right, wrong = (losses_at(samples, rows, times, c) for c in (captions, others))
-            differ = [own != other for own, other in zip(captions, others, strict=True)]
-            return (wrong - right)[:, torch.tensor(differ)]
+            part = slice(rows.start, rows.stop)
+            right, wrong = (losses_at(samples, rows, times, c[part]) for c in (own, others))
+            return (wrong - right)[:, differ[part]]
 
         with samples.sampler.evaluating():
-            gap = torch.cat(samples.measured(count, BATCH, gaps), dim=1)  # (times, images)
-        n = max(1, gap.shape[1])
+            parts = samples.measured(count, samples.at_once, gaps)
+            gap = torch.cat(parts, dim=1)  # (times, images)
 
         def mean(values: Tensor) -> dict[str, float]:
-            if len(values) < 2:  # all captions are equal
-                return {"mean": 0.0, "stderr": 0.0}
             return {"mean": float(values.mean()), "stderr": float(values.std() / n**0.5)}
 
         at = {f"{t:g}": mean(each) for t, each in zip(times, gap, strict=True)}

@@ -50,7 +50,7 @@ class Likelihood(Evaluator):
             return log_likelihood(velocity, x0, settings.seed, rows, STEPS, PROBES)
 
         with sampler.evaluating():
-            nats = torch.cat(samples.measured(count, BATCH, nats_of))
+            nats = torch.cat(samples.measured(count, min(BATCH, samples.at_once), nats_of))
         bits = bits_per_dimension(nats, samples.reference.test.images[0].numel())
         return {**bits, "images": count, "steps": STEPS, "probes": PROBES}
 

@@ -26,8 +26,12 @@ class PromptAccuracy(Evaluator):
 
         reference = samples.reference
         right = (samples.seen == samples.labels).tolist()
-        captions, few = reference.train.captions, reference.train.captions[:3]
-        phrasing = {caption: i for ways in captions for i, caption in enumerate(ways)}
+        # Models that are given pictures are prompted by the test images' captions.
+        ways_of = [*reference.test.captions, *reference.train.captions]
+        few = reference.train.captions[:3]
+        phrasing = {caption: i for ways in ways_of for i, caption in enumerate(ways)}
+        asked = zip(samples.prompts, samples.labels.tolist(), strict=True)
+        labels = dict(reference.prompts) | dict(asked)
         of_caption: dict[str, list[bool]] = defaultdict(list)
         of_phrasing: dict[int, list[bool]] = defaultdict(list)
         for prompt, one in zip(samples.prompts, right, strict=True):
@@ -40,7 +44,7 @@ class PromptAccuracy(Evaluator):
             "classifier_test_accuracy": float(reference.classifier.test_accuracy),
             "by_caption": {
                 caption: {**_share(of_caption[caption]), "label": label}
-                for caption, label in reference.prompts
+                for caption, label in labels.items()
                 if caption in of_caption
             },
             "by_phrasing": [

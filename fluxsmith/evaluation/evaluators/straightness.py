@@ -13,7 +13,6 @@ from fluxsmith.flow.path import Velocity
 from fluxsmith.flow.solvers import midpoint, uniform_grid
 from fluxsmith.randomness import image_noise
 
-BATCH = 100
 STEPS = 16
 
 
@@ -36,7 +35,7 @@ class Straightness(Evaluator):
             return path_errors(velocity, noise.to(pipeline.device), STEPS)
 
         with sampler.evaluating():
-            batches = samples.measured(count, BATCH, errors_of, guided=True)
+            batches = samples.measured(count, samples.at_once, errors_of, guided=True)
         errors, lengths, (times, *_) = zip(*batches, strict=True)
         overall, profile = straightness(torch.cat(errors, dim=1), torch.cat(lengths))
         return {

@@ -29,13 +29,16 @@ class Sweep(Evaluator):
 
     def measure(self, samples: Samples) -> Found:
         """Prompt accuracy and Fréchet distance of every solver at the evaluation's guidance, and of
-        every guidance scale at its solver and steps, with the same prompts and noise.
+        every guidance scale at its solver and steps, with the same prompts and noise. A student of
+        few steps is measured at its own, since it knows no other times.
 
         `cheapest` is the setting of fewest evaluations a picture that is as good as the best one
         within the tolerances of both, and, among equals, of the smallest Fréchet distance.
         """
         settings, data = samples.settings, Gaussian.of(samples.reference.train_features)
-        chosen = [(*each, settings.guidance) for each in solvers_and_steps()]
+        chosen = [(settings.solver, settings.steps, settings.guidance)]
+        if samples.sampler.pipeline.config.objective.kind != "trajectory_distillation":
+            chosen += [(*each, settings.guidance) for each in solvers_and_steps()]
         if samples.sampler.settings.guidance_method != "none":
             chosen += [(settings.solver, settings.steps, scale) for scale in GUIDANCE]
         distinct = track([*dict.fromkeys(chosen)], "sweeping settings", transient=True)

@@ -18,7 +18,6 @@ from fluxsmith.flow.path import flow_matching_loss
 from fluxsmith.flow.timesteps import stratified_grid
 from fluxsmith.randomness import image_noise
 
-BATCH = 100
 TIMES = 8
 # The first is the grid of MLPerf Training's FLUX.1 benchmark, which takes in t = 0.
 GRIDS = {"i/8": 0.0, "(i+1/2)/8": 0.5}
@@ -48,11 +47,13 @@ class ValidationLoss(Evaluator):
         with samples.sampler.evaluating():
             for name, offset in GRIDS.items():
                 times = stratified_grid(TIMES, offset).tolist()
-                batches = samples.measured(count, BATCH, partial(losses_at, samples, times=times))
+                loss_of = partial(losses_at, samples, times=times)
+                batches = samples.measured(count, samples.at_once, loss_of)
                 losses = torch.cat(batches, dim=1)  # (times, images)
                 at = {f"{t:g}": _mean(loss) for t, loss in zip(times, losses, strict=True)}
                 grids[name] = {**_mean(losses.mean(0)), "by_t": at}
-            latents = samples.measured(count, BATCH, lambda rows: _latents(samples, rows).cpu())
+            at_once = samples.at_once
+            latents = samples.measured(count, at_once, lambda rows: _latents(samples, rows).cpu())
         times = sorted({float(t) for grid in grids.values() for t in grid["by_t"]})
         linear = linear_loss(torch.cat(latents).var(0), torch.tensor(times)).tolist()
         best = {f"{t:g}": loss for t, loss in zip(times, linear, strict=True)}

@@ -43,9 +43,15 @@ def joined(charts: Mapping[str, Chart]) -> Chart:
     """One chart of several models', by their names; a line that is the same in all stands once."""
     series: dict[str, Mapping[Any, Sequence[float]]] = {}
     for model, chart in charts.items():
+        shared = [
+            name
+            for name, line in chart.series.items()
+            if all(line == other.series.get(name) for other in charts.values())
+        ]
+        alone = len(chart.series) - len(shared) == 1
         for name, line in chart.series.items():
-            common = all(line == other.series.get(name) for other in charts.values())
-            series[name if common else model] = line
+            own = model if alone else f"{model}, {name}"
+            series[name if name in shared else own] = line
     return replace(next(iter(charts.values())), series=series)
 
 

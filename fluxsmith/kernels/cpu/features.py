@@ -6,6 +6,8 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
+from fluxsmith.errors import UserError
+
 CPU_INFO = Path("/proc/cpuinfo")
 FIRST = 8192  # characters to read, more than one core takes: a server describes hundreds, slowly
 
@@ -41,8 +43,10 @@ def instructions(info: Path = CPU_INFO) -> tuple[str, ...]:
 
 def vectors(info: Path = CPU_INFO) -> str:
     """The widest vectors that our C++ uses here: avx512, avx2, or nothing."""
-    found = instructions(info)
-    if "avx512f" in found and os.environ.get(FORCE, "avx512") == "avx512":
+    found, asked = instructions(info), os.environ.get(FORCE) or "avx512"
+    if asked not in WIDTHS:
+        raise UserError(f"{FORCE}={asked}: must be avx2 or avx512")
+    if "avx512f" in found and asked == "avx512":
         return "avx512"
     return "avx2" if "avx2" in found and "fma" in found else ""
 

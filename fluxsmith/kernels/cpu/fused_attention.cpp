@@ -111,6 +111,7 @@ namespace {
 constexpr float EPSILON = 1e-6f;   // of RMSNorm
 constexpr int64_t SIZE = HEAD_SIZE;  // numbers of a head, a multiple of WIDTH: one library a size
 constexpr int N = SIZE / WIDTH;     // registers that hold it
+static_assert(SIZE % WIDTH == 0, "heads fill registers");
 
 // One head. -----------------------------------------------------------------------------------------
 

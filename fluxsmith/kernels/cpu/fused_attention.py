@@ -51,6 +51,7 @@ def fit(
     size, length = len(q_scales[0]), sum(x.shape[1] for x in qkv)
     return (
         length <= LONGEST
+        and (torch.compiler.is_compiling() or serves(size))  # a pickle may come from elsewhere
         and all(map(is_float32, (*qkv, *q_scales, *k_scales, *pe)))
         and width % (3 * size) == 0
         and all(x.ndim == 3 and x.shape[0] == batch and x.shape[2] == width for x in qkv)

@@ -117,7 +117,7 @@ def pieces_of(weight: Tensor, sizes: Sequence[int], dim: int, x: Tensor) -> Sequ
     if packed is not None and key in packed:
         return packed[key][1]
     pieces = [piece.contiguous() for piece in weight.split(list(sizes), dim)]
-    if packed is not None:
+    if packed is not None and not shapes_alone(weight):
         rows = x.numel() // x.shape[-1]
         pieces = [torch.ops.mkldnn._reorder_linear_weight(piece, rows) for piece in pieces]
         packed[key] = weight, pieces

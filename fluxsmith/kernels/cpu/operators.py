@@ -39,12 +39,14 @@ def is_float32(x: Tensor) -> bool:
 
 
 def called_plainly() -> bool:
-    """Whether neither torch.func, forward-mode differentiation, an export nor autocast is at work:
-    they know nothing of our operators."""
+    """Whether neither torch.func, forward-mode differentiation, an export, torch.jit.trace nor
+    autocast is at work: they know nothing of our operators."""
     if torch.is_autocast_enabled("cpu"):
         return False
     if torch.compiler.is_compiling():
         return not is_exporting()
+    if torch._C._get_tracing_state() is not None:
+        return False
     return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
 
 

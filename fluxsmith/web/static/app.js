@@ -15,10 +15,31 @@ const nav = document.querySelector("nav");
 let leave = () => {};
 let shows = 0;
 
+const EVERY = 300; // ms: browsers refuse to write the address more than about 100 times in 10 to 30 s
+let unwritten = null; // says what the address shall be
+let writing = 0;
+let here = ""; // the address as it was read or written last: another one is another view's
+
+function write() {
+  clearTimeout(writing);
+  writing = 0;
+  if (unwritten && location.hash === here) {
+    try {
+      history.replaceState(null, "", unwritten());
+    } catch {
+      writing = setTimeout(write, EVERY);
+      return;
+    }
+    here = location.hash;
+  }
+  unwritten = null;
+}
+
 nav.append(...Object.entries(VIEWS).map(([name, view]) => h("a", { href: `#/${name}` }, view.title)));
 
-// The settings of a view: read from the address, written into it where they are not the usual ones.
-function settings(view, usual) {
+// The settings of a view: read from the address, and written into it where they are not the usual
+// ones. `limits` are {min, max} of numbers that have a slider.
+function settings(view, usual, limits = {}) {
   const query = new URLSearchParams(location.hash.split("?")[1] || "");
   const found = { ...usual };
   for (const [key, value] of Object.entries(usual)) {
@@ -26,17 +47,26 @@ function settings(view, usual) {
     const text = query.get(key);
     if (typeof value === "boolean") found[key] = text === "true";
     else if (typeof value !== "number") found[key] = text;
-    else if (text !== "" && Number.isFinite(+text)) found[key] = +text;
+    else if (text !== "" && Number.isFinite(+text)) {
+      const { min = -Infinity, max = Infinity } = limits[key] || {};
+      found[key] = Math.min(max, Math.max(min, +text));
+    }
   }
-  const write = () => {
+  const address = () => {
     const now = new URLSearchParams();
     for (const [key, value] of Object.entries(found)) if (!Number.isNaN(value) && (value !== usual[key] || key === "model")) now.set(key, value);
-    history.replaceState(null, "", `#/${view}?${now}`);
+    return `#/${view}?${now}`;
   };
-  return { values: found, set(changes) { Object.assign(found, changes); write(); } };
+  const set = (changes) => {
+    Object.assign(found, changes);
+    unwritten = address;
+    writing ||= setTimeout(write, EVERY);
+  };
+  return { values: found, set };
 }
 
 export function open(view, values = {}) {
+  write();
   location.hash = `/${view}?${new URLSearchParams(values)}`;
 }
 
@@ -46,6 +76,8 @@ async function show() {
   leave();
   leave = () => {};
   forget();
+  unwritten = null;
+  here = location.hash;
   const mine = ++shows;
   main.inert = true; // a view that was left takes no input while the next one comes
   for (const link of nav.children) {
@@ -63,7 +95,7 @@ async function show() {
     const root = h("div", { className: "view" }, h("div", {}, h("h1", {}, VIEWS[view].title), h("p", { className: "lead" }, VIEWS[view].lead)));
     main.replaceChildren(root);
     main.inert = false;
-    leave = VIEWS[view].mount(root, { models, open, settings: (usual) => settings(view, usual) }) || leave;
+    leave = VIEWS[view].mount(root, { models, open, settings: (usual, limits) => settings(view, usual, limits) }) || leave;
   } catch (error) {
     if (mine !== shows) return;
     main.inert = false;
@@ -72,5 +104,6 @@ async function show() {
 }
 
 addEventListener("hashchange", show);
+for (const end of ["change", "click", "pagehide"]) addEventListener(end, write); // of a change, or of the view
 document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
 show();

@@ -3,7 +3,7 @@
 import { drawer } from "./api.js";
 import { lines } from "./chart.js";
 import { film, time } from "./film.js";
-import { find, modelSelect, request, stepsToSee, usualPrompt, usualPrompts } from "./models.js";
+import { GUIDANCE, find, foreign, modelSelect, request, stepsToSee, usualPrompt, usualPrompts } from "./models.js";
 import { paint } from "./paint.js";
 import { after, choice, field, h, number, slider, status } from "./ui.js";
 
@@ -11,19 +11,22 @@ export const title = "Branch";
 export const lead = "The same noise, led to different ends: where do the paths part, and when is it decided what a picture shows?";
 const SCALES = "0, 1, 1.5, 2, 3, 4, 6, 8";
 const MOST = 12;
+const STEPS = { min: 1, max: 50 };
 const SIDE = 420;
 const EDGE = 36;
 
 export function mount(root, { models, settings }) {
-  const { values, set } = settings({ model: models[0].name, by: "prompts", prompts: "", prompt: "", scales: SCALES, guidance: NaN, steps: NaN, seed: 0, at: -1, shown: "x", marked: -1 });
+  const { values, set } = settings({ model: models[0].name, by: "prompts", prompts: null, prompt: null, scales: SCALES, guidance: NaN, steps: NaN, seed: 0, at: -1, shown: "x", marked: -1 }, { guidance: GUIDANCE, steps: STEPS });
   let model = find(models, values.model);
   if (!model) throw new Error(`There is no model ${values.model} here.`);
   adopt();
-  function adopt(fresh) {
-    if (fresh || !values.prompts) values.prompts = usualPrompts(model).join("\n");
-    if (fresh || !values.prompt) values.prompt = usualPrompt(model, "seven");
-    if (fresh || !Number.isFinite(values.steps)) values.steps = stepsToSee(model);
-    if (fresh || !Number.isFinite(values.guidance)) values.guidance = model.defaults.guidance;
+  function adopt(before) {
+    if (before && foreign(prompts(), before, model)) values.prompts = null;
+    if (before && foreign([values.prompt], before, model)) values.prompt = null;
+    values.prompts ??= usualPrompts(model).join("\n");
+    values.prompt ??= usualPrompt(model, "seven");
+    if (before || !Number.isFinite(values.steps)) values.steps = stepsToSee(model);
+    if (before || !Number.isFinite(values.guidance)) values.guidance = model.defaults.guidance;
     if (!model.guided) values.by = "prompts";
   }
 
@@ -38,8 +41,9 @@ export function mount(root, { models, settings }) {
   let again = 0;
 
   const names = () => (values.by === "scales" ? scales().map((s) => `guidance ${s}`) : prompts());
-  const prompts = () => values.prompts.split("\n").map((p) => p.trim()).filter(Boolean).slice(0, MOST);
-  const scales = () => values.scales.split(",").map(Number).filter((s) => Number.isFinite(s) && s >= -20 && s <= 100).slice(0, MOST);
+  const listOf = (text, separator) => text.split(separator).map((part) => part.trim()).filter(Boolean);
+  function prompts() { return listOf(values.prompts, "\n").slice(0, MOST); }
+  const scales = () => listOf(values.scales, ",").map(Number).filter((s) => Number.isFinite(s) && s >= -20 && s <= 100).slice(0, MOST);
 
   const way = film(values, set, (state, which, i) => {
     paths.forEach((path) => {
@@ -85,45 +89,62 @@ export function mount(root, { models, settings }) {
       now: 1 - t, height: 220, place: sure }));
   }
 
-  async function full() {
+  async function ask() {
     clearTimeout(again);
     const many = values.by === "scales";
     const asked = names();
-    if (!asked.length) { told.failed(many ? "Give scales as numbers with commas between, such as 1, 2, 4." : "Give prompts, one a line."); return; }
+    if (!asked.length) { told.failed(many ? "Give scales as numbers with commas between, such as 1, 2, 4." : "Give prompts, one a line."); return null; }
     const body = { ...request(model, values), prompts: many ? [values.prompt] : asked, scales: many ? scales() : [] };
     const more = {};
     const drawn = await draw("/api/branch", body, { total: values.steps * (many ? asked.length : 1), extra: (event) => Object.assign(more, event) });
-    if (!drawn) return;
-    found = { ...more, states: drawn.groups };
+    if (!drawn) return null;
+    if (more.judge === "training") again = setTimeout(judge, 3000);
+    return { ...more, states: drawn.groups, asked, many };
+  }
+  async function full() {
+    const now = await ask();
+    if (!now) return;
+    found = now;
+    const { asked, many } = now;
     paths = asked.map((name, index) => ({ name, index, c: index % 10, group: many ? index : 0, row: many ? 0 : index, canvas: h("canvas", { role: "img" }), sure: h("span", { className: "number muted" }) }));
     places.replaceChildren(...paths.map((path) => h("button", { type: "button", className: `c${path.c}`, ariaPressed: values.marked === path.index, onclick: () => mark(path.index) },
       path.canvas, h("span", { className: "swatch" }), h("b", {}, path.name), path.sure)));
-    way.load(drawn.groups[0]);
+    way.load(found.states[0]);
     root.dataset.drawn = 1;
-    if (found.confidence) return;
+    if (!found.confidence) tell();
+  }
+  // Once more, for what the classifier says alone: the paths stay, and a film goes on.
+  async function judge() {
+    const now = await ask();
+    if (!now) return;
+    found = now;
+    if (found.confidence) way.redraw();
+    else tell();
+  }
+  function tell() {
     sure.replaceChildren(h("p", { className: "small muted" }, found.judge === "training" ? "A classifier of these pictures is being trained, once; its confidence comes as soon as it is there." : `No classifier says what it sees on the way: ${found.judge}`));
-    if (found.judge === "training") again = setTimeout(full, 3000);
   }
   function mark(index) {
     set({ marked: values.marked === index ? -1 : index });
     [...places.children].forEach((button, i) => { button.ariaPressed = i === values.marked; });
-    way.load(way.states);
+    way.redraw();
   }
 
   const soon = after(200, full);
-  const change = (changes) => { set({ marked: -1, ...changes }); soon(); };
+  const change = (changes) => { clearTimeout(again); set({ marked: -1, ...changes }); soon(); };
   const by = choice("What differs", [{ value: "prompts", text: "Prompts" }, { value: "scales", text: "Guidance" }], values.by, (v) => { change({ by: v }); fit(); }, true);
   const listed = h("textarea", { value: values.prompts, rows: 6, spellcheck: false, oninput: () => change({ prompts: listed.value }) });
   const single = h("input", { type: "text", value: values.prompt, oninput: () => change({ prompt: single.value }) });
   const scaled = h("input", { type: "text", value: values.scales, oninput: () => change({ scales: scaled.value }) });
-  const guidance = slider("Guidance", { min: 0, max: 8, step: 0.1, value: values.guidance, show: (v) => v.toFixed(1), oninput: (v) => change({ guidance: v }) });
-  const steps = slider("Steps", { min: 1, max: 50, value: values.steps, oninput: (v) => change({ steps: v }) });
+  const guidance = slider("Guidance", { ...GUIDANCE, value: values.guidance, oninput: (v) => change({ guidance: v }) });
+  const steps = slider("Steps", { ...STEPS, value: values.steps, oninput: (v) => change({ steps: v }) });
   const seed = number("Seed", values.seed, (v) => change({ seed: v }), { min: 0 });
   const dice = h("button", { type: "button", onclick: () => { seed.control.value = Math.floor(Math.random() * 1e6); change({ seed: +seed.control.value }); } }, "New noise");
-  const chosen = modelSelect(models, values.model, (name) => { model = find(models, name); adopt(true); listed.value = values.prompts; single.value = values.prompt; guidance.set(values.guidance); steps.set(values.steps); fit(); change({ model: name }); });
+  const chosen = modelSelect(models, values.model, (name) => { stop(); const before = model; model = find(models, name); adopt(before); listed.value = values.prompts; single.value = values.prompt; guidance.set(values.guidance); steps.set(values.steps); fit(); change({ model: name }); });
   const parts = { list: field("Prompts, one a line", listed), one: field("Prompt", single), scales: field("Scales", scaled) };
   function fit() {
     by.element.hidden = !model.guided;
+    by.set(values.by);
     const many = values.by === "scales";
     parts.list.hidden = many;
     parts.one.hidden = parts.scales.hidden = !many;

@@ -2,18 +2,20 @@
 
 import { drawer } from "./api.js";
 import { film, time } from "./film.js";
-import { evaluations, find, modelSelect, request, usualPrompts } from "./models.js";
+import { GUIDANCE, evaluations, find, modelSelect, request, usualPrompts } from "./models.js";
 import { paint } from "./paint.js";
 import { after, field, h, number, slider, status } from "./ui.js";
 
 export const title = "Compare";
 export const lead = "Two models begin with the same noise: a teacher and its student, or one model before and after.";
 
+const STEPS = { min: 1, max: 100 };
+
 export function mount(root, { models, settings }) {
   const second = models.find((m) => m.student) || models[1] || models[0];
   const alike = (m) => m !== second && m.size === second.size && m.prompts.join() === second.prompts.join();
   const first = models.find((m) => alike(m) && !m.student) || models.find((m) => m !== second) || second;
-  const { values, set } = settings({ model: first.name, other: second.name, prompts: "", seed: 0, at: -1, shown: "x", stepsA: NaN, stepsB: NaN, guidanceA: NaN, guidanceB: NaN });
+  const { values, set } = settings({ model: first.name, other: second.name, prompts: "", seed: 0, at: -1, shown: "x", stepsA: NaN, stepsB: NaN, guidanceA: NaN, guidanceB: NaN }, { stepsA: STEPS, stepsB: STEPS, guidanceA: GUIDANCE, guidanceB: GUIDANCE });
   const told = status();
   const sides = ["A", "B"].map((letter) => {
     const key = letter === "A" ? "model" : "other";
@@ -24,8 +26,8 @@ export function mount(root, { models, settings }) {
       for (const what of ["steps", "guidance"]) if (fresh || !Number.isFinite(values[what + letter])) values[what + letter] = side.model.defaults[what];
     };
     side.adopt(false);
-    side.steps = slider("Steps", { min: 1, max: 100, value: values[`steps${letter}`], oninput: (v) => change({ [`steps${letter}`]: v }) });
-    side.guidance = slider("Guidance", { min: 0, max: 8, step: 0.1, value: values[`guidance${letter}`], show: (v) => v.toFixed(1), oninput: (v) => change({ [`guidance${letter}`]: v }) });
+    side.steps = slider("Steps", { ...STEPS, value: values[`steps${letter}`], oninput: (v) => change({ [`steps${letter}`]: v }) });
+    side.guidance = slider("Guidance", { ...GUIDANCE, value: values[`guidance${letter}`], oninput: (v) => change({ [`guidance${letter}`]: v }) });
     side.guidance.element.hidden = !side.model.guided;
     side.select = modelSelect(models, values[key], (name) => {
       side.model = find(models, name);
@@ -53,7 +55,8 @@ export function mount(root, { models, settings }) {
   const figures = h("table", { className: "figures" });
   const remark = h("p", { className: "small muted" });
 
-  async function full() {
+  // `again` is for what the classifier says alone: a film goes on.
+  async function full(again = false) {
     const asked = prompts();
     sides.forEach((side) => side.drawer.stop());
     if (!asked.length) { told.failed("Give prompts, one a line."); return; }
@@ -65,7 +68,8 @@ export function mount(root, { models, settings }) {
       side.canvases.style.setProperty("--columns", Math.ceil(Math.sqrt(asked.length)));
       side.canvases.replaceChildren(...asked.map((prompt, i) => h("figure", {}, h("canvas", { role: "img", ariaLabel: prompt }), h("figcaption", {}, more.seen && !more.right[i] ? `${prompt}, seen: ${more.seen[i]}` : prompt))));
     }
-    way.load(sides.reduce((a, b) => (b.drawn.states.length > a.drawn.states.length ? b : a)).drawn.states);
+    if (again) way.redraw();
+    else way.load(sides.reduce((a, b) => (b.drawn.states.length > a.drawn.states.length ? b : a)).drawn.states);
     tell(asked.length);
     root.dataset.drawn = 1;
   }
@@ -81,7 +85,7 @@ export function mount(root, { models, settings }) {
     ];
     figures.replaceChildren(h("thead", {}, h("tr", {}, h("td", {}, h("span", { className: "hidden-text" }, "Figure")), sides.map((s) => h("th", { scope: "col" }, s.model.name)))),
       h("tbody", {}, rows.map(([name, show]) => h("tr", {}, h("th", { scope: "row" }, name), sides.map((s) => h("td", {}, show(s)))))));
-    if (sides.some((s) => s.drawn.judge === "training")) again = setTimeout(full, 4000);
+    if (sides.some((s) => s.drawn.judge === "training")) timer = setTimeout(() => full(true), 4000);
     const alike = a.model.latent.join() === b.model.latent.join();
     if (!alike) { remark.textContent = "These models draw pictures of different sizes, so their noise differs too."; return; }
     const [x, y] = sides.map((s) => s.drawn.states.at(-1).x);
@@ -89,8 +93,8 @@ export function mount(root, { models, settings }) {
     for (let i = 0; i < x.length; i += 1) sum += Math.abs(x[i] - y[i]);
     remark.textContent = `Same noise. Their pictures differ by ${(sum / x.length / 2.55).toFixed(1)}% of the range of a pixel, on average.`;
   }
-  let again = 0;
-  const soon = after(200, () => { clearTimeout(again); full(); });
+  let timer = 0;
+  const soon = after(200, () => { clearTimeout(timer); full(); });
   const change = (changes) => { set(changes); soon(); };
   const listed = h("textarea", { value: values.prompts, rows: 5, spellcheck: false, oninput: () => change({ prompts: listed.value }) });
   const seed = number("Seed", values.seed, (v) => change({ seed: v }), { min: 0 });
@@ -103,5 +107,5 @@ export function mount(root, { models, settings }) {
     h("section", { className: "panel", ariaLabel: "Settings" }, field("Prompts, one a line", listed), h("div", { className: "pick" }, seed.element, dice),
       sides.map((side) => h("fieldset", { className: "stack" }, h("legend", {}, side.letter === "A" ? "First model" : "Second model"), side.steps.element, side.guidance.element)))));
   full();
-  return () => { sides.forEach((s) => s.drawer.stop()); way.stop(); clearTimeout(again); };
+  return () => { sides.forEach((s) => s.drawer.stop()); way.stop(); clearTimeout(timer); };
 }

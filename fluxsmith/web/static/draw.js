@@ -2,7 +2,7 @@
 
 import { drawer, post } from "./api.js";
 import { film, time } from "./film.js";
-import { evaluations, find, modelSelect, request, usualPrompt } from "./models.js";
+import { GUIDANCE, evaluations, find, foreign, modelSelect, request, usualPrompt } from "./models.js";
 import { paint } from "./paint.js";
 import { after, chips, choice, field, h, number, select, slider, status } from "./ui.js";
 
@@ -10,24 +10,26 @@ export const title = "Draw";
 export const lead = "Say what; the model leads noise to a picture. Every state on the way is there to look at.";
 const QUICK = 4; // steps of a first answer
 const PICTURES = [1, 4, 9, 16];
+const STEPS = { min: 1, max: 100 };
 
 export function mount(root, { models, settings }) {
-  const { values, set } = settings({ model: models[0].name, prompt: null, guidance: NaN, steps: NaN, solver: "", seed: 0, pictures: 4, at: -1, shown: "x" });
+  const { values, set } = settings({ model: models[0].name, prompt: null, guidance: NaN, steps: NaN, solver: "", seed: 0, pictures: 4, at: -1, shown: "x" }, { guidance: GUIDANCE, steps: STEPS });
   let model = find(models, values.model);
   if (!model) throw new Error(`There is no model ${values.model} here.`);
   if (!PICTURES.includes(values.pictures)) values.pictures = 4;
-  adopt(false);
+  adopt();
 
-  function adopt(fresh) {
+  function adopt(before) {
     const { steps, guidance, solver } = model.defaults;
-    if (fresh || !Number.isFinite(values.guidance)) values.guidance = guidance;
-    if (fresh || !Number.isFinite(values.steps)) values.steps = steps;
-    if (fresh || !model.solvers[values.solver]) values.solver = solver;
+    if (before || !Number.isFinite(values.guidance)) values.guidance = guidance;
+    if (before || !Number.isFinite(values.steps)) values.steps = steps;
+    if (before || !model.solvers[values.solver]) values.solver = solver;
+    if (before && foreign([values.prompt], before, model)) values.prompt = null;
     values.prompt ??= usualPrompt(model, "seven");
   }
 
   const told = status();
-  const { draw, stop } = drawer(told);
+  const { draw, stop } = drawer(told, () => { newer = false; });
   const canvases = h("div", { className: "pictures" });
   const save = (kind) => async () => {
     const asked = new AbortController();
@@ -59,16 +61,23 @@ export function mount(root, { models, settings }) {
     told.done(`${values.pictures} picture${values.pictures > 1 ? "s" : ""} in ${Math.round(drawn.seconds * 1000)} ms, ${evaluations(model, values)} evaluations each`);
     root.dataset.drawn = each.toFixed(1);
   }
-  const later = after(140, full);
+  // While a slider moves, each quick drawing is let finish; the next one has the newest settings.
+  let hasty = false;
+  let newer = false; // settings have changed since it began
+  const later = after(140, () => hasty || full());
   async function quick() {
+    if (hasty) { newer = true; return; }
     if (values.steps <= QUICK) { later(); return; }
+    hasty = true;
     const drawn = await draw("/api/draw", body(QUICK));
-    if (!drawn) return;
-    way.stop();
-    lay();
-    show(drawn.states.at(-1), "x");
-    canvases.dataset.quick = (+canvases.dataset.quick || 0) + 1;
-    later();
+    hasty = false;
+    if (drawn) {
+      way.stop();
+      lay();
+      show(drawn.states.at(-1), "x");
+      canvases.dataset.quick = (+canvases.dataset.quick || 0) + 1;
+    }
+    if (newer) { newer = false; quick(); } else if (drawn) later();
   }
   const typed = after(80, quick);
   function lay() {
@@ -80,17 +89,17 @@ export function mount(root, { models, settings }) {
   const change = (changes, soon = quick) => { set(changes); soon(); };
   const prompt = h("input", { type: "text", className: "large", value: values.prompt, maxLength: 20_000, autocomplete: "off", spellcheck: false, oninput: () => { change({ prompt: prompt.value }, typed); offered.mark(prompt.value); } });
   const offered = chips("Prompts that this model knows", model.prompts, values.prompt, (chosen) => { prompt.value = chosen; change({ prompt: chosen }); });
-  const guidance = slider("Guidance", { min: 0, max: 8, step: 0.1, value: values.guidance, show: (v) => v.toFixed(1), oninput: (v) => change({ guidance: v }) });
-  const steps = slider("Steps", { min: 1, max: 100, value: values.steps, oninput: (v) => change({ steps: v }) });
+  const guidance = slider("Guidance", { ...GUIDANCE, value: values.guidance, oninput: (v) => change({ guidance: v }) });
+  const steps = slider("Steps", { ...STEPS, value: values.steps, oninput: (v) => change({ steps: v }) });
   const solver = select("Solver", Object.keys(model.solvers), values.solver, (v) => change({ solver: v }));
   const seed = number("Seed", values.seed, (v) => change({ seed: v }), { min: 0, step: 1 });
   const dice = h("button", { type: "button", onclick: () => { seed.control.value = Math.floor(Math.random() * 1e6); change({ seed: +seed.control.value }); } }, "New noise");
-  const pictures = choice("Pictures", PICTURES, values.pictures, (v) => change({ pictures: v }), true);
+  const pictures = choice("Pictures", PICTURES, values.pictures, (v) => { stop(); change({ pictures: v }); }, true);
   const chosen = modelSelect(models, values.model, (name) => {
+    stop(); // what comes would be another model's pictures
     const before = model;
     model = find(models, name);
-    if (before.prompts.includes(values.prompt) && !model.prompts.includes(values.prompt)) values.prompt = null;
-    adopt(true);
+    adopt(before);
     prompt.value = values.prompt;
     guidance.set(values.guidance);
     steps.set(values.steps);
@@ -112,5 +121,5 @@ export function mount(root, { models, settings }) {
   );
   lay();
   full();
-  return () => { stop(); way.stop(); };
+  return () => { newer = false; stop(); way.stop(); };
 }

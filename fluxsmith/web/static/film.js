@@ -12,11 +12,13 @@ export function film(values, set, onshow) {
     min: 0, max: 1, value: 1,
     show: (i) => (states[i] ? `${time(states[i].t)}, state ${i} of ${states.length - 1}` : ""),
     oninput: (i) => { stop(); show(i); },
-    onchange: (i) => set({ at: i === states.length - 1 ? -1 : i }),
+    onchange: (i) => stay(i),
   });
   const which = choice("What is shown of a state", [{ value: "x", text: "x_t" }, { value: "x0", text: "predicted x0" }], values.shown, (shown) => { set({ shown }); show(scrub.value); });
-  const button = h("button", { type: "button", onclick: () => (playing ? stop() : play()) }, "Play");
+  const button = h("button", { type: "button", onclick: () => (playing ? pause() : play()) }, "Play");
   function show(i) { if (states[i]) onshow(states[i], values.shown, i); }
+  function stay(i) { set({ at: i === states.length - 1 ? -1 : i }); }
+  function pause() { stop(); stay(scrub.value); }
   function stop() { cancelAnimationFrame(playing); playing = 0; button.textContent = "Play"; }
   function play() {
     const began = performance.now();
@@ -32,6 +34,7 @@ export function film(values, set, onshow) {
   return {
     element: h("div", { className: "film" }, button, scrub.element, which.element),
     stop,
+    redraw() { show(scrub.value); },
     load(next) {
       stop();
       states = next;

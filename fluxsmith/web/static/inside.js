@@ -2,21 +2,23 @@
 
 import { bytes, drawer, get } from "./api.js";
 import { film, time } from "./film.js";
-import { find, modelSelect, request, stepsToSee } from "./models.js";
+import { GUIDANCE, find, foreign, modelSelect, request, stepsToSee } from "./models.js";
 import { colour, paint } from "./paint.js";
 import { after, chips, field, h, number, slider, status } from "./ui.js";
 
 export const title = "Look inside";
 export const lead = "How much each part of the picture attends to a word, in every block and at every t; and the network that does it.";
 
+const STEPS = { min: 1, max: 50 };
+
 export function mount(root, { models, settings }) {
-  const { values, set } = settings({ model: models[0].name, prompt: "", guidance: NaN, steps: NaN, seed: 0, at: 10, shown: "x0", word: 0, box: 6 });
+  const { values, set } = settings({ model: models[0].name, prompt: null, guidance: NaN, steps: NaN, seed: 0, at: 10, shown: "x0", word: 0, box: 6 }, { guidance: GUIDANCE, steps: STEPS });
   let model = find(models, values.model);
   if (!model) throw new Error(`There is no model ${values.model} here.`);
   const told = status();
   const { draw, stop } = drawer(told);
   const looks = h("div", { className: "looks" });
-  const words = chips("Word", [], "", (word) => { set({ word: seen.labels.indexOf(word) }); way.load(way.states); });
+  const words = chips("Word", [], "", (word) => { set({ word: seen.labels.indexOf(word) }); way.redraw(); });
   const remark = h("p", { className: "small muted" });
   let seen = null; // {words, labels, blocks, rows, columns, most, maps}
 
@@ -94,20 +96,21 @@ export function mount(root, { models, settings }) {
     reveal();
   }
 
-  const adopt = (fresh) => {
-    if (fresh || !values.prompt) values.prompt = [...model.prompts].sort((a, b) => b.split(" ").length - a.split(" ").length || b.length - a.length)[0] || "";
-    if (fresh || !Number.isFinite(values.guidance)) values.guidance = model.defaults.guidance;
-    if (fresh || !Number.isFinite(values.steps)) values.steps = stepsToSee(model);
+  const adopt = (before) => {
+    if (before && foreign([values.prompt], before, model)) values.prompt = null;
+    values.prompt ??= [...model.prompts].sort((a, b) => b.split(" ").length - a.split(" ").length || b.length - a.length)[0] || "";
+    if (before || !Number.isFinite(values.guidance)) values.guidance = model.defaults.guidance;
+    if (before || !Number.isFinite(values.steps)) values.steps = stepsToSee(model);
   };
-  adopt(false);
+  adopt();
   const soon = after(150, full);
   const change = (changes) => { set(changes); soon(); };
   const prompt = h("input", { type: "text", className: "large", value: values.prompt, autocomplete: "off", spellcheck: false, oninput: () => { offered.mark(prompt.value); change({ prompt: prompt.value }); } });
   const offered = chips("Prompts that this model knows", model.prompts, values.prompt, (v) => { prompt.value = v; change({ prompt: v }); });
-  const guidance = slider("Guidance", { min: 0, max: 8, step: 0.1, value: values.guidance, show: (v) => v.toFixed(1), oninput: (v) => change({ guidance: v }) });
-  const steps = slider("Steps", { min: 1, max: 50, value: values.steps, oninput: (v) => change({ steps: v }) });
+  const guidance = slider("Guidance", { ...GUIDANCE, value: values.guidance, oninput: (v) => change({ guidance: v }) });
+  const steps = slider("Steps", { ...STEPS, value: values.steps, oninput: (v) => change({ steps: v }) });
   const seed = number("Seed", values.seed, (v) => change({ seed: v }), { min: 0 });
-  const chosen = modelSelect(models, values.model, (name) => { model = find(models, name); adopt(true); prompt.value = values.prompt; offered.fill(model.prompts, values.prompt); guidance.element.hidden = !model.guided; guidance.set(values.guidance); steps.set(values.steps); layout(); change({ model: name, word: 0 }); });
+  const chosen = modelSelect(models, values.model, (name) => { const before = model; model = find(models, name); adopt(before); prompt.value = values.prompt; offered.fill(model.prompts, values.prompt); guidance.element.hidden = !model.guided; guidance.set(values.guidance); steps.set(values.steps); layout(); change({ model: name, word: 0 }); });
   guidance.element.hidden = !model.guided;
   root.append(
     h("div", { className: "stack tight" }, field("Prompt", prompt), offered.element),

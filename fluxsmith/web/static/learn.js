@@ -3,22 +3,26 @@
 import { drawer, get, post } from "./api.js";
 import { lines, ticks } from "./chart.js";
 import { time } from "./film.js";
-import { find } from "./models.js";
+import { GUIDANCE, few, find, usualPrompt } from "./models.js";
 import { paint } from "./paint.js";
 import { after, choice, field, h, number, select, slider, status } from "./ui.js";
 
 export const title = "Watch it learn";
 export const lead = "A run's checkpoints across, the way from noise down: the same noise and the same prompt in every cell.";
-const STEPS = 10;
+const PLAIN = { steps: 10, solver: "euler" }; // of a drawing, but for students of few steps
+const ROWS = 6; // at the most
 const EVERY = 1000; // ms between looks at the run
 const COLUMNS = 26; // at the most, evenly over what there is
+const SMOOTH = { min: 0, max: 0.98, step: 0.01 };
 const CURVES = { loss: "loss", "validation_loss/ema": "validation loss", loss_q1: "loss, t below 1/4", loss_q2: "t 1/4 to 1/2", loss_q3: "t 1/2 to 3/4", loss_q4: "t above 3/4" };
 
 export function mount(root, { models, settings, open }) {
-  const { values, set } = settings({ run: "", prompt: "", seed: 0, guidance: NaN, shown: "x0", smooth: 0.6, curves: "loss,validation_loss/ema" });
+  const { values, set } = settings({ run: "", prompt: null, seed: 0, guidance: NaN, shown: "x0", smooth: 0.6, curves: "loss,validation_loss/ema" }, { guidance: GUIDANCE, smooth: SMOOTH });
   const told = status();
-  let stopped = false; // by a person: nothing is drawn until something is asked for
-  const { draw, stop } = drawer(told, () => { stopped = true; });
+  // Nothing is drawn until something is asked for: true once a person stopped it, or the step whose
+  // drawing failed, while that is there.
+  let halted = null;
+  const { draw, stop } = drawer(told, () => { halted = true; });
   let gone = false;
   let timer = 0;
   let run = null; // as the server tells of it
@@ -28,10 +32,14 @@ export function mount(root, { models, settings, open }) {
   let filling = null;
   let looking = null;
   const columns = new Map(); // step -> states
-  let chosenCell = [0, 0];
+  let way = { ...PLAIN, rows: [] }; // how the model is drawn with, and which of the states are rows
+  let laid = []; // the steps of the columns that are there
+  let chosen = { step: 0, row: 0 }; // the cell that Tab comes to
 
-  const state = h("p", { className: "small muted number", role: "status" });
-  const buttons = { stop: act("Stop", "stop"), on: act("Go on", "go-on"), now: act("Sample now", "snapshot") };
+  const count = h("span");
+  const phase = h("span", { role: "status" }); // is read out when it changes, unlike the count
+  const trouble = h("p", { className: "notice bad", role: "alert", hidden: true }); // of the training
+  const buttons = { stop: act("Stop training", "stop"), on: act("Go on", "go-on"), now: act("Sample now", "snapshot") };
   function act(text, what) {
     return h("button", { type: "button", onclick: async () => { try { await post(`/api/runs/${encodeURIComponent(values.run)}/${what}`); look(); } catch (error) { told.failed(error.message); } } }, text);
   }
@@ -46,13 +54,13 @@ export function mount(root, { models, settings, open }) {
   } }, "Train a new one");
   const picker = select("Run", [], values.run, (name) => choose(name));
   const prompt = h("input", { type: "text", value: values.prompt, oninput: () => again({ prompt: prompt.value }) });
-  const guidance = slider("Guidance", { min: 0, max: 8, step: 0.1, value: values.guidance || 0, show: (v) => v.toFixed(1), oninput: (v) => again({ guidance: v }) });
+  const guidance = slider("Guidance", { ...GUIDANCE, value: values.guidance || 0, oninput: (v) => again({ guidance: v }) });
   const seed = number("Seed", values.seed, (v) => again({ seed: v }), { min: 0 });
   const which = choice("What is shown of a state", [{ value: "x0", text: "predicted x0" }, { value: "x", text: "x_t" }], values.shown, (shown) => { set({ shown }); paintAll(); });
   const map = h("div", { className: "map" });
   const preview = h("canvas", { role: "img", className: "preview", ariaLabel: "The column under the pointer, played", width: 16, height: 16 });
   const curves = h("div");
-  const smooth = slider("Smoothing", { min: 0, max: 0.98, step: 0.01, value: values.smooth, show: (v) => v.toFixed(2), oninput: (v) => { set({ smooth: v }); plot(); } });
+  const smooth = slider("Smoothing", { ...SMOOTH, value: values.smooth, show: (v) => v.toFixed(2), oninput: (v) => { set({ smooth: v }); plot(); } });
   const shownCurves = () => values.curves.split(",");
   const legend = h("div", { className: "legend" }, Object.entries(CURVES).map(([key, name], i) => h("label", { className: `c${i}` },
     h("input", { type: "checkbox", checked: shownCurves().includes(key), onchange: (event) => { const now = shownCurves().filter((k) => k !== key); set({ curves: [...now, ...(event.target.checked ? [key] : [])].filter(Boolean).join(",") }); plot(); } }), h("span", { className: "swatch" }), name)));
@@ -72,20 +80,25 @@ export function mount(root, { models, settings, open }) {
     missing.hidden = known || !name;
     if (there.length) await choose(known ? name : there.at(-1).name);
   }
-  async function choose(name) {
+  // What was drawn of a run is forgotten.
+  function clear() {
     stop();
     told.done();
-    run = null;
-    state.textContent = "";
     columns.clear();
-    picker.control.value = name;
-    if (name !== values.run) set({ run: name, ...(values.run && { guidance: NaN }) }); // a model's own, if another one was there
     records = [];
     model = null;
     filling = null;
-    stopped = false;
+    halted = null;
+    laid = [];
     map.replaceChildren();
-    delete map.dataset.steps;
+  }
+  async function choose(name) {
+    clear();
+    run = null;
+    count.textContent = phase.textContent = "";
+    trouble.hidden = true;
+    picker.control.value = name;
+    if (name !== values.run) set({ run: name, ...(values.run && { guidance: NaN }) }); // a model's own, if another one was there
     await look();
   }
 
@@ -96,15 +109,18 @@ export function mount(root, { models, settings, open }) {
     try {
       const now = await get(`/api/runs/${encodeURIComponent(values.run)}?seen=${records.length}`);
       if (gone || mine !== looking) return;
-      if (now.seen < records.length) records = [];
+      if (now.seen < records.length) clear(); // it is trained anew
       else records.push(...now.records);
       run = now;
-      const share = run.training ? "training" : run.step >= run.steps ? "finished" : "stopped";
-      state.textContent = `step ${run.step.toLocaleString("en")} of ${run.steps.toLocaleString("en")}, ${share}`;
-      buttons.stop.disabled = !run.own;
+      const doing = run.stopping ? "stopping" : run.training ? "training" : run.step >= run.steps ? "finished" : "stopped";
+      count.textContent = `step ${run.step.toLocaleString("en")} of ${run.steps.toLocaleString("en")}, `;
+      if (phase.textContent !== doing) phase.textContent = doing;
+      buttons.stop.disabled = !run.own || run.stopping;
       buttons.on.disabled = run.training || run.step >= run.steps;
       buttons.now.disabled = !run.training || !run.snapshots;
-      if (run.problem) told.failed(`The training ended: ${run.problem}`);
+      const ended = `The training ended: ${run.problem}`;
+      if (trouble.textContent !== ended) trouble.textContent = ended;
+      trouble.hidden = !run.problem;
       sparse.hidden = run.snapshots;
       plot();
       fill();
@@ -118,7 +134,7 @@ export function mount(root, { models, settings, open }) {
     timer = setTimeout(look, every);
   }
 
-  function steps() {
+  function picked() {
     const all = run?.checkpoints || [];
     return all.length <= COLUMNS ? all : [...new Set(Array.from({ length: COLUMNS }, (_, i) => all[Math.round((i * (all.length - 1)) / (COLUMNS - 1))]))];
   }
@@ -126,9 +142,9 @@ export function mount(root, { models, settings, open }) {
   // Draws the columns that are missing, one after the other, the newest first. It is called at each
   // look, and begins `anew` where the prompt or another setting has changed.
   async function fill(anew = false) {
-    if (anew) { stop(); stopped = false; }
-    else if (filling || stopped) return;
+    if (anew) { stop(); halted = null; }
     if (!run?.checkpoints.length) return;
+    if (!anew && (filling || halted === true || run.checkpoints.includes(halted))) return;
     const mine = (filling = {});
     try {
       if (!model) {
@@ -136,16 +152,20 @@ export function mount(root, { models, settings, open }) {
         if (gone || mine !== filling) return;
         model = find(facts, run.name);
         if (!model) return;
-        if (!values.prompt || !model.prompts.length) { values.prompt = model.prompts.includes("three") ? "three" : model.prompts[0] || ""; prompt.value = values.prompt; }
+        if (values.prompt === null || !model.prompts.length) values.prompt = usualPrompt(model, "three");
+        prompt.value = values.prompt;
         if (!Number.isFinite(values.guidance)) values.guidance = model.defaults.guidance;
         guidance.set(values.guidance);
         guidance.element.hidden = !model.guided;
+        const { steps, solver } = few(model) ? model.defaults : PLAIN;
+        way = { steps, solver, rows: [...new Set(Array.from({ length: ROWS }, (_, i) => Math.round((i * steps) / (ROWS - 1))))] };
       }
       lay();
-      for (const step of [...steps()].reverse()) {
+      for (const step of [...picked()].reverse()) {
         if (columns.has(step)) continue;
-        const drawn = await draw("/api/draw", { model: `${run.name}@${step}`, prompts: [values.prompt], steps: STEPS, solver: "euler", guidance: model.guided ? values.guidance : 1, seed: values.seed });
-        if (!drawn || gone || mine !== filling) return;
+        const drawn = await draw("/api/draw", { model: `${run.name}@${step}`, prompts: [values.prompt], steps: way.steps, solver: way.solver, guidance: model.guided ? values.guidance : 1, seed: values.seed });
+        if (gone || mine !== filling) return;
+        if (!drawn) { if (halted !== true) halted = step; return; }
         columns.set(step, drawn.states);
         paintColumn(step);
         root.dataset.drawn = columns.size;
@@ -154,37 +174,39 @@ export function mount(root, { models, settings, open }) {
     finally { if (mine === filling) filling = null; }
   }
 
-  const ROWS = Array.from({ length: 6 }, (_, i) => Math.round((i * STEPS) / 5));
   function lay() {
-    const shown = steps();
-    if (map.dataset.steps === shown.join()) return;
-    map.dataset.steps = shown.join();
-    const cell = (step, row) => h("td", {}, h("button", { type: "button", tabIndex: -1, ariaLabel: `step ${step}, t = ${(1 - ROWS[row] / STEPS).toFixed(1)}: not drawn yet`, onclick: () => open("draw", { model: `${run.name}@${step}`, prompt: values.prompt, guidance: values.guidance, steps: STEPS, solver: "euler", seed: values.seed, pictures: 1, shown: values.shown, at: ROWS[row] === STEPS ? -1 : ROWS[row] }), onpointerenter: () => play(step), onfocus: () => { mark(shown.indexOf(step), row); play(step); } }, h("canvas", { width: 1, height: 1 })));
+    const shown = picked();
+    if (laid.join() === shown.join()) return;
+    laid = shown;
+    const { steps, solver, rows } = way;
+    const focused = map.contains(document.activeElement);
+    const cell = (step, row) => h("td", {}, h("button", { type: "button", tabIndex: -1, ariaLabel: `step ${step}, t = ${(1 - rows[row] / steps).toFixed(1)}: not drawn yet`, onclick: () => open("draw", { model: `${run.name}@${step}`, prompt: values.prompt, guidance: values.guidance, steps, solver, seed: values.seed, pictures: 1, shown: values.shown, at: rows[row] === steps ? -1 : rows[row] }), onpointerenter: () => play(step), onfocus: () => { mark(step, row); if (played !== step) play(step); } }, h("canvas", { width: 1, height: 1 })));
     map.replaceChildren(h("table", {}, h("caption", { className: "hidden-text" }, "Checkpoints across, t down. Arrow keys move, Enter opens a cell in Draw."),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "t"), shown.map((step) => h("th", { scope: "col" }, step.toLocaleString("en"))))),
-      h("tbody", {}, ROWS.map((at, row) => h("tr", {}, h("th", { scope: "row" }, (1 - at / STEPS).toFixed(1)), shown.map((step) => cell(step, row)))))));
-    mark(Math.min(chosenCell[0], shown.length - 1), chosenCell[1]);
+      h("tbody", {}, rows.map((at, row) => h("tr", {}, h("th", { scope: "row" }, (1 - at / steps).toFixed(1)), shown.map((step) => cell(step, row)))))));
+    const nearest = shown.reduce((a, b) => (Math.abs(b - chosen.step) < Math.abs(a - chosen.step) ? b : a));
+    mark(nearest, Math.min(chosen.row, rows.length - 1));
     paintAll();
+    if (focused) cellAt(chosen.step, chosen.row).focus({ preventScroll: true });
   }
-  const cellAt = (column, row) => map.querySelectorAll("tbody tr")[row]?.children[column + 1]?.firstChild;
-  function mark(column, row) {
-    cellAt(...chosenCell)?.setAttribute("tabindex", -1);
-    chosenCell = [column, row];
-    cellAt(column, row)?.setAttribute("tabindex", 0);
+  const cellAt = (step, row) => map.querySelectorAll("tbody tr")[row]?.querySelectorAll("button")[laid.indexOf(step)];
+  function mark(step, row) {
+    cellAt(chosen.step, chosen.row)?.setAttribute("tabindex", -1);
+    chosen = { step, row };
+    cellAt(step, row)?.setAttribute("tabindex", 0);
   }
   map.addEventListener("keydown", (event) => {
     const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], Home: [-99, 0], End: [99, 0] }[event.key];
     if (!move || !map.contains(document.activeElement)) return;
     event.preventDefault();
-    const [column, row] = [Math.max(0, Math.min(steps().length - 1, chosenCell[0] + move[0])), Math.max(0, Math.min(ROWS.length - 1, chosenCell[1] + move[1]))];
-    cellAt(column, row)?.focus();
+    const within = (i, list) => Math.max(0, Math.min(list.length - 1, i));
+    const column = within(laid.indexOf(chosen.step) + move[0], laid);
+    cellAt(laid[column], within(chosen.row + move[1], way.rows))?.focus();
   });
   function paintColumn(step) {
-    const column = steps().indexOf(step);
     const states = columns.get(step);
-    if (column < 0 || !states) return;
-    ROWS.forEach((at, row) => {
-      const button = cellAt(column, row);
+    way.rows.forEach((at, row) => {
+      const button = cellAt(step, row);
       if (!button || !states[at]) return;
       paint(button.firstChild, states[at][values.shown], 0, model);
       button.ariaLabel = `${values.prompt} at step ${step}, ${time(states[at].t)}: open in Draw`;
@@ -192,10 +214,12 @@ export function mount(root, { models, settings, open }) {
   }
   const paintAll = () => [...columns.keys()].forEach(paintColumn);
   let film = 0;
+  let played = 0; // the step of the last one
   function play(step) {
     clearInterval(film);
     const states = columns.get(step);
     if (!states) return;
+    played = step;
     let i = 0;
     film = setInterval(() => {
       paint(preview, states[i][values.shown], 0, model);
@@ -221,7 +245,7 @@ export function mount(root, { models, settings, open }) {
   const sparse = h("p", { className: "small muted" }, "This run keeps no snapshots, so its checkpoints alone are columns. Train with ", h("code", {}, "train.snapshots=24"), " to see more.");
   const none = h("p", { className: "notice", hidden: true }, "No run yet. Train a new one here, or start the page with a run's folder: ", h("code", {}, "fluxsmith serve output/image/digits/tiny"));
   const body = h("div", { className: "split", hidden: true },
-    h("div", { className: "stack" }, h("div", { className: "row" }, state, buttons.stop, buttons.on, buttons.now), map, sparse, h("div", { className: "row" }, which.element), told.element,
+    h("div", { className: "stack" }, h("div", { className: "row" }, h("p", { className: "small muted number" }, count, phase), buttons.stop, buttons.on, buttons.now), trouble, map, sparse, h("div", { className: "row" }, which.element), told.element,
       h("div", { className: "plate" }, h("h2", {}, "Loss"), curves, legend, smooth.element)),
     h("section", { className: "panel", ariaLabel: "Settings" }, picker.element, field("Prompt", prompt), guidance.element, seed.element,
       h("figure", {}, preview, h("figcaption", { className: "small muted" }, "Point at a column: it plays here."))));

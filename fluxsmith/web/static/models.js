@@ -35,8 +35,16 @@ export const request = (model, values) => ({
   seed: values.seed,
 });
 
+export const GUIDANCE = { min: 0, max: 8, step: 0.1, show: (v) => v.toFixed(1) };
+
+// Whether a model draws by the steps alone that it was trained with.
+export const few = (model) => model.student && !model.guided;
+
 // Steps that show a way: a few-step student's own, else enough to see it bend.
-export const stepsToSee = (model) => (model.student && !model.guided ? model.defaults.steps : 20);
+export const stepsToSee = (model) => (few(model) ? model.defaults.steps : 20);
+
+// Whether these are prompts of the model before that this one doesn't know. What was typed is none.
+export const foreign = (prompts, before, model) => prompts.every((p) => before.prompts.includes(p)) && !prompts.every((p) => model.prompts.includes(p));
 
 export const usualPrompt = (model, wanted) => (model.prompts.includes(wanted) ? wanted : model.prompts[0] || "");
 

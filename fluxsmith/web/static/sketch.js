@@ -1,41 +1,69 @@
 // Draw on it: a sketch that the model goes on from, and parts of it that are marked to be drawn anew.
 
 import { base64, drawer } from "./api.js";
-import { find, modelSelect, request, stepsToSee, usualPrompt } from "./models.js";
+import { GUIDANCE, few, find, foreign, modelSelect, request, stepsToSee, usualPrompt } from "./models.js";
 import { colour, paint } from "./paint.js";
 import { after, chips, choice, field, h, number, slider, status } from "./ui.js";
 
 export const title = "Draw on it";
 export const lead = "Begin a picture and let the model finish it; or mark what it shall draw anew.";
 const LARGEST = 10 * 2 ** 20; // bytes of a picture to start from
+const WIDTH = { min: 0.5, max: 6, step: 0.1, show: (v) => v.toFixed(1) };
+
+// The sketch, its marks, and what Undo goes back to stay while the page is open.
+const layer = () => h("canvas");
+const [picture, mask] = [layer(), layer()];
+const paper = picture.getContext("2d", { willReadFrequently: true });
+const past = []; // copies of both
+let begun = false;
+
+function copy(canvas) {
+  const made = h("canvas", { width: canvas.width, height: canvas.height });
+  made.getContext("2d").drawImage(canvas, 0, 0);
+  return made;
+}
 
 export function mount(root, { models, settings }) {
-  const { values, set } = settings({ model: models[0].name, prompt: "", strength: 0.7, guidance: NaN, seed: 0, tool: "brush", width: 1.6, colour: "#ffffff" });
+  const { values, set } = settings({ model: models[0].name, prompt: null, strength: 0.7, guidance: NaN, seed: 0, tool: "brush", width: 1.6, colour: "#ffffff" }, { guidance: GUIDANCE, width: WIDTH });
   let model = find(models, values.model);
   if (!model) throw new Error(`There is no model ${values.model} here.`);
   const told = status();
   const refused = h("p", { className: "notice bad", role: "alert", hidden: true }); // of a file
   const { draw, stop } = drawer(told);
-  const layer = () => h("canvas");
-  const [picture, mask, cursor] = [layer(), layer(), layer()];
+  const cursor = layer();
   const board = h("div", { className: "board", tabIndex: 0, role: "application", ariaLabel: "The sketch. Arrow keys move the brush, the space bar sets it down." }, picture, mask, cursor);
   const results = h("div", { className: "pictures" });
-  const history = [];
   let spot = [0, 0];
   let last = null;
 
+  function begin(whether) { begun = whether; board.classList.toggle("blank", !begun); }
   function blank() {
-    for (const canvas of [picture, mask, cursor]) canvas.width = canvas.height = model.size;
-    const paper = picture.getContext("2d", { willReadFrequently: true });
+    for (const canvas of [picture, mask]) canvas.width = canvas.height = model.size;
     paper.fillStyle = "#000";
     paper.fillRect(0, 0, model.size, model.size);
-    history.length = 0;
-    board.classList.add("blank");
-    spot = [model.size / 2, model.size / 2];
+    begin(false);
   }
-  const kept = () => [picture, mask].map((c) => c.getContext("2d").getImageData(0, 0, model.size, model.size));
-  const remember = () => { board.classList.remove("blank"); history.push(kept()); if (history.length > 40) history.shift(); };
-  const back = () => { const [a, b] = history.pop() || kept(); picture.getContext("2d").putImageData(a, 0, 0); mask.getContext("2d").putImageData(b, 0, 0); soon(); };
+  function put(canvas, other) { // in the model's size
+    canvas.width = canvas.height = model.size;
+    const context = canvas.getContext("2d");
+    context.imageSmoothingQuality = "high";
+    context.drawImage(other, 0, 0, model.size, model.size);
+  }
+  function resize() {
+    if (!begun) blank();
+    else if (picture.width !== model.size) for (const canvas of [picture, mask]) put(canvas, copy(canvas));
+    cursor.width = cursor.height = model.size;
+    spot = [model.size / 2, model.size / 2];
+    begin(begun);
+  }
+  const remember = () => { begin(true); past.push([picture, mask].map(copy)); if (past.length > 40) past.shift(); };
+  function back() {
+    const before = past.pop();
+    if (!before) return;
+    [picture, mask].forEach((canvas, i) => put(canvas, before[i]));
+    begin(true);
+    soon();
+  }
 
   function stroke(from, to) {
     const marking = values.tool === "mark";
@@ -92,20 +120,23 @@ export function mount(root, { models, settings }) {
     for (let i = 0; i < found.length; i += 1) found[i] = data[4 * i + 3] > 127 ? 255 : 0;
     return found.some(Boolean) ? base64(found) : null;
   }
+  // A picture is noised to one of the solver's own times, so the strength is a number of its steps.
+  const most = () => stepsToSee(model) - (few(model) ? 1 : 0); // of few steps, one is left to the sketch
+  const anew = () => Math.max(1, Math.min(most(), Math.round(values.strength * stepsToSee(model))));
   async function full() {
     const steps = stepsToSee(model);
-    const body = { ...request(model, { ...values, steps }), prompts: Array(4).fill(values.prompt), picture: base64(pixels(picture, model.channels)), mask: marked(), strength: values.strength };
-    const drawn = await draw("/api/draw", body, { total: Math.ceil(steps * values.strength) });
+    const body = { ...request(model, { ...values, steps }), prompts: Array(4).fill(values.prompt), picture: base64(pixels(picture, model.channels)), mask: marked(), strength: (anew() - 0.5) / steps }; // is rounded up to whole steps
+    const drawn = await draw("/api/draw", body, { total: anew() });
     if (!drawn) return;
     const end = drawn.states.at(-1).x;
     results.style.setProperty("--columns", 2);
     results.replaceChildren(...[0, 1, 2, 3].map((i) => {
       const canvas = h("canvas", { role: "img", ariaLabel: `${values.prompt || "no prompt"}, finished in way ${i + 1}` });
       paint(canvas, end, i, model);
-      return h("figure", {}, canvas, h("button", { type: "button", className: "small", ariaLabel: `Take way ${i + 1} onto the board`, onclick: () => { remember(); picture.getContext("2d").drawImage(canvas, 0, 0); mask.getContext("2d").clearRect(0, 0, model.size, model.size); soon(); } }, "Take over"));
+      return h("figure", {}, canvas, h("button", { type: "button", className: "small", ariaLabel: `Take way ${i + 1} onto the board`, onclick: () => { remember(); put(picture, canvas); mask.getContext("2d").clearRect(0, 0, model.size, model.size); soon(); } }, "Take over"));
     }));
     root.dataset.drawn = 1;
-    told.done(body.mask ? "the marked part drawn anew, four ways" : "finished in four ways");
+    told.done(body.mask ? "the marked part drawn anew, four ways" : most() ? "finished in four ways" : "drawn without the sketch, four ways");
   }
   const soon = after(160, full);
   const change = (changes) => { set(changes); soon(); };
@@ -125,27 +156,35 @@ export function mount(root, { models, settings }) {
     } catch (error) { refused.textContent = error.message; refused.hidden = false; }
   }
 
-  const adopt = (fresh) => {
-    if (fresh || !values.prompt) values.prompt = usualPrompt(model, "three");
-    if (fresh || !Number.isFinite(values.guidance)) values.guidance = model.defaults.guidance;
+  const adopt = (before) => {
+    if (before && foreign([values.prompt], before, model)) values.prompt = null;
+    values.prompt ??= usualPrompt(model, "three");
+    if (before || !Number.isFinite(values.guidance)) values.guidance = model.defaults.guidance;
   };
-  adopt(false);
+  adopt();
   const prompt = h("input", { type: "text", className: "large", value: values.prompt, autocomplete: "off", spellcheck: false, oninput: () => { offered.mark(prompt.value); change({ prompt: prompt.value }); } });
   const offered = chips("Prompts that this model knows", model.prompts, values.prompt, (v) => { prompt.value = v; change({ prompt: v }); });
-  const strength = slider("Strength", { min: 0.05, max: 1, step: 0.05, value: values.strength, show: (v) => `${Math.round(100 * v)}% drawn anew`, oninput: (v) => change({ strength: v }) });
-  const guidance = slider("Guidance", { min: 0, max: 8, step: 0.1, value: values.guidance, show: (v) => v.toFixed(1), oninput: (v) => change({ guidance: v }) });
+  const strength = slider("Strength", { min: 1, value: 1, show: (steps) => `${Math.round((100 * steps) / stepsToSee(model))}% drawn anew`, oninput: (steps) => change({ strength: steps / stepsToSee(model) }) });
+  const marksAlone = h("p", { className: "small muted" }, "This model draws in one step, so it can't go on from a sketch: mark what it shall draw anew.");
+  const guidance = slider("Guidance", { ...GUIDANCE, value: values.guidance, oninput: (v) => change({ guidance: v }) });
   const tool = choice("What the pen does", [{ value: "brush", text: "Draw" }, { value: "eraser", text: "Erase" }, { value: "mark", text: "Mark" }], values.tool, (v) => set({ tool: v }), true);
-  const width = slider("Width of the pen", { min: 0.5, max: 6, step: 0.1, value: values.width, show: (v) => v.toFixed(1), oninput: (v) => set({ width: v }) });
+  const width = slider("Width of the pen", { ...WIDTH, value: values.width, oninput: (v) => set({ width: v }) });
   const ink = h("input", { type: "color", value: values.colour, oninput: () => set({ colour: ink.value }) });
   const inked = field("Colour", ink);
   const seed = number("Seed", values.seed, (v) => change({ seed: v }), { min: 0 });
   const dice = h("button", { type: "button", onclick: () => { seed.control.value = Math.floor(Math.random() * 1e6); change({ seed: +seed.control.value }); } }, "New noise");
   const file = h("input", { type: "file", accept: "image/*", className: "hidden-text", tabIndex: -1, ariaLabel: "A picture to start from", onchange: () => { load(file.files[0]); file.value = ""; } });
-  const clear = () => { remember(); const past = history.splice(0); blank(); history.push(...past); soon(); };
-  const fit = () => { guidance.element.hidden = !model.guided; inked.hidden = model.channels === 1; };
-  const chosen = modelSelect(models, values.model, (name) => { model = find(models, name); adopt(true); prompt.value = values.prompt; offered.fill(model.prompts, values.prompt); guidance.set(values.guidance); fit(); blank(); change({ model: name }); });
+  const clear = () => { remember(); blank(); soon(); };
+  const fit = () => {
+    guidance.element.hidden = !model.guided;
+    inked.hidden = model.channels === 1;
+    strength.element.hidden = !most();
+    marksAlone.hidden = !strength.element.hidden;
+    strength.set(anew(), { max: Math.max(1, most()) });
+    resize();
+  };
+  const chosen = modelSelect(models, values.model, (name) => { stop(); const before = model; model = find(models, name); adopt(before); prompt.value = values.prompt; offered.fill(model.prompts, values.prompt); guidance.set(values.guidance); fit(); change({ model: name }); });
   fit();
-  blank();
   root.append(
     h("div", { className: "stack tight" }, field("What it shall become", prompt), offered.element),
     h("div", { className: "split" },
@@ -156,7 +195,7 @@ export function mount(root, { models, settings }) {
               h("button", { type: "button", onclick: () => file.click() }, "Open a picture"), file)),
           h("section", { className: "stack tight", ariaLabel: "How the model finishes it" }, h("h2", {}, "How the model finishes it"), results)),
         refused, told.element),
-      h("section", { className: "panel", ariaLabel: "Settings" }, tool.element, width.element, inked, strength.element, guidance.element, h("div", { className: "pick" }, seed.element, dice), chosen.element)),
+      h("section", { className: "panel", ariaLabel: "Settings" }, tool.element, width.element, inked, strength.element, marksAlone, guidance.element, h("div", { className: "pick" }, seed.element, dice), chosen.element)),
   );
   full();
   return stop;

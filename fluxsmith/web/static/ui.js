@@ -115,7 +115,8 @@ export function status() {
     },
     progress(share) { bar.value = share; },
     done(words = "") { clearTimeout(timer); bar.hidden = stop.hidden = true; text.textContent = words; },
-    failed(message) { this.done(); problem.textContent = message; problem.hidden = false; },
+    // The same message again is not announced again.
+    failed(message) { this.done(); if (problem.textContent !== message) problem.textContent = message; problem.hidden = false; },
   };
 }
 
