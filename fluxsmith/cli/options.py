@@ -81,9 +81,9 @@ def drawing_command(checkpoint: Path, found: Path) -> str:
     if places and not is_shipped(found):  # whose folder is elsewhere on each machine
         kept[places[0]] = str(found)
     for i, word in enumerate(kept[1:], 1):
-        run = Path(word)
-        if kept[i - 1] == "--lora" and run.is_dir() and checkpoints.find(run):
-            kept[i] = str(checkpoints.newest(run))
+        run, colon, weight = (word, "", "") if Path(word).exists() else word.rpartition(":")
+        if kept[i - 1] == "--lora" and run and checkpoints.find(Path(run)):
+            kept[i] = f"{checkpoints.newest(Path(run))}{colon}{weight}"
     return shlex.join(["fluxsmith", *kept])
 
 

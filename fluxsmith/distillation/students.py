@@ -32,7 +32,6 @@ TRAIN: dict[str, Any] = {
 }
 DEV_SHARE, FEW_SHARE = 0.04, 0.06  # of the teacher's steps
 LEAST = 80  # steps
-HIGHEST = 5.0  # scale of guidance that a student learns, or its teacher's where that is more
 # Of the images that the teacher saw, trajectories that are made, up to those of the objective.
 DEV_TRAJECTORIES, FEW_TRAJECTORIES = 1 / 600, 1 / 50
 PARTS = 4  # checkpoints and sample grids
@@ -71,7 +70,8 @@ def student_config(run: Path, steps: int | None, overrides: Sequence[str] = ()) 
     if dev:
         if teacher["model"]["guidance_embed"]:
             raise UserError(f"{path} has its guidance as an input already; give --steps 4")
-        highest = max(HIGHEST, teacher["sample"]["guidance"])
+        usual = GuidanceDistillation.Settings.highest_guidance
+        highest = max(usual, teacher["sample"]["guidance"])  # it is drawn at its teacher's scale
         data["objective"] |= {"kind": "guidance_distillation", "highest_guidance": highest}
         data["model"]["guidance_embed"] = True
         data["sample"] |= {"guidance_method": "embedded", "guidance_interval": [0.0, 1.0]}

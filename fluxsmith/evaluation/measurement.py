@@ -157,7 +157,7 @@ def during_training(
         for name, each in list(evaluators.items()):
             try:
                 found[f"{name}/ema"] = each.score(samples)
-            except UserError as error:  # which is no reason to end a run
+            except UserError as error:  # the others are still to be had
                 log.warning("evaluate.metrics: %s is left out from here on: %s", name, error)
                 del evaluators[name]
         return found

@@ -3,7 +3,6 @@ are compiled once. The code is kept on disk, and the next start is quick."""
 
 import hashlib
 import os
-import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,8 +30,8 @@ def pays(device: torch.device, operations: float, shapes: int) -> bool:
 def prepare_compiling(device: torch.device) -> str:
     """To be called before anything is compiled: why nothing can be, or nothing where it can."""
     # One for each kind of processor: the code has its vectors' width in it, torch's key has not.
-    kind = (platform.machine(), *features.instructions(), os.environ.get("ATEN_CPU_CAPABILITY"))
-    own = hashlib.sha256(repr(kind).encode()).hexdigest()[:12]
+    kind = features.kind() + os.environ.get("ATEN_CPU_CAPABILITY", "")
+    own = hashlib.sha256(kind.encode()).hexdigest()[:12]
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled" / own))
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))

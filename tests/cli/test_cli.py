@@ -99,13 +99,15 @@ def test_the_command_of_a_picture_names_its_checkpoints_and_nothing_else(trained
     from fluxsmith.cli.options import TYPED, drawing_command
 
     folder, found = trained, trained / "diffusion-6.pt"
-    typed = ["sample", f"{folder}/", "--prompt", str(folder), "--lora", str(folder), "--out", "x"]
+    loras = ["--lora", str(folder), "--lora", f"{folder}:0.5"]
+    typed = ["sample", f"{folder}/", "--prompt", str(folder), *loras, "--out", "x"]
     told = TYPED.set(typed)
     try:
         command = drawing_command(folder, found)
     finally:
         TYPED.reset(told)
-    assert command == f"fluxsmith sample {found} --prompt {folder} --lora {found}"
+    expected = f"fluxsmith sample {found} --prompt {folder} --lora {found} --lora {found}:0.5"
+    assert command == expected
 
 
 def test_without_prompts_it_draws_captions_of_the_data(trained, tmp_path):

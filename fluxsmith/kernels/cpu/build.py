@@ -4,7 +4,6 @@ import ctypes
 import functools
 import hashlib
 import os
-import platform
 import re
 import shlex
 import subprocess
@@ -64,8 +63,7 @@ def load(source: Path, vectors: str, **macros: int) -> ctypes.CDLL:
         files = (source, *sorted(source.parent.glob("*.h")))
         made_of = [*(file.read_text(encoding="utf-8") for file in files), *command, *threads]
         made_by = _run([*compiler, "--version"])
-        made_for = " ".join([platform.machine(), *features.instructions()])
-        key = hashlib.sha256("\0".join([*made_of, made_by, made_for]).encode()).hexdigest()
+        key = hashlib.sha256("\0".join([*made_of, made_by, features.kind()]).encode()).hexdigest()
         folder = cache_folder() / "native"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         library = folder / f"{source.stem}-{key[:16]}.so"

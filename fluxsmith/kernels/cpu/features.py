@@ -41,6 +41,11 @@ def instructions(info: Path = CPU_INFO) -> tuple[str, ...]:
     return tuple((described("flags", info) or described("Features", info)).split())
 
 
+def kind() -> str:
+    """Equal for processors that can run each other's code, in caches that machines may share."""
+    return " ".join([platform.machine(), *instructions()])
+
+
 def vectors(info: Path = CPU_INFO) -> str:
     """The widest vectors that our C++ uses here: avx512, avx2, or nothing."""
     found, asked = instructions(info), os.environ.get(FORCE) or "avx512"
