@@ -219,6 +219,11 @@ def test_an_objective_with_a_gradient_penalty(toy, tmp_path, monkeypatch, kernel
     monkeypatch.setitem(OBJECTIVES, "penalised", Penalised)
     plan = ("objective.kind=penalised", f"train.kernels={kernels}")
     assert all(loss > 0 for loss in trained(toy, tmp_path, *plan))
+    if kernels == "auto":  # long enough to be looked at
+        again = f"output_dir={tmp_path / 'looked at'}"
+        assert train(toy(*plan, "train.steps=100", "train.sample_every=0", again)) == 0
+        records = read_metrics(tmp_path / "looked at" / "metrics.jsonl")
+        assert any("loss_held_out" in record for record in records)
     with pytest.raises(UserError, match="compiled code has no second derivatives"):
         train(toy(*plan, "train.compile=true", f"output_dir={tmp_path / 'compiled'}"))
 
@@ -288,7 +293,7 @@ def test_an_evaluator(toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(EVALUATORS, "brightness", Brightness())
     plan = ("evaluate.every=1", "evaluate.metrics=[brightness]", "train.steps=1")
     config = toy(*plan)
-    assert train(config, evaluate=during_training(config)) == 0
+    assert train(config, evaluate=lambda: during_training(config)) == 0
     [record] = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert 0 <= record["brightness/ema"] <= 255
     figures = tmp_path / "found.json"

@@ -123,17 +123,19 @@ def without_adapters(network: nn.Module) -> Iterator[None]:
             layer.active = active
 
 
-def add_changes(network: nn.Module, changes: Iterable[LowRank]) -> None:
-    """Adds the changes of any number of LoRAs, for drawing. Weights in float32 take them in, and
-    cost nothing more from then on; in bfloat16 that would round them, so there they stay beside
-    the weights, one pair of matrices a layer for all."""
+def add_changes(
+    network: nn.Module, changes: Iterable[LowRank], dtype: torch.dtype | None = None
+) -> None:
+    """Adds the changes of any number of LoRAs, for drawing in `dtype`, or the weights' own. Weights
+    in float32 take them in, and cost nothing more from then on; in bfloat16 that would round them,
+    so there they stay beside the weights, one pair of matrices a layer for all."""
     by_layer: dict[str, list[LowRank]] = {}
     for change in changes:
         by_layer.setdefault(change.layer, []).append(change)
     for name, own in by_layer.items():
         layer = network.get_submodule(name)
         assert isinstance(layer, nn.Linear)
-        if layer.weight.dtype == torch.float32:
+        if layer.weight.dtype == torch.float32 == (dtype or torch.float32):
             layer.weight = nn.Parameter(merged(layer.weight.detach(), own))
             continue
         if isinstance(layer, LoraLinear):

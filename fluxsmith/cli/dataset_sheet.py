@@ -92,7 +92,7 @@ def dataset_sheet(config: RunConfig, out: Path | None) -> DatasetSheet:
             sheet.add_row("" if i else name, value)
     console.print(sheet)
     if out is not None:
-        batch = build_loader(tolerant, SHOWN, config.seed).batch(0)
+        batch = build_loader(tolerant, SHOWN, config.seed, fault=fault).batch(0)
         picture = render.grid(to_uint8(batch.images), batch.captions)
         render.save_png(out, picture, {"captions": batch.captions})
         console.print(f"sheet  {out}", highlight=False, soft_wrap=True)

@@ -19,7 +19,8 @@ def encode(config: ConfigFile, overrides: Overrides = None) -> None:
     settings = read_config(config, overrides or [])
     latents, first = keeps_latents(settings), os.environ.get("RANK", "0") == "0"
     lines = []
-    if not latents or (settings.text.encoder != "bytes" and first):
+    kept = getattr(settings.text, "cache", "memory") != "memory"  # embeddings, for later runs
+    if not latents or (kept and first):
         lines += encode_captions(settings)
     if latents:
         lines += encode_latents(settings)

@@ -32,6 +32,8 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):
+            _fail(f"{error.filename}: {error.strerror}; check its permissions")
         if error.errno != errno.ENAMETOOLONG:
             raise
         _fail(f"{str(error.filename)[:40]}...: no file can have so long a name; check the path")

@@ -44,7 +44,9 @@ def convert(
     """Write a LoRA in another program's format, or a LoRA run as a file."""
     from fluxsmith.device import named_dtype
     from fluxsmith.interop.lora_files import read_lora, write_lora
+    from fluxsmith.storage.files import refuse_existing
 
+    refuse_existing(out)
     found = read_lora(lora, without_text=without_text)
     metadata = dict(found.metadata)
     if trigger is not None:

@@ -37,7 +37,7 @@ def plan(
     from fluxsmith.cli.plan_table import show
     from fluxsmith.config import read_config
     from fluxsmith.device import memory_of, pick_device
-    from fluxsmith.kernels.memory import keep_freed_memory
+    from fluxsmith.kernels.memory import give_back_freed_memory, keep_freed_memory
     from fluxsmith.kernels.timing import device_name
     from fluxsmith.planning.forecast import Planner
     from fluxsmith.planning.machine import Machine, quantity
@@ -73,6 +73,9 @@ def plan(
         network=quantity("--network", network, "B/s") if network else None,
     )
     if device.type == "cpu" and machine.here:
-        keep_freed_memory()  # as training does
+        if settings.parallel.shard == 1:  # as training does
+            keep_freed_memory()
+        else:
+            give_back_freed_memory()
     outline = Outline.of(settings)
     show(settings, machine, outline.notes, Planner(outline, machine).forecast(), json_file)

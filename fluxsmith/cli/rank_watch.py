@@ -48,7 +48,7 @@ class Watch(threading.Thread):
         self._known: Verdict | None = None  # the verdict, once this rank has seen it
         self._calls: dict[int, tuple[float, str]] = {}  # of each thread: since when, and what
         self._over = threading.Event()
-        store.set(f"who/{rank}", f"{os.getpid()} {socket.gethostname()}")
+        store.set(f"who/{rank}", f"{os.getpid()} {_machine()} {socket.gethostname()}")
 
     @contextlib.contextmanager
     def waiting(self, call: str) -> Iterator[None]:
@@ -98,8 +98,8 @@ class Watch(threading.Thread):
         beats, neighbour = 0, (self.rank + 1) % self.size
         heard, at = "", time.monotonic()
         try:
-            pid, host = self.store.get(f"who/{neighbour}").decode().split(" ", 1)
-            here = host == socket.gethostname()
+            pid, machine, host = self.store.get(f"who/{neighbour}").decode().split(" ", 2)
+            here = machine == _machine()
             while not self._over.wait(BEAT):
                 beats += 1
                 self.store.set(f"beat/{self.rank}", f"{beats} {self._state()}")
@@ -158,6 +158,16 @@ class Watch(threading.Thread):
         if verdict.owner == self.rank:
             os.write(2, f"error: {verdict.line}\n".encode())
         os._exit(verdict.code)
+
+
+def _machine() -> str:
+    """What tells where a process's number means the same: machines, and containers, may share a
+    name."""
+    found = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        found.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        found.append(str(Path("/proc/self/ns/pid").readlink()))
+    return "|".join(found).replace(" ", "_")
 
 
 def _ended(pid: int) -> bool:

@@ -177,7 +177,7 @@ def sample(
     written = write_drawing(
         sampler, drawings[-1], folder, command, filmstrip=filmstrip, gif=gif, ranks=ranks
     )
-    for what, path in written.items():
-        typer.echo(f"{what:<11} {path}")
+    for what, file in written.items():
+        typer.echo(f"{what:<11} {file}")
     if (peak := peak_memory(pipeline.device)) is not None:
         typer.echo(f"peak memory {peak / 2**30:.2f} GiB")

@@ -1,5 +1,6 @@
 """`fluxsmith train`."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,7 +41,10 @@ def run_training(
     from fluxsmith.training.run import train
 
     if pick_device(config.device).type == "cpu":
-        (keep_freed_memory if config.parallel.shard == 1 else give_back_freed_memory)()
+        if config.parallel.shard == 1:
+            keep_freed_memory()
+        else:
+            give_back_freed_memory()
     ranks = RANKS.get(ALONE)
-    evaluate = during_training(config, ranks)
+    evaluate = partial(during_training, config, ranks)
     return train(config, resume, overwrite, fork, evaluate, ranks, expected)

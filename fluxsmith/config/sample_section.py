@@ -2,10 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fluxsmith.config.kinds import KindSection
 from fluxsmith.config.types import Count, Interval, NameIn, Section, Share, SolverSteps
+from fluxsmith.data.captions import composed
 
 
 class SampleConfig(KindSection):
@@ -32,6 +33,12 @@ class SampleConfig(KindSection):
     """Pictures drawn when no prompts are given, and in the grids during training."""
     prompts: Annotated[list[str], Field(min_length=1)] | None = None
     """Prompts of the grids during training, a picture each; captions of the data by default."""
+
+    @field_validator("prompts")
+    @classmethod
+    def _composed(cls, prompts: list[str] | None) -> list[str] | None:
+        """As they are drawn, so that what is cached of them is found."""
+        return prompts and [composed(prompt) for prompt in prompts]
 
 
 class EvaluateConfig(Section):

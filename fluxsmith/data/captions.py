@@ -63,7 +63,8 @@ class Captioner:
                     f"data.caption"
                 )
         templates = settings.templates or TEMPLATES
-        self._ways = [self._captions([name.replace("_", " ")], templates) for name in self.classes]
+        names = (_clean(name.replace("_", " ")) for name in self.classes)
+        self._ways = [self._captions([name], templates) for name in names]
 
     def describe(self, *values: Any) -> Described:
         """The captions that values stand for: texts, lists of them, or numbers of classes."""

@@ -338,11 +338,11 @@ class HFShards:
         return digest_of([*told, names, list(contents), beside])
 
     def _belongs(self, record: Record, row: Mapping[str, Any]) -> bool:
-        """Whether a row is of the split: by its column split, or by a share of the others."""
+        """Whether a row is of the split: by its column split, or by a share of those without."""
         if self.columns.split is not None:
             word = split_word(row[self.columns.split], record.name)
-            if own_test([word]):
-                return self.split == "test"
+            if word:
+                return (own_test([word]) is not None) == (self.split == "test")
         known = record.name
         if self.held_out and isinstance(record.picture, Path):
             known = os.path.relpath(record.picture, self.opened.folder)

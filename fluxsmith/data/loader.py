@@ -352,7 +352,14 @@ class RecordLoader(EpochLoader):
         return to_device(torch.stack(pixels), self.device), captions
 
     def captions(self) -> list[str]:
-        return distinct(self.records.captions())
+        found = distinct(self.records.captions())
+        if not found:
+            record = self.records[0]
+            raise UserError(
+                f"no image has a caption that can be used; {record.name}: "
+                f"{record.fault or 'it has no caption'}"
+            )
+        return found
 
     def describe(self) -> str:
         return f"{super().describe()}, read as they are needed"

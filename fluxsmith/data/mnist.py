@@ -62,7 +62,10 @@ def load(settings: Settings, split: Split) -> ImageSet:
             f"replace the pair with one that belongs together"
         )
     if len(labels) and labels.max() > 9:
-        raise UserError(f"{labels_file} has the label {int(labels.max())}; MNIST's are 0 to 9")
+        raise UserError(
+            f"{labels_file} has the label {int(labels.max())}, and MNIST's are 0 to 9; fetch it "
+            f"again, or read other pictures with data.source=folder"
+        )
     return ImageSet(images[:, None], labels, DIGIT_CAPTIONS, DIGIT_CLASSES)
 
 
@@ -114,10 +117,13 @@ def _find(name: str, path: str | None, split: Split) -> Path:
 
 def _mirrored(folder: Path, name: str) -> Iterator[Path]:
     """The file as other mirrors call it, such as train-images.idx3-ubyte, and where other libraries
-    put it, such as MNIST/raw."""
+    put it, such as MNIST/raw. FashionMNIST and the like, whose files have the same names, are left
+    out."""
     for pattern in ("*", "*/*", "*/*/*"):
         for file in sorted(folder.glob(pattern)):
-            if _letters(file.name.removesuffix(".gz")) == _letters(name):
+            below = [part.lower() for part in file.relative_to(folder).parts[:-1]]
+            other = any(part.endswith("mnist") and part != "mnist" for part in below)
+            if not other and _letters(file.name.removesuffix(".gz")) == _letters(name):
                 yield file
 
 

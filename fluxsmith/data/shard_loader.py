@@ -21,7 +21,14 @@ from fluxsmith.data.images import Shape
 from fluxsmith.data.imageset import distinct
 from fluxsmith.data.loader import TRIES, Ahead, Batch, Rows, batch_of, nothing_instead
 from fluxsmith.data.pictures import Decode, Decoded, decode_record, in_order
-from fluxsmith.data.records import NO_IMAGES, ReadingSettings, Record, Shards, Tally
+from fluxsmith.data.records import (
+    NO_IMAGES,
+    ReadingSettings,
+    Record,
+    Shards,
+    Tally,
+    front_to_back,
+)
 from fluxsmith.device import to_device
 from fluxsmith.errors import UserError
 from fluxsmith.randomness import generator
@@ -139,9 +146,8 @@ class ShardLoader:
         return {"shards": len(self.shards)} | ({"digest": self.digest} if self.digest else {})
 
     def captions(self) -> list[str]:
-        """Those of the first records of the first shard."""
-        read = itertools.islice(self.shards.read(0, 0), self.settings.shuffle_buffer)
-        first = [record for _, record in read]
+        """Those of the first records."""
+        first = [*itertools.islice(front_to_back(self.shards), self.settings.shuffle_buffer)]
         found = distinct(record.captions for record in first)
         if not found:
             why = f"; {first[0].name}: {first[0].fault or 'it has no caption'}" if first else ""

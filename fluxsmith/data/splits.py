@@ -169,8 +169,9 @@ class FolderSplits:
     def side(self, name: str) -> str:
         """train, test, or why it is neither; train where images are split by their own names."""
         word, test = self.word(name), self.test
-        if self.train is None and self.test is None:
-            word, test = self.tables.get(name, ""), own_test(self.tables.values())
+        told = self.tables.get(name, "")
+        if self.test is None and (told or self.train is None):
+            word, test = told, own_test(self.tables.values())
         if not word and self.train is not None:
             return f"not in {self.train}/"
         return side_of(word, test)

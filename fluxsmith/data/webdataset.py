@@ -4,7 +4,7 @@ the network, from front to back."""
 import itertools
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -77,7 +77,9 @@ class WebShards:
         """Of local shards by names and contents, of others by their URLs."""
         contents = fingerprints(self.urls, self.settings.workers)
         names = [url if "://" in url else Path(url).name for url in self.urls]
-        return digest_of(zip(names, contents, strict=True))
+        # With a share held out it is other pictures of the same shards.
+        whole = [] if self.settings.test_path is None else ["with data.test_path"]
+        return digest_of([*zip(names, contents, strict=True), *whole])
 
     def read(self, shard: int, skip: int) -> Iterator[tuple[int, Record]]:
         url = self.urls[shard]
@@ -169,7 +171,12 @@ def load(settings: Settings, split: Split) -> WebShards:
         note_share(account, settings.test_share, told)
     if settings.test_path is not None:
         own = _urls("data.test_path", settings.test_path, account)
-        urls, held_out = urls if split == "train" else own, None
+        urls, held_out = own if split == "test" else _beside(urls, own, named, account), None
+        if not urls:
+            raise UserError(
+                f"data.path={settings.path}: its shards are all for testing, by their names or "
+                f"data.test_path; set data.path to shards to train on"
+            )
     elif test is not None:
         for url in urls:
             if named[url] not in (test, train or ""):
@@ -184,6 +191,25 @@ def load(settings: Settings, split: Split) -> WebShards:
     elif split == "test" and held_out == 0:
         urls = []  # not read through for nothing
     return WebShards(urls, settings, split, held_out, Captioner(settings), account)
+
+
+def _beside(
+    urls: Sequence[str], tested: Sequence[str], named: Mapping[str, str], account: Account
+) -> list[str]:
+    """The shards to train on where others are named to test on: without those, wherever they lie,
+    and without those that are called after the test images."""
+    apart = {_place(url) for url in tested}
+    kept = []
+    for url in urls:
+        if own_test([named[url]]):
+            account.pass_over("beside data.test_path", url)
+        elif _place(url) not in apart:
+            kept.append(url)
+    return kept
+
+
+def _place(url: str) -> str:
+    return url if "://" in url else str(Path(url).resolve())
 
 
 def _splits_of(urls: Sequence[str], path: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from fluxsmith.data.loader import Loader
 from fluxsmith.distillation.teacher import Teacher
 from fluxsmith.distillation.trajectories import Recipe, TrajectoryLoader, TrajectoryStore
 from fluxsmith.errors import UserError
+from fluxsmith.flow.solvers import SOLVERS
 from fluxsmith.interop.fit_weights import with_guidance
 from fluxsmith.parallel.ranks import Ranks
 from fluxsmith.pipeline import Load, Pipeline
@@ -54,7 +55,12 @@ class Distillation(Objective):
         self.pipeline.load_weights(weights, str(self.teacher.path), load=load)
 
     def metadata(self) -> dict[str, Any]:
-        return {"teacher": self.teacher.digest}
+        sample = self.config.sample  # a student takes one evaluation of the network where it asks
+        return {
+            "teacher": self.teacher.digest,
+            "method": self.config.objective.kind,
+            "evaluations": SOLVERS[sample.solver].evaluations(sample.steps),
+        }
 
     def expect(self, metadata: Mapping[str, Any], origin: str) -> None:
         if metadata.get("teacher") != self.teacher.digest:

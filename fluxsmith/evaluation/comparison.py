@@ -21,6 +21,7 @@ from fluxsmith.evaluation.statistics import difference, holm, paired_difference
 from fluxsmith.interop.open_pipeline import TextToImage
 from fluxsmith.parallel.ranks import ALONE, Ranks
 from fluxsmith.sampling.generate import Sampler
+from fluxsmith.sampling.request import not_learned
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.storage.files import make_folder
 
@@ -53,7 +54,11 @@ def compare(
         raise UserError(f"{twice}: is named twice; compare it with another model")
     pipelines = [TextToImage.from_checkpoint(f, device, weights, overrides) for f in files]
     for pipeline, file in zip(pipelines[1:], files[1:], strict=True):
-        check_same(pipeline.config, pipelines[0].config, DATA, str(file))
+        try:
+            check_same(pipeline.config, pipelines[0].config, DATA, str(file))
+        except UserError as error:
+            told = str(error).partition(";")[0]
+            raise UserError(f"{told}; models of the same data can be compared alone") from None
     names = [f"{pipeline.config.name} at {pipeline.step}" for pipeline in pipelines]
     if len(set(names)) < len(names):
         names = [str(file) for file in files]
@@ -75,6 +80,9 @@ def compare(
     evaluations, scores = [], {}
     for name, file, pipeline in zip(names, files, pipelines, strict=True):
         own = Settings.like(pipeline.config.sample, **settings)
+        asked = own.steps, own.solver, own.guidance
+        if note := not_learned(pipeline.config, *asked):
+            Console(stderr=True, markup=False).print(f"{name}: {note}", soft_wrap=True)
         samples = Samples(Sampler(pipeline), reference, own)
         results = measure(samples, named(None), checkpoint=file, weights=weights, command=command)
         evaluations.append(Evaluation({**results, "name": name}, samples))

@@ -17,7 +17,6 @@ from rich.table import Table
 from fluxsmith.config import RunConfig
 from fluxsmith.errors import UserError
 from fluxsmith.evaluation.classifier import data_digest
-from fluxsmith.evaluation.evaluator import Evaluator
 from fluxsmith.evaluation.evaluators import EVALUATORS, for_training
 from fluxsmith.evaluation.report.page import Evaluation, write_json, write_report
 from fluxsmith.evaluation.samples import Reference, Samples, Settings
@@ -85,18 +84,19 @@ def measure(
     edit = samples.edit_of(samples.rows[:1]) if samples.rows else None
     samples.sampler.plan([""], edit=edit, **settings.drawing)  # refuses what can't be drawn
     results, seconds, threads = {}, {}, torch.get_num_threads()
-    faults: list[UserError] = []
+    faults: list[str] = []
     for name in metrics:
         began = time.perf_counter()
         try:
-            if lacking := _lacking(EVALUATORS[name], samples.reference, pipeline.config):
-                raise UserError(lacking)
+            if why := lacking(name, samples.reference, pipeline.config):
+                raise UserError(why)
             results[name] = EVALUATORS[name].measure(samples)
         except UserError as error:
-            faults.append(error)
+            told = str(error)
+            faults.append(told if told.startswith(f"{name}: ") else f"{name}: {told}")
             if len(faults) == len(metrics):
-                raise faults[0] from None
-            Console(markup=False).print(f"left out, {name}: {error}", soft_wrap=True)
+                raise UserError(f"--metrics {faults[0]}; measure something else") from None
+            Console(markup=False).print(f"left out, {faults[-1]}", soft_wrap=True)
             continue
         seconds[name] = round(time.perf_counter() - began, 1)
     return {
@@ -135,9 +135,9 @@ def during_training(
     if not config.evaluate.every or not evaluators or config.evaluate.every > config.train.steps:
         return None
     reference = Reference(config, ranks, together=config.parallel.shard > 1)
-    for name, each in list(evaluators.items()):
-        if lacking := _lacking(each, reference, config):
-            log.warning("evaluate.metrics: %s is left out: %s", name, lacking)
+    for name in list(evaluators):
+        if why := lacking(name, reference, config):
+            log.warning("evaluate.metrics: left out, %s", why)
             del evaluators[name]
     if not evaluators:
         return None
@@ -165,12 +165,18 @@ def during_training(
     return scores
 
 
-def _lacking(evaluator: Evaluator, reference: Reference, config: RunConfig) -> str:
+def lacking(name: str, reference: Reference, config: RunConfig) -> str:
     """Why an evaluator can't measure this model with these data; "" where it can."""
-    conditioning = config.model.conditioning
+    evaluator, conditioning = EVALUATORS[name], config.model.conditioning
     if conditioning != "text" and not evaluator.given_pictures:
-        return f"it gives no pictures, which model.conditioning={conditioning} needs"
-    return reference.lacks(evaluator.least_test)
+        return f"{name}: it gives no pictures, which model.conditioning={conditioning} needs"
+    needed, there = evaluator.least_test, len(reference.test) if evaluator.least_test else 0
+    if there < needed:
+        return (
+            f"{name}: it needs {needed} test images, and there are {there}; hold more of them out "
+            f"(data.test_share)"
+        )
+    return ""
 
 
 def table(results: dict[str, Any]) -> Table:

@@ -5,6 +5,8 @@ Pictures are kept as uint8 in a temporary file and only their features in memory
 samples need no 50,000 pictures in memory.
 """
 
+import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +30,7 @@ from fluxsmith.pipeline import caption_fault
 from fluxsmith.randomness import generator
 from fluxsmith.sampling.edit import Edit, held_out_edit
 from fluxsmith.sampling.generate import OnStep, Sampler
+from fluxsmith.storage.files import explaining
 
 Done = TypeVar("Done")
 
@@ -64,12 +67,6 @@ class Reference:
     def test(self) -> ImageSet:
         with self.ranks.first_alone():
             return mixed(load(self._data, "test", self._fault))
-
-    def lacks(self, needed: int) -> str:
-        """Why what needs so many test images can't be measured; "" where it can."""
-        if not needed or len(self.test) >= needed:
-            return ""
-        return f"it needs {needed} test images, and there are {len(self.test)}"
 
     def test_batch(self, rows: range) -> tuple[Tensor, list[str]]:
         """Some test images (n, c, h, w) uint8, with the first caption of each."""
@@ -136,7 +133,8 @@ class Settings:
 class Samples:
     """What a model draws for every caption of the reference set equally often, or for as many of
     them as there are samples, evenly spread; drawn when first looked at. A model that is given
-    pictures draws test pictures again, each with its first caption."""
+    pictures draws test pictures again, each with its first caption, and at most all of them once.
+    """
 
     def __init__(self, sampler: Sampler, reference: Reference, settings: Settings) -> None:
         self.sampler = sampler
@@ -149,7 +147,10 @@ class Samples:
             test = reference.test
             if not len(test):
                 raise UserError("this model draws from test images, and there are none; keep some")
-            self.rows = evenly(range(len(test)), settings.num_samples)
+            # Each once: drawn twice, a picture is no second one for an interval.
+            n = min(settings.num_samples, len(test))
+            self.settings = replace(settings, num_samples=n)
+            self.rows = evenly(range(len(test)), n)
             labels = [0] * len(test) if test.classes is None else test.class_labels.tolist()
             ways = [test.captions[label][0] for label in test.labels.tolist()]
             drawn = [(ways[row], labels[row]) for row in self.rows]
@@ -213,6 +214,11 @@ class Samples:
         config = self.pipeline.config.data
         shape = (len(self), config.channels, config.image_size, config.image_size)
         with tempfile.TemporaryFile() as file:  # the mapping keeps it alive after closing
+            if hasattr(os, "posix_fallocate"):  # else a full disk would end the process
+                with explaining(
+                    f"can't keep {len(self):,} samples", "; set TMPDIR to a larger disk"
+                ):
+                    os.posix_fallocate(file.fileno(), 0, math.prod(shape))
             pictures = torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="w+", shape=shape))
         batches = self.drawn(self.prompts, 0)
         starts = range(0, len(self), self.at_once)

@@ -38,8 +38,7 @@ def inpaint(
     def put_back(i: int, t: Tensor, x: Tensor) -> Tensor:
         if i > 0:
             x = mask * x + (1 - mask) * interpolate(x0, eps, t)
-        if on_step is not None:
-            on_step(i, t, x)
-        return x
+        changed = on_step(i, t, x) if on_step is not None else None
+        return x if changed is None else changed
 
     return solver(velocity, interpolate(x0, eps, ts[0]), ts, put_back, noise)

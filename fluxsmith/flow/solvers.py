@@ -234,8 +234,14 @@ class FluxSchedule(Bent):
         return self.base_shift + slope * (image_tokens - self.base_tokens)
 
     def __call__(self, steps: int, image_tokens: int) -> Tensor:
+        """Raises a ValueError where a linear shift that falls has come to 0."""
         mu = self.mu(image_tokens)
         if self.shift_type == "linear":
+            if mu <= 0:
+                raise ValueError(
+                    f"max_shift={self.max_shift}: at {image_tokens} image tokens the linear shift "
+                    f"is {mu:.2f}, and it must be above 0; draw smaller, or make max_shift larger"
+                )
             mu = math.log(mu)
         return self.spaced(shift(uniform_grid(steps), mu))
 

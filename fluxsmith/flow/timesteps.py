@@ -70,7 +70,7 @@ class Shifted:
     """Uniform, bent towards the noise as sampling grids are for large images.
 
     t = s u / (1 + (s - 1) u): Esser et al. 2024, eq. 23, with s = sqrt(m / n) there; s = e^mu in
-    the terms of `schedule.shift`.
+    the terms of `flow.solvers.shift`.
     """
 
     shift: Annotated[float, "How far the density leans towards noise; 1 is uniform."] = 3.0

@@ -1,7 +1,9 @@
 """The model card of an exported folder: what it is, how it was made, its scores, how it looks."""
 
 import json
+from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -44,7 +46,7 @@ def write_card(
         render.save_png(folder / "samples.png", grid, {"prompts": prompts, "seed": "0"})
     config = RunConfig.model_validate(portable(pipeline.config.model_dump()))
     environment = Environment(undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["json"] = json.dumps
+    environment.filters |= {"json": partial(json.dumps, ensure_ascii=False), "shell": quote}
     text = Path(__file__).with_name(template).read_text(encoding="utf-8")
     card = environment.from_string(text).render(
         config=config,
@@ -56,6 +58,7 @@ def write_card(
         samples=samples,
         whole=whole,
         diffusers=pipeline_class(pipeline.config.model.conditioning),
+        guidance=_guidance(config),
         dtype=beside(dtype) or computing_dtype(pipeline.network),
         prompt=[*pipeline.captions, "a photo of a red fox"][0],
         max_tokens=pipeline.text.max_tokens,
@@ -63,6 +66,17 @@ def write_card(
         **more,
     )
     write_text(folder / "README.md", card + "\n")
+
+
+def _guidance(config: RunConfig) -> str:
+    """The argument of diffusers' pipeline that guides as the samples were, after a blank; "" where
+    there is none: its Fill pipeline has no classifier-free guidance."""
+    scale, method = config.sample.guidance, config.sample.guidance_method
+    if method == "embedded":
+        return f" guidance_scale={scale},"
+    if method == "cfg" and scale != 1 and config.model.conditioning != "fill":
+        return f' negative_prompt="", true_cfg_scale={scale},'
+    return ""
 
 
 def check_scores(pipeline: Pipeline, scores: Path) -> None:

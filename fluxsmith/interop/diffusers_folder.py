@@ -54,8 +54,11 @@ def write_parts(
         weights = flux_files.to_diffusers(autoencoder.network)
         write_tensors(out / "vae" / WEIGHTS, weights, {"format": "pt"}, beside(dtype))
     parts |= write_text_encoders(pipeline, out)
-    # FluxPipeline takes 2x2 patches of latents, and a network's output for the velocity.
-    fits = pipeline.config.model.patch_size == 2 and pipeline.config.flow.prediction == "velocity"
+    # FluxPipeline takes 2x2 patches of latents, a network's output for the velocity, and tokens of
+    # padding for text.
+    config = pipeline.config
+    fits = config.model.patch_size == 2 and config.flow.prediction == "velocity"
+    fits &= getattr(config.text, "padding", None) == "full"
     whole = set(REST) <= parts.keys() and fits
     if whole:
         named = pipeline_class(pipeline.config.model.conditioning)

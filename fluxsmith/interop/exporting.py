@@ -21,7 +21,7 @@ from fluxsmith.interop.shipping import HALVES, export_small
 from fluxsmith.kernels.offload import place
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.storage import checkpoint as checkpoints
-from fluxsmith.storage.files import make_folder, write_text
+from fluxsmith.storage.files import explaining, make_folder, refuse_existing, write_text
 from fluxsmith.storage.tensor_files import Dtype, beside, write_tensors
 from fluxsmith.text.frozen import FrozenText
 
@@ -78,6 +78,8 @@ def export_bfl(pipeline: Pipeline, out: Path, dtype: Dtype) -> list[Path]:
     """The network in one file under BFL's keys; a learned text encoder in a second beside it."""
     if out.suffix != ".safetensors":
         raise UserError(f"{out}: a BFL export is one file; let its name end with .safetensors")
+    for file in (out, text_file(out)):
+        refuse_existing(file)
     make_folder(out.parent, "OUT")
     metadata = tensor_metadata(pipeline, dtype, "bfl") | {NOTES: notes(pipeline).model_dump_json()}
     write_tensors(out, pipeline.network.state_dict(), metadata, dtype)
@@ -114,6 +116,7 @@ def export_diffusers(
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `out` at the end, and is gone where anything went wrong."""
+    out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already; name a new folder, or delete it first")
     partial = out.with_name(f".{out.name}.partial")
@@ -121,9 +124,11 @@ def whole_folder(out: Path) -> Iterator[Path]:
     make_folder(partial, "OUT")
     try:
         yield partial
-        partial.replace(out)
-    finally:
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        raise
+    with explaining(f"can't make {out}", f"; what was exported is in {partial}"):
+        partial.replace(out)
 
 
 def notes(pipeline: Pipeline, inside: Mapping[str, str] | None = None) -> Notes:

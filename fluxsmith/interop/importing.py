@@ -19,7 +19,7 @@ from fluxsmith.interop.infer_params import check_fits, infer_params
 from fluxsmith.interop.read_weights import Weights, read_weights, require_text
 from fluxsmith.pipeline import image_widths
 from fluxsmith.storage import checkpoint as checkpoints
-from fluxsmith.storage.files import make_folder
+from fluxsmith.storage.files import make_folder, refuse_existing
 from fluxsmith.version import __version__
 
 
@@ -30,8 +30,7 @@ def import_model(
     carry, else what can be inferred from them."""
     if out.suffix != ".pt":
         raise UserError(f"{out}: a checkpoint is one file; let its name end with .pt")
-    if out.exists():
-        raise UserError(f"{out}: is there already; name a new file, or delete it first")
+    refuse_existing(out)
     weights = read_weights(source)
     if config is not None:
         settings = read_config(config, overrides)
@@ -62,6 +61,14 @@ def check_model(weights: Weights, config: RunConfig) -> None:
             f"{found.in_channels} features of an image token and gives "
             f"{found.out_channels or found.in_channels}, of which a fill model alone takes more"
         )
+    given = weights.conditioning if weights.config or "conditioning" in weights.settings else None
+    told = {"model.conditioning": given, "flow.prediction": weights.config and weights.prediction}
+    asked = {"model.conditioning": model.conditioning, "flow.prediction": config.flow.prediction}
+    for key, known in told.items():
+        if known and known != asked[key]:
+            raise UserError(
+                f"{key}={asked[key]}: {weights.origin} was trained with {known}; set {key}={known}"
+            )
     if config.autoencoder.kind == "pixel":
         widths = image_widths(config, config.data.channels, factor=1)
         sizes |= zip(("in_channels", "out_channels"), widths, strict=True)

@@ -302,6 +302,14 @@ def check_lora_fits(lora: Lora, network: Mapping[str, Tensor]) -> None:
         )
 
 
+def check_lora_file(path: Path, form: str) -> None:
+    """Raises a UserError where no LoRA can be written there in this format."""
+    if form not in FORMATS:
+        raise UserError(f"--format {form}: must be one of {', '.join(FORMATS)}")
+    if path.suffix not in SAFETENSORS:
+        raise UserError(f"{path}: a LoRA is one file; let its name end with .safetensors")
+
+
 def write_lora(
     path: Path,
     changes: Sequence[LowRank],
@@ -312,10 +320,7 @@ def write_lora(
     """A file in one of FORMATS, in `dtype` or the changes' own; where a format has no alpha and the
     scale would be rounded in a half precision, in float32. `metadata` goes along, but for what
     other formats say of ranks, and hashes of other bytes."""
-    if form not in FORMATS:
-        raise UserError(f"--format {form}: must be one of {', '.join(FORMATS)}")
-    if path.suffix not in SAFETENSORS:
-        raise UserError(f"{path}: a LoRA is one file; let its name end with .safetensors")
+    check_lora_file(path, form)
     tensors = spelled(changes, FORMATS[form])
     kept = {k: v for k, v in (metadata or {}).items() if k not in (PEFT, *KOHYA, *HASHES)}
     about = {"format": "pt", **kept, **_ranks(tensors, FORMATS[form])}

@@ -20,6 +20,7 @@ from fluxsmith.errors import UserError
 from fluxsmith.interop.infer_params import refuse_others
 from fluxsmith.interop.lora_files import (
     Lora,
+    check_lora_file,
     check_lora_fits,
     lora_run,
     read_specs,
@@ -29,7 +30,7 @@ from fluxsmith.interop.open_pipeline import is_there
 from fluxsmith.interop.provenance import spec_of, travelling
 from fluxsmith.interop.read_weights import NOTES, Notes, Weights, read_weights, text_file
 from fluxsmith.pipeline import weights_digest
-from fluxsmith.storage.files import make_folder
+from fluxsmith.storage.files import make_folder, refuse_existing
 from fluxsmith.storage.hub_folder import HUB_ID
 from fluxsmith.storage.tensor_files import write_tensors
 from fluxsmith.storage.weight_files import SAFETENSORS
@@ -42,6 +43,8 @@ def merge(source: Path, loras: Sequence[str], out: Path, dtype: torch.dtype | No
     A LoRA run as the source brings its base and itself. Returns what was written."""
     if out.suffix not in SAFETENSORS:
         raise UserError(f"{out}: a merged model is one file; let its name end with .safetensors")
+    for file in (out, text_file(out)):
+        refuse_existing(file)
     run = lora_run(source)
     base = run["metadata"]["base"] if run else {}
     if base:
@@ -102,6 +105,8 @@ def extract(
     """Writes the LoRA that turns one model into another as well as this rank can; returns how much
     of all that differs it holds, as a share of the squared norm. A warning says where learned text
     encoders differ, which no LoRA changes; a UserError where networks take or give other things."""
+    check_lora_file(out, form)
+    refuse_existing(out)
     first, second = read_weights(before), read_weights(after)
     old, new = first.network, second.network
     for network, path in ((old, before), (new, after)):

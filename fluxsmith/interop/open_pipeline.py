@@ -115,7 +115,7 @@ def open_pipeline(
     pipeline = TextToImage.from_checkpoint(path, device, weights, overrides, mapped=True)
     changes = _changes(loras, pipeline)
     _encode_prompts(pipeline, plan(pipeline, path))
-    add_changes(pipeline.network, changes)
+    add_changes(pipeline.network, changes, named_dtype(dtype))
     _place(pipeline, pick_device(device), dtype, offload)
     return pipeline, path
 
@@ -144,7 +144,7 @@ def open_released(
     _encode_prompts(pipeline, plan(pipeline))
     pipeline.load_weights(_tensors(pipeline, read_weights(weights)), known.origin, assign=True)
     pipeline.requires_grad_(False)
-    add_changes(pipeline.network, changes)
+    add_changes(pipeline.network, changes, named_dtype(dtype))
     _place(pipeline, on, dtype, offload)
     return pipeline.eval()
 

@@ -42,7 +42,7 @@ def calibrate(outline: Outline, config: RunConfig, device: torch.device) -> Cali
         return _by_products(outline, config, device)
     likely = outline.likely(config.train.batch_size)
     least = outline.trainer(_least(config), device)
-    few = outline.batch([""] * (least.pieces * least.parts), device)
+    few = outline.batch([""] * (least.pieces * least.microbatches), device)
     least.train_step(few)  # what comes once and stays
     del least
     lost = {size: _lost(outline, networks[size], device, likely) for size in sizes}

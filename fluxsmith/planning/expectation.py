@@ -17,7 +17,7 @@ from fluxsmith.model.flops import training_flops
 from fluxsmith.planning.calibration import Calibration, calibrate
 from fluxsmith.planning.forecast import Planner
 from fluxsmith.planning.machine import Machine
-from fluxsmith.planning.outline import Outline
+from fluxsmith.planning.outline import Outline, changed
 from fluxsmith.training.run import Expected
 from fluxsmith.training.trainer import Trainer
 
@@ -29,7 +29,8 @@ def expected(trainer: Trainer) -> Expected | None:
     of a step; None for a short run, or where the objective does not say its cost."""
     if trainer.objective.cost(trainer.config) is None:
         return None
-    config, device = trainer.config, trainer.pipeline.device
+    config = changed(trainer.config, parallel={"pieces": trainer.pieces})  # perhaps a resumed run's
+    device = trainer.pipeline.device
     pipeline, images = trainer.pipeline, config.train.steps * config.train.batch_size
     shape = pipeline.latent_shape
     if training_flops(pipeline.network.params, 1, pipeline.image_tokens(shape)) * images < WORTH:
@@ -43,7 +44,7 @@ def expected(trainer: Trainer) -> Expected | None:
     planned = Planner(outline, machine)
     needed = sum(planned.memory(planned.config).values())
     alone = trainer.ranks.size == 1
-    calibration = _calibrated(outline, config, device, needed) if alone else None
+    calibration = calibrated_with_room(outline, config, device, needed) if alone else None
     found = planned.memory(planned.config, calibration.lost if calibration else 0.0)
     memory = sum(found.values()) + planned.saving(found)
     if not machine.gpu:  # this process has weights, average and data already
@@ -52,7 +53,7 @@ def expected(trainer: Trainer) -> Expected | None:
     return Expected(memory, calibration.seconds if calibration else None)
 
 
-def _calibrated(
+def calibrated_with_room(
     outline: Outline, config: RunConfig, device: torch.device, needed: int
 ) -> Calibration | None:
     """What this machine makes of a step; None where there is no room to try one beside the model

@@ -16,6 +16,8 @@ from fluxsmith.planning.sharing import BFLOAT16, FLOAT32, Sharing, Sizes
 from fluxsmith.planning.trace import Allocations, traced
 from fluxsmith.training.division import pieces_of, smaller_parts
 
+FAR = 64  # times the batch size of a config, beyond which no step is traced
+
 
 class Described(Ranks):
     """Ranks that are only spoken of."""
@@ -164,15 +166,21 @@ class Planner:
         return max(computing, within) + between, how
 
     def _largest_batch(self, config: RunConfig, lost: float) -> int:
-        """Memory grows evenly with the images of a micro-batch."""
-        size = config.train.batch_size
-        one, two = (
-            sum(self.memory(changed(config, train={"batch_size": n}), lost).values())
-            for n in (size, 2 * size)
-        )
-        unit = self._on_a_rank(config).train.accumulate * self.machine.devices
-        more = (self.machine.memory - one) / (max(1, two - one) / size)
-        return max(0, int(size + more) // unit * unit)
+        """Memory grows almost evenly with the images of a micro-batch: large products may be
+        another library's. So a first answer is looked at once more, unless it is far away."""
+        size, unit = config.train.batch_size, self._on_a_rank(config).train.accumulate
+        unit *= self.machine.devices
+
+        def needed(n: int) -> int:
+            return sum(self.memory(changed(config, train={"batch_size": n}), lost).values())
+
+        def reached(a: tuple[int, int], b: tuple[int, int]) -> int:
+            each = max(1, b[1] - a[1]) / (b[0] - a[0])
+            return max(0, int(b[0] + (self.machine.memory - b[1]) / each) // unit * unit)
+
+        one, two = ((n, needed(n)) for n in (size, 2 * size))
+        n = reached(one, two)
+        return reached(two, (n, needed(n))) if two[0] < n <= FAR * size else n
 
     def _advice(self, config: RunConfig, lost: float) -> str:
         """What changes the result least and is enough; else what is left to do."""

@@ -23,6 +23,7 @@ from fluxsmith.data import build_loader
 from fluxsmith.data.loader import Batch, Loader, MemoryLoader
 from fluxsmith.device import DTYPES, dtype_of_most, shapes_only
 from fluxsmith.errors import UserError
+from fluxsmith.interop.open_pipeline import is_there
 from fluxsmith.interop.read_weights import read_weights
 from fluxsmith.model.flops import forward_flops, training_flops
 from fluxsmith.model.flux import Flux, FluxParams
@@ -278,7 +279,7 @@ def _text(config: RunConfig) -> TextEncoder:
 def _stored(config: RunConfig, notes: list[str]) -> torch.dtype:
     """The dtype of most of the weights beneath an adapter."""
     base = str(config.train.init_from)
-    if Path(base).exists():
+    if is_there(base):
         return dtype_of_most(read_weights(base, shapes=True).network.values())
     notes.append(f"the frozen weights are taken to be bfloat16: there is no {base} here")
     return torch.bfloat16

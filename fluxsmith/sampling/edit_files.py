@@ -41,15 +41,15 @@ def read_edit(
     The mask is grown by `grow` pixels, then its edge is blurred with a deviation of `blur`, both in
     the picture that is drawn.
     """
-    options = {"--mask-grow": grow, "--mask-blur": blur}
+    options = {"--mask-grow": grow or None, "--mask-blur": blur or None}
     if image is None:
         for option, value in {"--strength": strength, "--mask": mask, **options}.items():
-            if value not in (None, 0):
+            if value is not None:
                 raise UserError(f"{option} {value}: says what to do with --init-image; give one")
         return None, size
     if mask is None:
         for option, value in options.items():
-            if value:
+            if value is not None:
                 raise UserError(f"{option} {value}: says what to do with --mask; give one")
     if size is not None:
         check_size(size, pipeline.size_unit)

@@ -1,12 +1,12 @@
 """From prompts to pictures: noise, a grid of times, guidance, a solver, and the autoencoder."""
 
 import math
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
+from unicodedata import normalize
 
 import torch
 import torch.nn.functional as F
@@ -130,7 +130,7 @@ class Sampler:
         width). Raises a UserError that names the first setting that can't be used."""
         prompts = [prompts] if isinstance(prompts, str) else prompts
         drawing = Drawing(
-            [_composed(prompt) for prompt in prompts],
+            [normalize("NFC", prompt) for prompt in prompts],  # accents as captions have them
             self.settings.steps if steps is None else steps,
             self.settings.guidance if guidance is None else guidance,
             solver or self.settings.solver,
@@ -139,11 +139,15 @@ class Sampler:
             edit,
             first_index,
             batch_size,
-            _composed(negative_prompt),
+            normalize("NFC", negative_prompt),
             true_guidance,
             one_noise,
         )
         _check(drawing, self.pipeline, self.settings)
+        try:
+            self.schedule(drawing.steps, self._image_tokens(drawing))
+        except ValueError as error:
+            raise UserError(f"sample.{error}") from None
         return drawing
 
     @torch.no_grad()
@@ -151,8 +155,7 @@ class Sampler:
         """The pictures of a plan, as `generate` returns them. Batches are shared out over `ranks`;
         `on_step` sees those of this one, and the first batch is the first rank's."""
         pipeline, prompts = self.pipeline, drawing.prompts
-        shape = pipeline.latent_shape_of(*drawing.size)
-        tokens = pipeline.image_tokens(shape)
+        shape, tokens = pipeline.latent_shape_of(*drawing.size), self._image_tokens(drawing)
         ts = self.schedule(drawing.steps, tokens)
         at_once = drawing.batch_size or min(64, max(1, TOKENS_AT_ONCE // tokens))
         at_once = min(at_once, len(prompts))
@@ -188,6 +191,9 @@ class Sampler:
             starts = range(0, len(prompts), at_once)
             alone = ranks.size == 1
             return torch.cat([*(map(batch, starts) if alone else ranks.shared(starts, batch))])
+
+    def _image_tokens(self, drawing: Drawing) -> int:
+        return self.pipeline.image_tokens(self.pipeline.latent_shape_of(*drawing.size))
 
     def guided_velocity(
         self,
@@ -296,11 +302,6 @@ class Sampler:
         return each * math.ceil(len(drawing.prompts) / at_once)
 
 
-def _composed(prompt: str) -> str:
-    """With accents in the form that captions have them in, however they were typed."""
-    return unicodedata.normalize("NFC", prompt)
-
-
 def check_size(size: tuple[int, int], unit: int) -> None:
     """Raises a UserError for a (height, width) that is not made of whole tokens."""
     for name, pixels in zip(("height", "width"), size, strict=True):
@@ -340,7 +341,11 @@ def _check(drawing: Drawing, pipeline: Pipeline, settings: SampleConfig) -> None
         )
     if not drawing.prompts:
         raise UserError("there is no prompt to draw; give at least one")
-    pipeline.text.check([*drawing.prompts, drawing.negative_prompt])
+    pipeline.text.check(drawing.prompts)
+    try:
+        pipeline.text.check([drawing.negative_prompt])
+    except UserError as error:
+        raise UserError(f"negative prompt: {error}") from None
 
 
 def _check_negative(drawing: Drawing, settings: SampleConfig) -> None:

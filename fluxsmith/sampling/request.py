@@ -164,6 +164,7 @@ def _one_line(prompt: str) -> str:
 def _empty_folder(folder: Path) -> Path:
     """The folder, without the single pictures of an earlier call."""
     make_folder(folder, "--out")
-    for path in folder.glob("[0-9][0-9][0-9][0-9].png"):
-        path.unlink()
+    for path in folder.glob("*.png"):
+        if path.stem.isdecimal():
+            path.unlink()
     return folder

@@ -91,6 +91,12 @@ class AppendedFile:
             os.fsync(stream.fileno())
 
 
+def refuse_existing(file: Path) -> None:
+    """Raises a UserError where a file that is to be made is there already."""
+    if file.exists():
+        raise UserError(f"{file}: is there already; name a new file, or delete it first")
+
+
 def make_folder(folder: Path, option: str) -> None:
     """Makes the folder and checks that files can be made in it; if not, the message says to set
     `option`."""

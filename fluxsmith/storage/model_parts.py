@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from fluxsmith.errors import UserError
-from fluxsmith.storage.files import read_json
+from fluxsmith.storage.files import read_json, read_whole
 from fluxsmith.storage.hub_folder import local_path
 from fluxsmith.storage.numbers import dequantised, refuse_quantised, refuse_quantised_config
 from fluxsmith.storage.tensor_files import read_metadata, read_tensors
@@ -30,6 +30,7 @@ TELLTALE = {
 WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 AVERAGE = re.compile(r"(^|[._])ema([._]|$)", re.IGNORECASE)
 COUNTERS = ("decay", "num_updates", "n_averaged", "step", "initted")  # beside an average
+POSITIONS = "position_ids"  # 0, 1, 2 ... in CLIP files that older versions of transformers wrote
 NORM = re.compile(r"\.(query|key)_norm\.weight$")
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 LORAS = ("pytorch_lora_weights", "adapter_model")  # diffusers' own name of a file, and PEFT's
 # Where each lies in a folder of diffusers, and what is fetched of a repository for it.
 FOLDER = {"network": "transformer", "autoencoder": "vae"}
+CLASSES = {"network": "FluxTransformer2DModel", "autoencoder": "AutoencoderKL"}
 WANTED = {
     "network": [
         ["transformer/*", "model_index.json", "scheduler/*", "vae/*", "README.md"],
@@ -59,8 +61,13 @@ def read_part(path: str | Path, part: str) -> tuple[dict[str, Tensor], dict[str,
     path = local_path(path, WANTED.get(part, []))
     if part in FOLDER and (path / FOLDER[part]).is_dir():
         path = path / FOLDER[part]
-    config, origin = path / "config.json", str(path)
-    settings = read_json(config) if config.is_file() else {}
+    config, origin = (path if path.is_dir() else path.parent) / "config.json", str(path)
+    if path.is_dir():
+        settings = read_json(config) if config.is_file() else {}
+    else:  # perhaps it is of something else that lies there
+        settings = (part in CLASSES and read_whole(config)) or {}
+        if settings.get("_class_name") != CLASSES.get(part):
+            settings = {}
     refuse_quantised_config(settings, origin)
     tensors, metadata = part_of(read_tensors(path), part, origin), read_metadata(path)
     refuse_quantised(tensors, metadata, origin)
@@ -93,7 +100,7 @@ def part_of(tensors: Mapping[str, Tensor], part: str, origin: str) -> dict[str, 
     for name, tensor in plain.items():
         if name.startswith(prefix) and not _elsewhere(name, prefix, others):
             own = name.removeprefix(prefix)
-            if own in COUNTERS:
+            if own in COUNTERS or own.endswith(POSITIONS):
                 continue
             found[NORM.sub(r".\1_norm.scale", own) if part == "network" else own] = tensor
     return found

@@ -32,11 +32,16 @@ def flops(config: RunConfig, drawn: int = 0) -> int:
 
 
 def parameters(config: RunConfig) -> int:
-    """All that is learned: the network's and, where it is learned with it, the text encoder's."""
+    """All that is learned: the network's and, where it is learned with it, the text encoder's; of a
+    LoRA its own alone."""
     outline = _outline(config)
     with shapes_only():
         network = Flux(outline.params(config))
-        return sum(p.numel() for p in outline.learned(config, network).parameters())
+        whole = outline.learned(config, network)
+        if adapter := config.train.adapter.choice:
+            whole.requires_grad_(False)
+            adapter.attach(network, config.seed)
+        return sum(p.numel() for p in whole.parameters() if p.requires_grad)
 
 
 def _outline(config: RunConfig) -> Outline:

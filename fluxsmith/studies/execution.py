@@ -23,8 +23,8 @@ from fluxsmith.errors import UserError
 from fluxsmith.evaluation.report.page import write_json
 from fluxsmith.evaluation.samples import Reference
 from fluxsmith.storage import checkpoint as checkpoints
-from fluxsmith.storage.digest import problem_with
 from fluxsmith.storage.files import make_folder, read_whole, write_text
+from fluxsmith.storage.tensor_files import DamagedFileError
 from fluxsmith.studies.measuring import (
     as_wanted,
     code_digest,
@@ -148,7 +148,7 @@ def _start(plan: Plan, run: Run, jobs: int, console: ProgressConsole) -> "subpro
     plan.beside(run, "failed.json").unlink(missing_ok=True)
     how = ["--resume", "auto"]
     there = [path for _, path in checkpoints.find(folder)]
-    if there and all(map(problem_with, there)):
+    if there and not any(map(_is_whole, there)):
         console.say(f"{run}: no checkpoint in {folder} is whole, so the run is made again")
         how = ["--overwrite"]
     elif began_before and not there:
@@ -167,6 +167,14 @@ def _start(plan: Plan, run: Run, jobs: int, console: ProgressConsole) -> "subpro
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             env=os.environ | threads, start_new_session=True,
         )  # fmt: skip
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        checkpoints.load(path, in_shares=True)
+    except DamagedFileError:
+        return False
+    return True
 
 
 def _finish(

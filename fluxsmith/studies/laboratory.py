@@ -37,6 +37,8 @@ def study(
 ) -> int:
     """Plans, makes the runs that are missing, and answers; returns the exit code: 0, or 128 + the
     signal that stopped it, and then the same call goes on."""
+    if markdown is not None and not markdown.suffix:
+        raise UserError(f"--markdown {markdown}: is to be a file; name it {markdown}.md")
     declared = read_study(declaration)
     folder = Path("output/studies") / str(declared.name)
     target = out or folder

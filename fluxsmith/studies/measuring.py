@@ -12,8 +12,9 @@ import torch
 from fluxsmith.config import RunConfig
 from fluxsmith.data.images import to_uint8
 from fluxsmith.device import pick_device
+from fluxsmith.errors import UserError
 from fluxsmith.evaluation.evaluators import EVALUATORS
-from fluxsmith.evaluation.measurement import measure
+from fluxsmith.evaluation.measurement import lacking, measure
 from fluxsmith.evaluation.samples import Reference, Samples, Settings
 from fluxsmith.interop.open_pipeline import TextToImage
 from fluxsmith.pipeline import Pipeline
@@ -73,6 +74,8 @@ def rehearse(plan: Plan, references: dict[str, Reference], console: ProgressCons
         settings = Settings(**asked["settings"] | brief)
         samples = Samples(Sampler(pipeline), _reference(references, config), settings)
         for metric in asked["metrics"]:
+            if why := lacking(metric, samples.reference, config):
+                raise UserError(why)
             EVALUATORS[metric].measure(samples)
 
 

@@ -18,6 +18,7 @@ from fluxsmith.studies.declaration import StudyConfig
 from fluxsmith.studies.equality import CHANGED, check_equal, fit
 from fluxsmith.studies.sameness import changes, refuse_twins, text_of
 from fluxsmith.training.console import ProgressConsole
+from fluxsmith.training.lock import is_taken
 
 ROUNDS, ROUNDS_TO_ESTIMATE = 15, 3  # of timing steps, to make arms equal or to tell the hours
 
@@ -107,6 +108,11 @@ def write_plan(plan: Plan, restart: bool) -> None:
     """Keeps what was fitted and measured beside the runs; `restart` deletes those of before."""
     path = plan.folder / "plan.json"
     if restart:
+        for folder in (plan.folder / "runs").glob("*/"):
+            if is_taken(folder):
+                raise UserError(
+                    f"{folder}: its training still goes on; wait for it or stop it, then --restart"
+                )
         path.unlink(missing_ok=True)
         shutil.rmtree(plan.folder / "runs", ignore_errors=True)
     make_folder(plan.folder, "the study's name")

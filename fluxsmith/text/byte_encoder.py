@@ -106,8 +106,9 @@ class ByteEncoder(nn.Module):
             return
         for number, prompt in enumerate(prompts, start=1):
             if (count := len(pieces(prompt))) > self.max_tokens:
+                shown = prompt if len(prompt) <= 40 else f"{prompt[:40]}..."
                 raise UserError(
-                    f"prompt {number} ({prompt[:40]!r}...) makes {count} tokens; this encoder "
+                    f"prompt {number} ({shown!r}) makes {count} tokens; this encoder "
                     f"takes {self.max_tokens} tokens (text.max_tokens): shorten the prompt, or set "
                     f"text.too_long=cut"
                 )

@@ -6,6 +6,7 @@ of checkpoints.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -185,11 +186,15 @@ class Pretrained:
         if home is None:
             return None
         found = [str(home.resolve())]
-        for path in [home] if home.is_file() else sorted(p for p in home.rglob("*") if p.is_file()):
+        for path in self.files(home):
             stat = path.stat()
-            found.append(f"{path.relative_to(home)} {stat.st_size} {stat.st_mtime_ns}")
+            found.append(f"{os.path.relpath(path, home)} {stat.st_size} {stat.st_mtime_ns}")
         files = hashlib.sha256("\n".join(found).encode()).hexdigest()
         return f"{self.key} {self.dtype} {files}"
+
+    def files(self, home: Path) -> list[Path]:
+        """All that it is read from."""
+        return [home] if home.is_file() else sorted(p for p in home.rglob("*") if p.is_file())
 
     @property
     def label(self) -> str:

@@ -2,6 +2,8 @@
 t5xxl_fp16.safetensors, or a file with other models beside. What a config.json would say is read off
 the weights."""
 
+import contextlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,11 @@ class SingleFile(Pretrained):
     def model_place(self) -> Path:
         return Path(self.name).expanduser()
 
+    def files(self, home: Path) -> list[Path]:
+        """Its tokenizer's and the config beside too."""
+        beside = [self.tokenizer_folder() / name for name in TOKENIZER_FILES]
+        return [home, *(p for p in (*beside, home.with_name("config.json")) if p.is_file())]
+
     def tokenizer_folder(self) -> Path:
         beside = self.model_place().parent
         for folder in (beside / self._subfolders[-1][1], beside):
@@ -98,10 +105,13 @@ class SingleFile(Pretrained):
     def read_config(self) -> Any:
         transformers = optional("transformers", "hf", "a pretrained text encoder")
         beside = self.model_place().with_name("config.json")
-        if beside.is_file():
-            config = transformers.AutoConfig.from_pretrained(str(beside.parent))
-            if config.model_type in self.families:
-                return config
+        known = None
+        with contextlib.suppress(OSError, ValueError):  # perhaps of something else that lies there
+            known = json.loads(beside.read_text(encoding="utf-8"))
+        if isinstance(known, dict) and known.get("model_type") in self.families:
+            return transformers.AutoConfig.from_pretrained(
+                str(beside.parent), trust_remote_code=False
+            )
         try:
             settings = type(self).shapes(self.weights())
         except KeyError as error:

@@ -34,9 +34,10 @@ class EMA:
     def update(
         self, weights: Iterable[Tensor], share: float | Tensor, good: Tensor | None = None
     ) -> None:
-        """ema += share (weights - ema), for every tensor in one call; the weights in their order.
+        """ema += share (weights - ema), for all tensors together; the weights in their order.
 
-        `good`, () bool on the device, says whether to: where it is false, nothing changes.
+        `good`, () bool on the device, says whether to: where it is false, nothing changes. Then it
+        is done for a few tensors at a time, since their changes are in memory too.
         """
         current = [weight.detach().float() for weight in weights]
         average = list(self.weights.values())
@@ -56,9 +57,9 @@ class EMA:
 
 
 class RunningMeans:
-    """The mean loss by quartile of t, the losses' other terms, the norm of the gradient, also by
-    kind of parameter, the share of steps whose gradient was clipped, and the number of steps that
-    were skipped because they were not finite, which count in no mean.
+    """The mean loss by quartile of t, the losses' other terms, the norm of the gradient, its root
+    mean square by kind of parameter, the share of steps whose gradient was clipped, and the number
+    of steps that were skipped because they were not finite, which count in no mean.
 
     Sums are kept on the device and read when a record is due, so no step waits for the device.
     """

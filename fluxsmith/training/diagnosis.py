@@ -53,7 +53,9 @@ FAULTS = (
         "range of pictures",
         lambda seen: (
             seen["picture_spread"] > 1.5 * seen["picture_spread_held_out"]
-            or 0.1 < seen["picture_spread"] / seen["picture_spread_held_out"] < 0.67
+            or 0.1 * seen["picture_spread_held_out"]
+            < seen["picture_spread"]
+            < 0.67 * seen["picture_spread_held_out"]
         ),
         "pictures have a spread of {picture_spread:.2f}, and held-out ones "
         "{picture_spread_held_out:.2f}; scale both alike, to -1 to 1",

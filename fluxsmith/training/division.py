@@ -38,6 +38,12 @@ def pieces_of(config: RunConfig, ranks: Ranks, before: int | None = None) -> int
             f"parallel.shard={parallel.shard}: cuts networks that are trained whole, not those "
             f"with an adapter; set it to 1"
         )
+    several = (parallel.pieces or before or 1) > 1
+    if several and train.cuda_graphs and getattr(train.adapter.choice, "dropout", 0.0) > 0:
+        raise UserError(
+            "train.cuda_graphs=true: a captured step has one dropout for all pieces of a batch; "
+            "set train.adapter.dropout=0, or leave train.cuda_graphs out"
+        )
     if before is not None and parallel.pieces not in (None, before):
         raise UserError(
             f"parallel.pieces={parallel.pieces}: the checkpoint was trained with {before}; set it "

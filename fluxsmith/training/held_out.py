@@ -11,6 +11,7 @@ from fluxsmith.data import load
 from fluxsmith.data.images import to_unit
 from fluxsmith.data.imageset import evenly
 from fluxsmith.data.loader import Batch
+from fluxsmith.errors import UserError
 from fluxsmith.pipeline import caption_fault
 from fluxsmith.randomness import generator
 from fluxsmith.sampling.edit import Edit, held_out_edit
@@ -59,10 +60,12 @@ def shown(config: RunConfig, captions: Sequence[str]) -> tuple[Sequence[str], Ed
     if conditioning == "text":
         return sample.prompts or evenly(captions, sample.num_samples), None
     held_out = HeldOut.load(config)
+    if not len(held_out):
+        raise UserError("this model draws from test images, and there are none; keep some")
     n = len(sample.prompts or []) or sample.num_samples
-    rows = [i % len(held_out) for i in range(n if len(held_out) else 0)]
+    rows = [i % len(held_out) for i in range(n)]
     references = None if held_out.references is None else held_out.references[rows]
     edit = held_out_edit(
         conditioning, held_out.images[rows], references, config.seed, range(len(rows))
     )
-    return (sample.prompts or [held_out.captions[row] for row in rows])[: len(rows)], edit
+    return sample.prompts or [held_out.captions[row] for row in rows], edit

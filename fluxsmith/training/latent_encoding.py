@@ -75,7 +75,7 @@ def encode_latents(config: RunConfig) -> list[str]:
     """Puts the latents of a config's training pictures into their cache, of several processes each
     its share; returns what was done. Pictures that can't be read are noted as such, and tried again
     the next time."""
-    device, settings = pick_device(config.device), cast(ReadingSettings, config.data)
+    device, settings = _own_device(config.device), cast(ReadingSettings, config.data)
     autoencoder = build_autoencoder(config, device)
     cache = open_latents(config, autoencoder)
     assert cache is not None
@@ -109,6 +109,14 @@ def encode_latents(config: RunConfig) -> list[str]:
     if encoding.bad:
         lines.append(f"latents     {len(encoding.bad):,} can't be read, such as {encoding.bad[0]}")
     return lines
+
+
+def _own_device(name: str) -> torch.device:
+    """The device of this name; where torchrun started several processes, this one's of the GPUs."""
+    device, local = pick_device(name), os.environ.get("LOCAL_RANK")
+    if device.type == "cuda" and device.index is None and local is not None:
+        return pick_device(f"cuda:{local}")
+    return device
 
 
 class _Encoding:

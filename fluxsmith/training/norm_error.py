@@ -21,8 +21,9 @@ def norm_error(network: Flux) -> float:
     0, or about 7 where a norm is missing. A little comes from the second half of a dual block,
     which normalises the sum of stream and first half. NaN where the network is not in float32."""
     params, device = network.params, network.img_in.weight.device
-    if network.img_in.weight.dtype != torch.float32:
-        return math.nan
+    with unsharded(network):  # one that is cut may compute in another dtype than it is kept in
+        if network.img_in.weight.dtype != torch.float32:
+            return math.nan
     draw = generator("norm error")
 
     def noise(*shape: int) -> Tensor:

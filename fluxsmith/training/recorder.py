@@ -28,7 +28,7 @@ class Recorder:
     """metrics.jsonl, one object a record, and the loggers, which are made from it.
 
     A resumed run drops what was recorded past its checkpoint, so every step is there once. If
-    something can't be written, `say` tells why, and it is tried again with the next record.
+    a record can't be written, `say` tells why, and it is tried again with the next one.
     """
 
     def __init__(

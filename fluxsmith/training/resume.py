@@ -95,7 +95,8 @@ def find_start(
     """Where a run with these options starts; a UserError rather than writing over a run."""
     if resume is not None and overwrite:
         raise UserError("--resume and --overwrite contradict each other; give one of them")
-    if fork is not None and config.train.init_from is not None:
+    own_base = config.train.adapter.kind != "none"  # which a LoRA needs wherever it starts
+    if fork is not None and config.train.init_from is not None and not own_base:
         raise UserError("--fork and train.init_from contradict each other; give one of them")
     if resume not in (None, "auto") and fork is not None:
         raise UserError("--resume PATH and --fork contradict each other; give one of them")
@@ -105,14 +106,16 @@ def find_start(
         path = checkpoints.newest(Path(resume))
         start = Start(path, checkpoints.load(path, in_shares=True), resumes=True)
     else:
-        if not overwrite:
+        if overwrite:
+            _refuse_to_delete(folder, config, fork)
+        else:
             refuse_to_write_over(folder)
         start = Start()
     if start.path is not None:
         _check_resumable(folder, config, start)
     elif fork is not None:
         path = checkpoints.newest(fork)
-        start = Start(path, checkpoints.load(path, in_shares=True), damaged=start.damaged)
+        start = Start(path, checkpoints.load(path, in_shares=True))
         check_same(_config_of(start), config, WEIGHTS, str(path))
     return start
 
@@ -124,6 +127,22 @@ def refuse_to_write_over(folder: Path) -> None:
             f"{folder} already holds a run, at step {there[-1][0]}; add --resume auto to continue "
             f"it, --overwrite to start again, or output_dir=... to leave it alone"
         )
+
+
+def _refuse_to_delete(folder: Path, config: RunConfig, fork: Path | None) -> None:
+    """Raises a UserError where the new run begins from the one that it would take the place of."""
+    teacher = getattr(config.objective, "teacher", None)
+    for name, source in {
+        "--fork": fork,
+        "train.init_from": config.train.init_from,
+        "objective.teacher": teacher,
+    }.items():
+        where = Path(source).resolve() if source is not None else None
+        if where is not None and folder.resolve() in (where, *where.parents):
+            raise UserError(
+                f"{name}={source}: --overwrite would delete it with the run in {folder}; set "
+                f"output_dir to another folder"
+            )
 
 
 def _newest_good(folder: Path) -> Start:
@@ -146,10 +165,14 @@ def _newest_good(folder: Path) -> Start:
 
 def _check_resumable(folder: Path, config: RunConfig, start: Start) -> None:
     check_same(_config_of(start), config, COURSE, str(start.path))
+    there = checkpoints.find(folder)
+    if there and start.path is not None and start.path.parent.resolve() != folder.resolve():
+        raise UserError(
+            f"{folder} holds another run than {start.path}, at step {there[-1][0]}; set output_dir "
+            f"to another folder, or move that run away"
+        )
     later = [
-        step
-        for step, path in checkpoints.find(folder)
-        if step > start.contents["step"] and path not in start.damaged
+        step for step, path in there if step > start.contents["step"] and path not in start.damaged
     ]
     if later:
         raise UserError(

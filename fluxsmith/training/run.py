@@ -65,7 +65,7 @@ def train(
     resume: str | None = None,
     overwrite: bool = False,
     fork: Path | None = None,
-    evaluate: Evaluate | None = None,
+    evaluate: Callable[[], Evaluate | None] = lambda: None,
     ranks: Ranks = ALONE,
     expect: Expect | None = None,
 ) -> int:
@@ -73,9 +73,10 @@ def train(
 
     `resume` is a checkpoint's path, or `auto` for the newest good one in the run's folder, if any.
     `overwrite` deletes the run that is in the folder. `fork` is a checkpoint from whose averaged
-    weights a new run starts, where nothing is resumed. `evaluate` scores the model on the way.
-    `ranks` train together, each by a call of this. `expect` says before the first step what all
-    will take, which is shown, and at the end beside what it took.
+    weights a new run starts, where nothing is resumed. `evaluate` makes what scores the model on
+    the way; it is called once it is clear that the run can start.
+    `ranks` train together, each by a call of this. `expect` says what memory and time the run will
+    take; that is shown before the first step, and once more at the end beside what it took.
     """
     for name in config.train.loggers:
         library(name)  # a UserError now where it is not installed
@@ -92,8 +93,9 @@ def train(
         start = find_start(folder, config, resume, overwrite, fork)
         expect_same_run(config, ranks, start)
         pieces = pieces_of(config, ranks, start.pieces)
+        scores = evaluate()
         inside.enter_context(explaining_memory(trying, less_memory(config, pieces)))
-        trainer = build_trainer(config, device, evaluate, start, ranks, pieces)
+        trainer = build_trainer(config, device, scores, start, ranks, pieces)
         expect_same_data(trainer.loader, backend(device, config.train.kernels), ranks)
         with ranks.first_alone():
             others = [*trainer.signals.captions, *(config.sample.prompts or ())]
@@ -119,12 +121,12 @@ def _run(
 ) -> int:
     folder, steps, ranks = trainer.folder, config.train.steps, trainer.ranks
     first = ranks.first
-    curve = folder / "loss.png"
     with TrainingConsole(steps, trainer.step) as console:
         if start.resumes and trainer.step >= steps:
             console.say(f"nothing to do: {start.path} is at step {trainer.step} of {steps}")
-            if first and not curve.exists():  # the run was killed after its last checkpoint
-                _plot(folder, curve, config, console)
+            if first and not (folder / "loss.png").exists():  # killed after its last checkpoint
+                for line in _plot(folder, config):
+                    console.say(line)
             return 0
         recorder: Recorder = NoRecords()
         expected = expect(trainer) if expect is not None and first else None
@@ -137,8 +139,10 @@ def _run(
             for line in notes:
                 console.say(line)
             if expected is not None:
-                left = (expected.seconds or 0) * (steps - trainer.step)
-                console.say(f"plan        {expected}" + f", {in_words(left)} in all" * bool(left))
+                line = f"plan        {expected}"
+                if left := (expected.seconds or 0) * (steps - trainer.step):
+                    line += f", {in_words(left)} in all"
+                console.say(line)
             named = config.train.loggers
             recorder = Recorder(folder, trainer.step, console.say, named, lock.take)
         status = "FAILED"
@@ -151,11 +155,10 @@ def _run(
         finally:
             keep_text(trainer.pipeline)
             recorder.end(status)
-        if first and saved is not None:
-            _plot(folder, curve, config, console)
+        plots = _plot(folder, config) if first and saved is not None else []
         if expected is not None and trainer.timed:
             took = Expected(peak_memory(trainer.pipeline.device) or 0, trainer.seconds_a_step)
-            console.say(f"plan        {expected} were expected; {took} it was")
+            console.say(f"plan        expected {expected}; took {took}")
     if interrupt and trainer.step < steps:
         if saved is None:
             console.say("stopped before the first step")
@@ -164,7 +167,8 @@ def _run(
             console.say("continue with the same command and --resume auto")
         return interrupt.exit_code
     console.say(f"checkpoint  {saved}")
-    console.say(f"loss curve  {curve}")
+    for line in plots:
+        console.say(line)
     console.say(f"draw with:  fluxsmith sample {saved}")
     return 0
 
@@ -177,9 +181,9 @@ def build_trainer(
     ranks: Ranks = ALONE,
     pieces: int | None = None,
 ) -> Trainer:
-    """The trainer of a config at step 0, with its data loaded and its weights new, or those of
-    train.init_from, where `start` is no checkpoint that brings them anyway. `pieces` are those of a
-    batch, as many as the config says by default."""
+    """The trainer of a config at step 0, with its data loaded. Its weights are new, or those of
+    train.init_from; where `start` is a checkpoint, they are left for it to bring. `pieces` are
+    those of a batch, as many as the config says by default."""
     if config.train.cuda_graphs and device.type != "cuda":
         raise UserError(
             f"train.cuda_graphs=true: needs a CUDA GPU, and this run is on {device}; leave it out"
@@ -223,6 +227,7 @@ def compile_for_training(pipeline: Pipeline, captions: list[str], twice: bool = 
         )
     spread = pipeline.config.parallel
     alone = spread.shard == 1 and spread.checkpoint_activations == "none"
+    alone &= getattr(pipeline.config.data, "buckets", "off") == "off"  # each is a code of its own
     auto = alone and not twice and train.compile == "auto" and _pays(pipeline, captions)
     if not (auto or train.compile is True):
         return []
@@ -238,7 +243,7 @@ def _pays(pipeline: Pipeline, captions: list[str]) -> bool:
         return False
     with torch.no_grad():
         text = pipeline.encode_text(captions)
-    trimmed = text.mask is not None and getattr(pipeline.config.text, "padding", "trim") == "trim"
+    trimmed = getattr(pipeline.config.text, "padding", "trim") == "trim"
     lengths = len(text.mask.sum(dim=1).unique()) if text.mask is not None and trimmed else 1
     image_tokens = pipeline.image_tokens(pipeline.latent_shape)
     each = training_flops(pipeline.network.params, text.tokens.shape[1], image_tokens)
@@ -288,14 +293,20 @@ def _prepare(folder: Path, config: RunConfig, overwrite: bool, step: int, lock: 
     write_text(folder / "config.yaml", show(config))
 
 
-def _plot(folder: Path, curve: Path, config: RunConfig, console: TrainingConsole) -> None:
+def _plot(folder: Path, config: RunConfig) -> list[str]:
+    """Plots the run's records; returns lines that say where the plots are, or why they aren't."""
+    metrics, curve, signals = (
+        folder / name for name in ("metrics.jsonl", "loss.png", "signals.png")
+    )
+    told = []
     try:
-        plot_loss(folder / "metrics.jsonl", curve, str(config.name))
-        signals = folder / "signals.png"
-        if plot_signals(folder / "metrics.jsonl", signals, str(config.name)):
-            console.say(f"signals     {signals}")
+        plot_loss(metrics, curve, str(config.name))
+        told.append(f"loss curve  {curve}")
+        if plot_signals(metrics, signals, str(config.name)):
+            told.append(f"signals     {signals}")
     except (OSError, UserError) as error:
-        console.say(f"no loss curve: {error}")
+        told.append(f"no plots    {error}")
+    return told
 
 
 def less_memory(config: RunConfig, pieces: int = 1) -> str:

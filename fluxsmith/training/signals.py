@@ -5,7 +5,7 @@ A look changes nothing of the training, and what it draws is addressed. All of t
 hundredth of a run's time.
 """
 
-import contextlib
+import logging
 import math
 from dataclasses import replace
 from functools import cached_property
@@ -31,11 +31,12 @@ from fluxsmith.training.held_out import HELD_OUT, HeldOut
 from fluxsmith.training.movement import Movement
 from fluxsmith.training.norm_error import norm_error
 from fluxsmith.training.objective import Objective
+from fluxsmith.training.step import losses_of
 
 LOOKS = 10  # evenly spread over a run; and one more at half of the first
 SHORTEST = 100  # steps of a run that is looked at
-# Passes of the network over a batch that all looks together may take, for each step of training. A
-# step takes about three passes, and a look does a little more than them.
+# Forward passes of the network over a batch that all looks together may take, for each step of
+# training, which takes about three.
 PASSES = 0.02
 MOST_IMAGES = 512  # held-out pictures whose loss is taken
 LEAST = 16  # pictures that say anything
@@ -44,6 +45,8 @@ TYPICAL = 64  # pictures whose variance is taken for the data's
 GRID = 4096  # times over which the loss of a linear prediction is averaged
 
 Record = dict[str, float]
+
+log = logging.getLogger(__name__)
 
 
 def looks(steps: int) -> frozenset[int]:
@@ -73,12 +76,14 @@ class Signals:
 
     @cached_property
     def held_out(self) -> HeldOut:
-        """None where the run isn't looked at, or its data has no test images that can be used."""
-        with contextlib.suppress(UserError):
-            if self.looks:
+        """Empty where the run isn't looked at, or its data has no test images that can be used."""
+        if self.looks:
+            try:
                 found = HeldOut.load(self.config)
                 self.pipeline.text.check(found.captions)
                 return found
+            except UserError as error:
+                log.warning("signals are without held-out pictures: %s", error)
         return HeldOut(torch.empty(0), [])
 
     @property
@@ -128,9 +133,10 @@ class Signals:
         found = {
             f"relative_{key}": record[key] / best
             for key, best in zip(keys, quartiles, strict=True)
-            if key in record
+            if key in record and best > 0  # 0 where all pictures are one
         }
-        return found | {"learned": (constant - record["loss"]) / (constant - linear)}
+        learned = (constant - record["loss"]) / (constant - linear)
+        return found | ({"learned": learned} if math.isfinite(learned) else {})
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self._best, **self.alignment.state_dict()} if self.looks else {}
@@ -199,7 +205,8 @@ class Signals:
         """(b,), with noise and times that depend on the batch's number alone."""
         draw = generator(self.config.seed, "look", number, device=self.pipeline.device)
         inputs = self.objective.prepare(self.objective.draw(batch, draw))
-        return self.objective.losses(inputs).total.cpu()
+        with torch.set_grad_enabled(self.objective.second_derivatives):
+            return losses_of(self.objective, inputs).total.detach().cpu()
 
     def _captions(self) -> Record:
         """Whether captions go with pictures as they do in held-out ones."""

@@ -70,11 +70,8 @@ class TrainStep:
 
     def _backward(self, microbatches: Iterable[Any]) -> Losses:
         parts = []
-        # Of torch's kinds of attention, only the plain one can be differentiated twice.
-        twice = self.objective.second_derivatives
         for inputs in microbatches:
-            with sdpa_kernel(SDPBackend.MATH) if twice else nullcontext():
-                losses = self.objective.losses(inputs)
+            losses = losses_of(self.objective, inputs)
             (losses.total.mean() / self.accumulate).backward()
             parts.append(losses)
             if self.gradients is not None:
@@ -144,6 +141,14 @@ class Update:
         finally:
             for group, settings in zip(groups, before, strict=True):
                 group |= settings
+
+
+def losses_of(objective: Objective, inputs: Any) -> Losses:
+    """An objective's losses. Where they contain gradients, attention is computed in the one way
+    that torch can differentiate twice."""
+    twice = objective.second_derivatives
+    with sdpa_kernel(SDPBackend.MATH) if twice else nullcontext():
+        return objective.losses(inputs)
 
 
 def gradient_squares(gradients: Sequence[Tensor | None]) -> Tensor:

@@ -77,7 +77,7 @@ class Trainer:
         self.config = config
         self.ranks = ranks
         self.pieces = pieces  # of a batch, each with randomness of its own
-        self.parts = -(-config.train.accumulate // pieces)  # micro-batches of a piece
+        self.microbatches = -(-config.train.accumulate // pieces)  # of a piece
         self.pipeline = pipeline.train()
         self.held = held or Whole(pipeline)  # what this rank has of it
         self.loader = loader
@@ -103,14 +103,14 @@ class Trainer:
         kinds = kinds_of(parts, self.update.trained)
         self.means = RunningMeans(pipeline.device, objective.terms, kinds, largest)
         exact, trained = config.train.deterministic, self.update.trained
-        gradients = Gradients(ranks, pieces, self.parts, trained, self.held, exact)
+        gradients = Gradients(ranks, pieces, self.microbatches, trained, self.held, exact)
         self.own = gradients.own  # the pieces that are computed here
         size = config.train.batch_size // pieces
         rows = [row for i in self.own for row in range(i * size, (i + 1) * size)]
         self._rows = rows if ranks.size > 1 else None  # of a batch; None: all
         self.step_on_device = TrainStep(
             objective,
-            pieces * self.parts,
+            pieces * self.microbatches,
             self.guard,
             self.means,
             self.update,
@@ -284,7 +284,7 @@ class Trainer:
         alike = self.graphed is not None
         for example, seed in zip(self._examples, self._dropout, strict=True):
             torch.manual_seed(seed)  # dropout draws from torch's own generator
-            for part in example.split(self.parts):
+            for part in example.split(self.microbatches):
                 yield self.objective.prepare(part, alike)
 
     def explain_bad_step(self) -> str:

@@ -57,7 +57,7 @@ def _paths(pictures: Sequence[Tensor]) -> list[Tensor]:
 def judged(reference: Reference, drawn: Sequence[States], prompts: Sequence[str]) -> Event:
     """How sure the classifier is at each state, of the picture so far and of the predicted one, of
     what the prompt asks for, or of what it sees at the end where the data know no such prompt; what
-    it sees there, and whether that is right."""
+    it sees there, and whether that is right, None where the data know no such prompt."""
 
     def shares_of(kind: str) -> Tensor:  # (paths, states, classes)
         shown = torch.cat([torch.stack(getattr(each, kind), dim=1) for each in drawn])
@@ -73,7 +73,10 @@ def judged(reference: Reference, drawn: Sequence[States], prompts: Sequence[str]
             for kind, all_ in shares.items()
         },
         "seen": [reference.class_names[label] for label in seen],
-        "right": [a == b for a, b in zip(wanted, seen, strict=True)],
+        "right": [
+            asked[prompt] == got if prompt in asked else None
+            for prompt, got in zip(prompts, seen, strict=True)
+        ],
     }
 
 

@@ -18,6 +18,7 @@ from fluxsmith.web.line import Emit
 
 MOST_PICTURES = 64
 MOST_STEPS = 200
+MOST_NUMBERS = 2**26  # of all states that are shown of a drawing, each kept up to three times
 
 Scale = Annotated[float, Field(ge=-20, le=100)]
 
@@ -102,6 +103,13 @@ def draw(pipeline: Pipeline, asked: Request, emit: Emit, first: int = 0, **optio
 
 def plan(sampler: Sampler, asked: Request) -> Drawing:
     """The drawing that was asked for; a UserError where it can't be had."""
+    data = sampler.pipeline.config.data
+    shown = len(asked.prompts) * (asked.steps + 1) * data.channels * data.image_size**2
+    if shown > MOST_NUMBERS:
+        raise UserError(
+            f"{len(asked.prompts)} pictures in {asked.steps} steps are more than this page keeps; "
+            f"ask for fewer pictures or steps"
+        )
     return sampler.plan(
         asked.prompts,
         steps=asked.steps,

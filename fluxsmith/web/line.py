@@ -66,19 +66,19 @@ class Line:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="drawing")
-        self._tickets: list[_Ticket] = []
+        self.tickets: list[_Ticket] = []
 
     def events(self, work: Work) -> AsyncGenerator[Event, None]:
         """What the work emits, and before it how many are ahead: {"place": n}. Closing this
         iterator stops the work, or leaves the line. Raises a UserError where the line is too long.
         """
-        if len(self._tickets) >= LONGEST:
+        if len(self.tickets) >= LONGEST:
             raise UserError("too many are waiting already; try again in a moment")
         return self._events(_Ticket(work))
 
     async def _events(self, ticket: _Ticket) -> AsyncGenerator[Event, None]:
-        self._tickets.append(ticket)
-        ticket.events.put_nowait({"place": len(self._tickets) - 1})
+        self.tickets.append(ticket)
+        ticket.events.put_nowait({"place": len(self.tickets) - 1})
         future = self._thread.submit(ticket.run)
         future.add_done_callback(lambda _: ticket.soon(self._left, ticket))
         try:
@@ -91,12 +91,12 @@ class Line:
     def close(self) -> None:
         """No work begins any more, what is going on stops at its next step, and who waits is told
         now."""
-        for ticket in self._tickets:
+        for ticket in self.tickets:
             ticket.end("the server was stopped; start it again")
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _left(self, ticket: _Ticket) -> None:
-        self._tickets.remove(ticket)
+        self.tickets.remove(ticket)
         ticket.events.put_nowait(None)
-        for place, other in enumerate(self._tickets):
+        for place, other in enumerate(self.tickets):
             other.events.put_nowait({"place": place})

@@ -38,7 +38,7 @@ from fluxsmith.web.watching import Runs
 
 HOST = "127.0.0.1"
 HOSTS = ["127.0.0.1", "localhost"]
-LARGEST = 2**20  # bytes of a request: pictures come as small as the model draws them
+LARGEST = 2**23  # bytes of a request: a picture of 1,024 pixels and its mask in base64 fit
 STATIC = Path(__file__).with_name("static")
 SAVED = {"png": "grid", "filmstrip": "filmstrip", "gif": "animation"}  # as write_drawing names them
 HEADERS = {
@@ -142,7 +142,7 @@ class Page:
         pipeline = self.gallery.open(asked.model)
         began = time.perf_counter()
         states = drawing.draw(pipeline, asked, emit)
-        emit({"seconds": time.perf_counter() - began})
+        emit({"seconds": time.perf_counter() - began, "step": pipeline.step})
         if asked.judge:
             emit(self.judges.say(pipeline, [states], asked.prompts))
 

@@ -36,6 +36,10 @@ def test_a_whole_number_may_be_written_with_an_exponent(read):
     assert isinstance(steps, int)
 
 
+def test_prompts_are_composed_as_they_are_drawn(read):
+    assert read('sample.prompts=["cafe\u0301"]').sample.prompts == ["caf\u00e9"]
+
+
 def test_overrides_reach_into_sections_and_the_last_one_holds(read):
     config = read("train.steps=7", "seed=3", "train.steps=8", "train.batch_size=2")
     assert (config.seed, config.train.steps, config.train.batch_size) == (3, 8, 2)

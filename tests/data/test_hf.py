@@ -284,6 +284,12 @@ def test_a_column_called_split_splits(tmp_path, streaming):
     assert found["train"] == [TEXTS[i] for i in (1, 2, 4, 5)]
 
 
+def test_rows_of_a_stream_that_say_train_are_not_held_out(tmp_path):
+    words = ["val", "train", "train", "val", "training", "train"]
+    found = split_by(tmp_path, words, streaming=True, test_share=0.99)
+    assert found["train"] == [TEXTS[i] for i in (1, 2, 4, 5)]
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_no_row_of_a_testing_split_is_trained_on(tmp_path, streaming):
     words = ["val", "train", "test", "train", "train", "val"]

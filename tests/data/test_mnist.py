@@ -172,3 +172,15 @@ def test_files_are_found_under_the_names_of_other_mirrors(
         file.write_bytes(gzip.compress(idx(array)) if file.suffix == ".gz" else idx(array))
     assert len(load_fitted(data_settings("mnist", tmp_path), "train")) == 5
     assert len(load_fitted(data_settings("mnist", tmp_path), "test")) == 3
+
+
+def test_sets_with_files_of_the_same_names_are_not_taken_for_it(tmp_path, cache, idx, mnist_arrays):
+    files = {name: idx(array) for name, array in mnist_arrays.items()}
+    inverted = {name: idx(255 - array) for name, array in mnist_arrays.items() if array.dim() == 3}
+    for other in ("FashionMNIST", "KMNIST"):
+        write(tmp_path / other / "raw", files | inverted)
+    assert "no train-images-idx3-ubyte" in mistake(tmp_path)
+    write(tmp_path / "MNIST" / "raw", files)
+    expected = mnist_arrays["train-images-idx3-ubyte"]
+    assert torch.equal(load(tmp_path, "train").images[:, 0], expected)
+    assert torch.equal(load(tmp_path / "KMNIST", "train").images[:, 0], 255 - expected)  # as asked

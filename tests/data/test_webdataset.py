@@ -110,6 +110,26 @@ def test_test_images_are_a_share_told_by_name_or_shards_of_their_own(tmp_path):
     assert captions(pattern, "test", test_path=own) == ALL
 
 
+def test_shards_that_are_tested_on_are_not_trained_on(tmp_path):
+    as_shards(tmp_path / "made", MADE, 3)
+    (tmp_path / "all").mkdir()
+    for number, name in enumerate(("train-000.tar", "val-000.tar", "mine.tar")):
+        (tmp_path / "made" / f"{number:03d}.tar").rename(tmp_path / "all" / name)
+    own = str(tmp_path / "all" / "mine.tar")
+    parts = [sorted(caption for _, caption in MADE[i::3]) for i in range(3)]
+    assert captions(tmp_path / "all", "train", test_path=own) == parts[0]
+    assert captions(tmp_path / "all", "test", test_path=own) == parts[2]
+    account = open_shards(str(tmp_path / "all"), "train", test_path=own).account
+    assert [*account.passed["beside data.test_path"]] == [str(tmp_path / "all" / "val-000.tar")]
+    assert "all for testing" in refused(own, test_path=own)
+
+
+def test_with_and_without_a_share_held_out_it_is_other_data(tmp_path):
+    pattern, own = as_shards(tmp_path / "all", MADE, 2), as_shards(tmp_path / "own", MADE, 1)
+    found = [open_shards(pattern, "train", **key).digest() for key in ({}, {"test_path": own})]
+    assert found[0] != found[1]
+
+
 def test_endings_may_be_mixed_and_captions_several(tmp_path):
     path = tmp_path / "x.tar"
     with tarfile.open(path, "w") as tar:

@@ -2,6 +2,7 @@
 to say it, and no file is passed over in silence."""
 
 import json
+import os
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -504,6 +505,43 @@ def test_a_column_called_split_splits(tmp_path):
     put(tmp_path, pictures("{}.png") | {"x.csv": "\n".join(["file_name,text,split", *lines])})
     assert [record.name for record in open_folder(tmp_path, "test")] == NAMES[:2]
     assert len(open_folder(tmp_path, "train")) == 4
+
+
+def test_a_column_called_split_splits_a_folder_called_train(tmp_path):
+    lines = [f'{name},"a boat",{"test" if i < 2 else "train"}' for i, name in enumerate(NAMES)]
+    table = "\n".join(["file_name,text,split", *lines])
+    put(tmp_path, pictures("train/{}.png") | {"metadata.csv": table})
+    assert [r.name for r in open_folder(tmp_path, "test")] == [f"train/{n}" for n in NAMES[:2]]
+    assert len(open_folder(tmp_path, "train")) == 4
+    put(tmp_path, {"metadata.csv": rows(NAMES)})  # which tells no splits
+    assert len(open_folder(tmp_path, "train", test_share=0.0)) == 6
+
+
+def test_few_test_pictures_may_have_a_bad_one_among_them(tmp_path):
+    put(tmp_path, pictures("train/{}.png") | texts("train/{}.txt"))
+    put(tmp_path, pictures("test/{}.png", 2) | texts("test/{}.txt", n=2))
+    (tmp_path / "test" / "0.png").write_bytes(b"no picture")
+    assert len(load(data_settings("folder", tmp_path), "test")) == 1
+    (tmp_path / "train" / "0.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="1 of 6 images can't be used"):
+        load(data_settings("folder", tmp_path), "train")
+
+
+def test_where_no_caption_can_be_used_a_line_says_why(tmp_path):
+    put(tmp_path, pictures("{}.png") | texts("{}.txt", "word " * 99))
+    settings = data_settings("folder", tmp_path, in_memory=False)
+    with pytest.raises(UserError, match=r"no image has a caption .*: too long"):
+        build_loader(settings, 2, 0, fault=lambda text: "too long").captions()
+
+
+def test_a_class_folder_whose_name_is_not_utf_8_is_a_class(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    try:
+        as_classes(tmp_path, MADE, [name, "tea"])
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    found = load(data_settings("folder", tmp_path, captions="class"), "train")
+    assert all(text.encode() for ways in found.captions for text in ways)
 
 
 def test_a_bare_name_finds_the_only_picture_that_is_called_so(tmp_path):

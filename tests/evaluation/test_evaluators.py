@@ -1,6 +1,7 @@
 """The evaluation tells truths: about real images, copies, deaf models and dull ones."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,12 @@ from fluxsmith.evaluation.evaluators import (
     for_training,
     named,
 )
-from fluxsmith.evaluation.evaluators.sweep import cheapest_setting, choose, solvers_and_steps
+from fluxsmith.evaluation.evaluators.sweep import (
+    cheapest_setting,
+    choose,
+    evaluations_of,
+    solvers_and_steps,
+)
 from fluxsmith.evaluation.frechet import Gaussian, frechet_draws
 from fluxsmith.evaluation.measurement import during_training, measure
 from fluxsmith.evaluation.samples import Reference, Samples, Settings, mixed
@@ -182,7 +188,7 @@ def test_captions_that_are_all_alike_give_no_conditioning_gap(reference, model):
 def test_what_can_t_be_measured_in_training_leaves_the_other_scores(toy, caplog):
     few = "evaluate.metrics=[validation_loss,conditioning_gap]", "evaluate.validation_images=1"
     config = toy("evaluate.every=3", *few)
-    assert train(config, evaluate=during_training(config)) == 0
+    assert train(config, evaluate=lambda: during_training(config)) == 0
     assert caplog.text.count("conditioning_gap is left out from here on: ") == 1
     records = read_metrics(Path(config.resolved_output_dir) / "metrics.jsonl")
     assert sum("validation_loss/ema" in record for record in records) == 2
@@ -221,6 +227,13 @@ def test_the_sweep_takes_every_solver_at_equal_cost(monkeypatch):
     assert {("euler", 20), ("midpoint", 10), ("heun", 6), ("adams2", 12), ("dear", 6)} <= set(found)
     assert ("dear", 0) not in found
     assert all(1 <= SOLVERS[solver].evaluations(steps) <= 20 for solver, steps in found)
+
+
+def test_a_sweep_counts_what_guidance_takes_where_it_is_on(toy):
+    sampler = Sampler(Pipeline.build(toy("sample.guidance_interval=[0.25, 0.75]")))
+    assert evaluations_of(sampler, "euler", 4, 2.0) == 4 + 3  # of 1, 0.75, 0.5 and 0.25
+    assert evaluations_of(sampler, "midpoint", 2, 2.0) == 4 + 3
+    assert evaluations_of(sampler, "euler", 4, 1.0) == evaluations_of(sampler, "euler", 4, 0.0) == 4
 
 
 def test_the_cheapest_setting_is_the_least_work_within_the_tolerance():
@@ -314,7 +327,7 @@ def test_evaluating_during_training_does_not_change_it_by_a_bit(toy, tmp_path, r
             "evaluate.validation_images=10",
             f"output_dir={tmp_path / name}",
         )
-        assert train(config, evaluate=during_training(config)) == 0
+        assert train(config, evaluate=partial(during_training, config)) == 0
         states[name] = checkpoints.load(tmp_path / name / "diffusion-6.pt")
     for key in ("model", "ema", "optimizer", "window"):
         assert same(states["scored"][key], states["quiet"][key]), key

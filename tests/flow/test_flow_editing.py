@@ -44,6 +44,12 @@ def test_what_is_kept_is_kept_and_the_rest_is_drawn(solver):
     torch.testing.assert_close(x[..., :2], TARGET.expand(2, -1, -1, -1)[..., :2], atol=1e-4, rtol=0)
 
 
+def test_what_on_step_gives_takes_the_place_of_x():
+    mask, ts = torch.ones(1, 1, 4, 4), uniform_grid(4)
+    x = inpaint(euler, towards_target, drawn(), drawn(), mask, ts, lambda i, t, x: 0 * x + i)
+    assert torch.equal(x, torch.full_like(x, 4))
+
+
 @pytest.mark.parametrize("solver", [euler, adams2])
 def test_a_mask_of_ones_is_the_solver_itself(solver):
     """With its state from step to step, where it has one."""

@@ -100,6 +100,20 @@ def assert_same(latents, packed, height, width):
     assert_agree(latents, expected, within=1e-4)
 
 
+def test_a_model_that_never_saw_padding_is_no_whole_pipeline(toy, tmp_path, text_folder):
+    _, folder = made(toy, tmp_path, text_folder, False, "text.padding=trim")
+    assert not (folder / "model_index.json").exists()
+    assert (folder / "prompts.safetensors").is_file()
+
+
+def test_the_card_guides_as_the_samples_are_guided(toy, tmp_path, text_folder):
+    _, folder = made(toy, tmp_path, text_folder, False, "sample.guidance=2.5")
+    assert 'negative_prompt="", true_cfg_scale=2.5' in (folder / "README.md").read_text()
+    (tmp_path / "dev").mkdir()
+    _, folder = made(toy, tmp_path / "dev", text_folder, True)
+    assert "guidance_scale=3.5" in (folder / "README.md").read_text()
+
+
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (64, 64)])
 def test_text_to_image(model, height, width):
     config, folder = model

@@ -195,6 +195,28 @@ def test_what_is_there_already_is_not_written_over(checkpoint, tmp_path):
     with pytest.raises(UserError, match="is there already"):
         import_model(tmp_path / "model", checkpoint)
     assert not list(tmp_path.glob(".*"))
+    run_export(checkpoint, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="is there already"):
+        run_export(checkpoint, tmp_path / "model.safetensors")
+
+
+def test_an_export_goes_where_a_link_or_the_folder_itself_leads(checkpoint, tmp_path, monkeypatch):
+    for name in ("one", "here"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "one")
+    run_export(checkpoint, tmp_path / "link", "diffusers")
+    assert (tmp_path / "one" / "README.md").is_file()
+    monkeypatch.chdir(tmp_path / "here")
+    run_export(checkpoint, Path(), "diffusers")
+    assert (tmp_path / "here" / "README.md").is_file()
+
+
+def test_a_config_that_is_not_the_exports_own_is_refused(toy, toy_file, tmp_path):
+    config = toy("flow.prediction=data")
+    checkpoint = save_checkpoint(tmp_path / "diffusion-7.pt", Pipeline.build(config))
+    run_export(checkpoint, tmp_path / "m.safetensors")
+    with pytest.raises(UserError, match=r"flow\.prediction=velocity: .* was trained with data"):
+        import_model(tmp_path / "m.safetensors", tmp_path / "back.pt", toy_file)
 
 
 @pytest.mark.parametrize(

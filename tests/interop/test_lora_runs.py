@@ -172,8 +172,8 @@ def test_a_runs_file_says_what_it_is(lora, base, tmp_path):
     source = {"name": "foxes", "license": "other", "license_name": "fox-1", "base_model": "fox/es"}
     checkpoints.save(base, state | {"metadata": state["metadata"] | {"source": source}})
     assert train(lora("train.steps=1", "name=ink")) == 0
-    out = tmp_path / "ink.safetensors"
     for form, ranks in (("kohya", "ss_network_dim"), ("diffusers", "lora_adapter_metadata")):
+        out = tmp_path / f"{form}.safetensors"
         typed = f"lora convert {tmp_path / 'run'} {out} --format {form} --trigger ink"
         with pytest.raises(SystemExit) as ended:
             main(typed.split())
@@ -289,6 +289,16 @@ def test_a_lora_run_resumes_with_its_own_settings_only(lora, tmp_path):
     assert train(lora("train.steps=2")) == 0
     with pytest.raises(UserError, match=r"train.adapter.rank=8: .* was trained with .*=4"):
         train(lora("train.adapter.rank=8"), resume="auto")
+
+
+def test_a_lora_run_can_be_forked(lora, tmp_path):
+    assert train(lora("train.steps=2")) == 0
+    new = f"output_dir={tmp_path / 'new'}"
+    again = lora("train.steps=1", "seed=1", "train.learning_rate=1e-9", new)
+    assert train(again, fork=tmp_path / "run") == 0
+    first, forked = (checkpoints.load(checkpoints.newest(tmp_path / f)) for f in ("run", "new"))
+    for name, averaged in first["ema"].items():
+        torch.testing.assert_close(forked["model"][name], averaged, atol=1e-7, rtol=1e-6)
 
 
 def test_it_learns_what_the_base_does_not_know(lora, tmp_path):

@@ -85,6 +85,7 @@ def test_merging_rounds_once_to_the_dtype_and_never_into_float8(model, lora, tmp
     with pytest.raises(UserError, match=r"float8_e4m3fn.*give --dtype bfloat16"):
         merge(tmp_path / "fp8.safetensors", [str(lora)], tmp_path / "no.safetensors", None)
     assert not (tmp_path / "no.safetensors").exists()
+    out = tmp_path / "from-fp8.safetensors"
     merge(tmp_path / "fp8.safetensors", [str(lora)], out, torch.bfloat16)
     assert {t.dtype for t in load_file(out).values()} == {torch.bfloat16}
 
@@ -125,7 +126,8 @@ def test_another_text_encoder_is_said_and_counted(toy, tmp_path, caplog):
             for name, t in state["ema"].items()
         }
         checkpoints.save(tmp_path / "b.pt", state | {"ema": ema})
-        held += [extract(before, tmp_path / "b.pt", tmp_path / "x.safetensors", 4, "bfl", None)]
+        out = tmp_path / f"{moved}.safetensors"
+        held += [extract(before, tmp_path / "b.pt", out, 4, "bfl", None)]
         assert ("has another text encoder" in caplog.text) == bool(moved)
     assert held[1] < held[0]
 
@@ -145,6 +147,13 @@ def test_models_that_are_the_same_or_another_have_no_lora_between_them(model, tm
     write_tensors(tmp_path / "fewer.safetensors", fewer, {})
     with pytest.raises(UserError, match=r"single_blocks\.2\..* is not there, and was \("):
         extract(model, tmp_path / "fewer.safetensors", tmp_path / "a.safetensors", 4, "kohya", None)
+
+
+def test_no_file_is_written_over(model, lora, tmp_path):
+    with pytest.raises(UserError, match="is there already"):
+        merge(model, [str(lora)], model, None)
+    with pytest.raises(UserError, match="is there already"):
+        extract(model, model, lora, 4, "kohya", None)
 
 
 def test_what_a_lora_is_said_to_be(lora, tmp_path):

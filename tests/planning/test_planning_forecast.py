@@ -77,7 +77,7 @@ def test_what_is_cut_may_be_most_at_another_moment():
         held.mark("gradients", [gradient])
         held.events.append((0, -400))
         held.mark_others("batch")
-        held._number(activation)
+        activation.zero_()
     assert held.at_most()["gradients"] == 400
     assert held.at_most({"gradients": 0.25})["activations"] == 240
 
@@ -201,16 +201,16 @@ import resource, sys
 from pathlib import Path
 import torch
 from fluxsmith.config import read_config
-from fluxsmith.planning.expectation import _calibrated
+from fluxsmith.planning.expectation import calibrated_with_room
 from fluxsmith.planning.outline import Outline
 
 config = read_config(Path(sys.argv[1]), ["model.hidden_size=1024", "model.num_heads=16"])
 outline, cpu = Outline.of(config), torch.device("cpu")
-assert _calibrated(outline, config, cpu, 2**60) is None  # it is not tried
+assert calibrated_with_room(outline, config, cpu, 2**60) is None  # it is not tried
 torch.ones(2**20) @ torch.ones(2**20)  # threads have their stacks
 has = int(dict(x.split(":") for x in open("/proc/self/status"))["VmData"].split()[0]) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (has + 2**28, has + 2**28))
-assert _calibrated(outline, config, cpu, 0) is None  # it is given up
+assert calibrated_with_room(outline, config, cpu, 0) is None  # it is given up
 torch.ones(2**20)  # there is room again
 """
 

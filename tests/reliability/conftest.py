@@ -25,7 +25,7 @@ def eventful(toy: Callable[..., RunConfig]) -> Callable[..., int]:
             return {}
 
         config = toy("evaluate.every=1", "train.log_every=1", *overrides)
-        return train(config, evaluate=after_each_step, **options)
+        return train(config, evaluate=lambda: after_each_step, **options)
 
     return run
 

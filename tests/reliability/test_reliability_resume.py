@@ -101,6 +101,29 @@ def test_a_fork_writes_over_no_run(toy, run_folder):
         train(toy(), resume=str(run_folder), fork=run_folder)
 
 
+def test_a_run_that_the_new_one_begins_from_is_not_overwritten(toy, run_folder):
+    assert train(toy()) == 0
+    with pytest.raises(UserError, match=r"--fork=.*--overwrite would delete it"):
+        train(toy("seed=1"), fork=run_folder, overwrite=True)
+    with pytest.raises(UserError, match=r"train\.init_from=.*--overwrite would delete it"):
+        train(toy(f"train.init_from={run_folder / 'diffusion-6.pt'}"), overwrite=True)
+    assert last(run_folder)["step"] == 6
+
+
+def test_a_run_of_elsewhere_is_not_resumed_over_another_one(toy, run_folder, tmp_path):
+    assert train(toy()) == 0
+    assert train(toy(f"output_dir={tmp_path / 'other'}", "train.steps=8")) == 0
+    with pytest.raises(UserError, match=r"holds another run than .* at step 6"):
+        train(toy("train.steps=9"), resume=str(tmp_path / "other"))
+    assert steps_recorded(run_folder)[-1] == last(run_folder)["step"] == 6
+
+
+def test_what_is_refused_is_refused_before_anything_is_made_to_measure_with(toy):
+    assert train(toy()) == 0
+    with pytest.raises(UserError, match="already holds a run"):
+        train(toy(), evaluate=lambda: pytest.fail("it was made"))
+
+
 @pytest.mark.parametrize(("change", "forkable"), [("seed=1", True), ("model.depth=2", False)])
 def test_what_may_not_change_is_named_with_the_way_out(toy, run_folder, change, forkable):
     """The tests of the config say which keys these are."""

@@ -140,6 +140,7 @@ def test_a_size_that_can_t_be_drawn_is_refused_before_the_picture_is_fitted(
     ("settings", "named"),
     [
         ({"strength": 0.5}, "--strength 0.5"),
+        ({"strength": 0.0}, "--strength 0.0"),
         ({"mask": "mask.png"}, "--mask mask.png"),
         ({"grow": 2}, "--mask-grow 2"),
         ({"blur": 1.5}, "--mask-blur 1.5"),

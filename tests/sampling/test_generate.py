@@ -36,6 +36,18 @@ def test_an_accent_is_the_same_however_it_is_typed(pipeline):
     assert one == other and one.prompts == ["caf\u00e9"]
 
 
+def test_what_is_wrong_with_a_negative_prompt_is_said_of_it(pipeline):
+    with pytest.raises(UserError, match=r"negative prompt: prompt 1 .* tokens"):
+        Sampler(pipeline).plan(["3"], guidance=2, negative_prompt="word " * 65)
+
+
+def test_a_linear_shift_that_falls_to_0_is_named(toy, pipeline):
+    settings = toy("sample={schedule: flux, shift_type: linear, max_shift: -0.5}").sample
+    assert Sampler(pipeline, settings).plan(["3"]).steps
+    with pytest.raises(UserError, match=r"sample\.max_shift=-0\.5: at 4096 image tokens"):
+        Sampler(pipeline, settings).plan(["3"], size=(256, 256))
+
+
 def test_one_euler_step_is_noise_minus_velocity(pipeline):
     drawn = Sampler(pipeline).generate(["3"], steps=1, guidance=1, seed=7)
     noise = image_noise((1, 16, 16), 7, range(1))

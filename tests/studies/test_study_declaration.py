@@ -1,12 +1,16 @@
 """A study's mistakes are one line each, before anything is run; figures have names."""
 
+import subprocess
+import sys
+
 import pytest
-from study_makers import declare
+from study_makers import declare, planned
 
 from fluxsmith.cli import main
 from fluxsmith.errors import UserError
 from fluxsmith.studies.declaration import read_study
 from fluxsmith.studies.figures import StudyFigure
+from fluxsmith.studies.planning import write_plan
 
 G2 = {"g1": {"guidance": 1}, "g2": {"guidance": 2}}
 
@@ -85,6 +89,39 @@ def test_a_figure_that_the_data_do_not_have_is_refused_before_anything_is_traine
     assert exit_.value.code == 2
     assert "composition: is for data.source=colored-digits" in capsys.readouterr().err
     assert not list(tmp_path.glob("output/studies/study/runs/*"))
+
+
+def test_figures_that_models_of_this_kind_do_not_have_are_refused_too(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    kind = ["objective.kind=fill", "model.conditioning=fill"]
+    declare(tmp_path, primary="straightness", overrides=kind)
+    with pytest.raises(SystemExit) as exit_:
+        main(["study", "study.yaml"])
+    assert exit_.value.code == 2
+    assert "straightness: it gives no pictures" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit_:
+        main(["study", "study.yaml", "--markdown", "answer"])
+    assert exit_.value.code == 2
+    assert "name it answer.md" in capsys.readouterr().err
+
+
+def test_runs_that_are_still_trained_are_not_deleted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = planned(declare(tmp_path), tmp_path / "study")
+    folder = plan.run_folder(plan.runs[0])
+    folder.mkdir(parents=True)
+    hold = "import sys; from pathlib import Path; from fluxsmith.training.lock import FolderLock\n"
+    hold += "with FolderLock(Path(sys.argv[1])) as lock: lock.take(); print(flush=True); input()"
+    command = [sys.executable, "-c", hold, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as training:
+        training.stdout.readline()
+        with pytest.raises(UserError, match="its training still goes on"):
+            write_plan(plan, restart=True)
+        training.communicate(b"\n")
+    write_plan(plan, restart=True)
+    assert not folder.exists()
 
 
 def test_a_missing_study_is_named(tmp_path, monkeypatch, capsys):

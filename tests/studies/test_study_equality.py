@@ -37,6 +37,12 @@ def fitted(config, overrides):
     return build_config(with_overrides(config.model_dump(), overrides), "test")
 
 
+def test_of_a_lora_its_own_parameters_count():
+    lora = ["train.init_from=base.pt", "train.adapter={kind: lora, rank: 4}"]
+    ranks = [parameters(read_config(COLORED, [*lora, f"train.adapter.rank={r}"])) for r in (4, 8)]
+    assert ranks[1] == 2 * ranks[0] < counted(read_config(COLORED)) / 4
+
+
 def test_an_arm_that_is_equal_already_keeps_its_width():
     config = read_config(COLORED)
     target = counted(config)

@@ -85,6 +85,31 @@ def test_a_config_beside_says_what_no_shape_does(folders, files, encoded):
     assert not torch.allclose(other[1], expected[1])
 
 
+@pytest.mark.parametrize("text", ["{}", '{"_class_name": "FluxTransformer2DModel"}', "not json"])
+def test_a_config_of_something_else_beside_says_nothing(folders, files, encoded, text):
+    files[0].with_name("config.json").write_text(text)
+    assert same(encoded(*files), encoded(*folders))
+
+
+def test_position_numbers_of_older_clip_files_are_left_out(folders, files, encoded):
+    name, tensors = "text_model.embeddings.position_ids", read_tensors(files[0])
+    write_tensors(files[0], dict(tensors) | {name: torch.arange(77)[None]}, {})
+    assert same(encoded(*files), encoded(*folders))
+
+
+def test_another_tokenizer_or_config_beside_the_file_is_another_encoder(files, toy):
+    text = "text={encoder: clip_t5, cache: memory, padding: full, t5_tokens: 24}"
+    config = toy(text, f"text.clip={files[0]}", f"text.t5={files[1]}")
+    clip, _ = build_text_encoder(config, "cpu").parts.values()
+    seen = {clip.fingerprint()}
+    vocabulary = files[0].parent / "tokenizer" / "vocab.json"
+    vocabulary.write_text(vocabulary.read_text() + " ")
+    seen.add(clip.fingerprint())
+    files[0].with_name("config.json").write_text("{}")
+    seen.add(clip.fingerprint())
+    assert len(seen) == 3
+
+
 def test_t5_in_scaled_fp8_is_what_it_stands_for(files, encoded):
     written = read_tensors(files[1])
     meant = dict(written)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import randomise, same
+from made_pictures import as_folder, items
 
 from fluxsmith import Pipeline
 from fluxsmith.autoencoder.conditioning import ImageCondition
@@ -13,6 +14,7 @@ from fluxsmith.cli import main
 from fluxsmith.data import build_loader
 from fluxsmith.errors import UserError
 from fluxsmith.evaluation.measurement import during_training
+from fluxsmith.evaluation.samples import Reference, Samples, Settings
 from fluxsmith.interop.open_pipeline import TextToImage, load_initial
 from fluxsmith.randomness import generator
 from fluxsmith.sampling.edit import Edit
@@ -140,6 +142,15 @@ def test_training_on_edits_shows_the_picture_before(config):
     assert not torch.equal(batch.images, batch.references)
 
 
+def test_a_run_without_test_images_draws_no_grid_and_goes_on(config, tmp_path, capsys):
+    made = config("fill", f"data={{source: folder, path: {tmp_path / 'few'}, test_share: 0}}",
+                  "train={steps: 2, batch_size: 2, sample_every: 1}")  # fmt: skip
+    as_folder(tmp_path / "few", items(4, size=16))
+    assert train(made) == 0
+    assert "there are none; keep some" in capsys.readouterr().out
+    assert (tmp_path / "run" / "diffusion-2.pt").is_file()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_draws_measures_and_resumes_to_the_bit(config, tmp_path, kind):
     made = config(
@@ -149,14 +160,14 @@ def test_a_run_draws_measures_and_resumes_to_the_bit(config, tmp_path, kind):
         "evaluate={every: 3, validation_images: 8, num_samples: 4}",
         "evaluate.metrics=[validation_loss,edit_error]",
     )
-    assert train(made, evaluate=during_training(made)) == 0
+    assert train(made, evaluate=lambda: during_training(made)) == 0
     folder = tmp_path / "run"
     records = read_metrics(folder / "metrics.jsonl")
     assert {"validation_loss/ema", "edit_error/ema"} <= records[-1].keys()
     assert (folder / "sample-3.png").is_file()
     whole = checkpoints.load(folder / "diffusion-6.pt")
     (folder / "diffusion-6.pt").unlink()
-    assert train(made, resume="auto", evaluate=during_training(made)) == 0
+    assert train(made, resume="auto", evaluate=lambda: during_training(made)) == 0
     again = checkpoints.load(folder / "diffusion-6.pt")
     for part in ("model", "ema", "optimizer"):
         assert same(again[part], whole[part]), part
@@ -174,12 +185,22 @@ def test_evaluate_measures_what_it_can_and_says_what_it_leaves_out(config, tmp_p
     results = json.loads(found.read_text())["results"]
     assert results.keys() == {"validation_loss", "edit_error"}
     assert results["edit_error"]["given"] > 0
+    assert json.loads(found.read_text())["settings"]["num_samples"] == 6
     printed = capsys.readouterr().out
     for name in ("straightness", "likelihood"):
         assert f"left out, {name}: it gives no pictures" in printed
     with pytest.raises(SystemExit) as exit_:
         main(["evaluate", str(tmp_path / "run"), "--metrics", "straightness"])
     assert exit_.value.code == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_test_picture_is_drawn_once_at_most(config, kind):
+    made = config(kind)
+    reference = Reference(made)
+    samples = Samples(Sampler(Pipeline.build(made)), reference, Settings(num_samples=10**6))
+    assert samples.rows == list(range(len(reference.test)))
+    assert samples.settings.num_samples == len(samples) == len(reference.test)
 
 
 def test_a_text_model_becomes_a_fill_model_that_is_blind_at_first(toy, config, tmp_path):

@@ -54,7 +54,7 @@ def test_it_learns_is_resumed_to_the_bit_and_draws(latent, tmp_path):
     plan = ("train.steps=40", "train.checkpoint_every=20", "train.learning_rate=0.003")
     plan += ("train.sample_every=20", "evaluate.every=20")
     config = latent(*plan)
-    assert train(config, evaluate=during_training(config)) == 0
+    assert train(config, evaluate=lambda: during_training(config)) == 0
     folder = Path(config.output_dir)
     records = read_metrics(folder / "metrics.jsonl")
     assert records[-1]["loss"] < 0.8 * records[0]["loss"]
@@ -63,7 +63,7 @@ def test_it_learns_is_resumed_to_the_bit_and_draws(latent, tmp_path):
     picture = (folder / "sample-40.png").read_bytes()
 
     (folder / "diffusion-40.pt").unlink()
-    assert train(config, resume="auto", evaluate=during_training(config)) == 0
+    assert train(config, resume="auto", evaluate=lambda: during_training(config)) == 0
     again = checkpoints.load(folder / "diffusion-40.pt")
     for key in ("model", "ema", "optimizer", "window", "data", "metadata"):
         assert same(again[key], whole[key]), key

@@ -31,8 +31,11 @@ from fluxsmith.data.images import to_uint8
 from fluxsmith.errors import UserError
 from fluxsmith.evaluation import classifier
 from fluxsmith.interop.open_pipeline import TextToImage
+from fluxsmith.pipeline import Pipeline
+from fluxsmith.sampling.generate import Sampler
 from fluxsmith.training.lock import is_taken
 from fluxsmith.training.recorder import read_metrics
+from fluxsmith.web import drawing
 from fluxsmith.web.branching import Judges, plane
 from fluxsmith.web.gallery import Gallery
 from fluxsmith.web.line import LONGEST, Line
@@ -170,8 +173,16 @@ def test_a_classifier_says_how_sure_it_is_at_every_state_once_it_is_there(client
         shares = np.array(found["confidence"][kind])
         assert shares.shape == (2, 5) and (shares >= 0).all() and (shares <= 1).all()
     assert len(found["seen"]) == 2 and set(found["seen"]) <= set("0123456789")
-    judged = events(client.post("/api/draw", json=ASK | {"judge": True}).text)[-1]
-    assert len(judged["right"]) == 2
+    asked = ASK | {"judge": True, "prompts": ["3", "something else"]}
+    judged = events(client.post("/api/draw", json=asked).text)[-1]
+    assert judged["right"] == [judged["seen"][0] == "3", None]
+
+
+def test_more_states_than_fit_in_memory_are_refused(toy):
+    pipeline = Pipeline.build(toy("data.image_size=512"))
+    asked = drawing.Request(model="m", prompts=["3"] * 64, steps=4)
+    with pytest.raises(UserError, match="64 pictures in 4 steps are more than this page keeps"):
+        drawing.plan(Sampler(pipeline), asked)
 
 
 def test_paths_in_a_plane_keep_their_distances():
@@ -293,7 +304,7 @@ def test_who_vanishes_stops_the_work(page, asked_for):
             client.sendall(head.encode() + body)
             wait_until(lambda: len(told) > 2)
         gone.set()
-        wait_until(lambda: not page.line._tickets)
+        wait_until(lambda: not page.line.tickets)
         steps = len(told)
         kind = {"content-type": "application/json"}
         ask = urllib.request.Request(

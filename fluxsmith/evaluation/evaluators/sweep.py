@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import track
+from torch import Tensor
 
 from fluxsmith.errors import UserError
 from fluxsmith.evaluation.evaluator import Evaluator, Found, Section
@@ -14,7 +16,10 @@ from fluxsmith.evaluation.frechet import Gaussian, frechet_distance
 from fluxsmith.evaluation.report import Chart, Table, interval, number, percent
 from fluxsmith.evaluation.samples import Samples, Settings
 from fluxsmith.evaluation.statistics import wilson_interval
+from fluxsmith.flow.guidance import within_interval
+from fluxsmith.flow.path import Velocity
 from fluxsmith.flow.solvers import SOLVERS
+from fluxsmith.sampling.generate import Sampler
 from fluxsmith.storage.files import parse_mapping, write_text
 
 BUDGETS = (4, 8, 12, 20)  # evaluations of the velocity; each solver takes as many steps as fit in
@@ -115,6 +120,27 @@ def choose(rows: list[Found], settings: Settings) -> Found:
     return {name: {key: row[key] for key in keys} for name, row in chosen.items()}
 
 
+def evaluations_of(sampler: Sampler, solver: str, steps: int, guidance: float) -> int:
+    """Of the network for a picture, counted: guidance takes two where it is on."""
+    pipeline, settings, counted = sampler.pipeline, sampler.settings, 0
+
+    def taking(n: int) -> Velocity:
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            nonlocal counted
+            counted += n
+            return x
+
+        return velocity
+
+    velocity = taking(1)
+    if settings.guidance_method == "cfg" and guidance not in (0, 1):
+        velocity = within_interval(taking(2), velocity, *settings.guidance_interval)
+    ts = sampler.schedule(steps, pipeline.image_tokens(pipeline.latent_shape))
+    x = torch.zeros(1, 1, 1, 1)
+    SOLVERS[solver].function(velocity, x, ts, None, lambda step: x)
+    return counted
+
+
 def _measure(samples: Samples, data: Gaussian, solver: str, steps: int, guidance: float) -> Found:
     began = time.perf_counter()
     setting: Found = {"solver": solver, "steps": steps, "guidance": guidance}
@@ -122,10 +148,9 @@ def _measure(samples: Samples, data: Gaussian, solver: str, steps: int, guidance
     drawn = Samples(samples.sampler, samples.reference, settings)
     right = int((drawn.seen == drawn.labels).sum())
     seconds = time.perf_counter() - began
-    once = guidance == 1 or samples.sampler.settings.guidance_method != "cfg"
     return {
         **setting,
-        "evaluations": SOLVERS[solver].evaluations(steps) * (1 if once else 2),
+        "evaluations": evaluations_of(samples.sampler, solver, steps, guidance),
         "accuracy": right / len(drawn),
         "interval": wilson_interval(right, len(drawn)),
         "frechet": frechet_distance(Gaussian.of(drawn.features), data),

@@ -43,12 +43,17 @@ def onednn_is_quicker(info: Path = CPU_INFO) -> bool:
 
 def library() -> str:
     """Which library multiplies large float32 matrices on this machine's CPU."""
-    return "oneDNN" if ONEDNN_IS_QUICKER and torch._C._get_mkldnn_enabled() else "torch"
+    return "oneDNN" if is_quicker() else "torch"
+
+
+def is_quicker() -> bool:
+    """Whether large products are for oneDNN here, and it is not switched off."""
+    return ONEDNN_IS_QUICKER and torch._C._get_mkldnn_enabled()
 
 
 def worth_it(x: Tensor, weight: Tensor) -> bool:
     """Whether x (..., k) times weightᵀ, weight (n, k), is for oneDNN."""
-    return ONEDNN_IS_QUICKER and x.numel() * len(weight) >= WORTH and torch._C._get_mkldnn_enabled()
+    return is_quicker() and x.numel() * len(weight) >= WORTH
 
 
 def linear(

@@ -64,10 +64,11 @@ export function drawer(status, onstop = () => {}) {
       status?.busy(() => { mine.abort(); status.done("stopped"); onstop(); });
       const states = [];
       let seconds = 0; // of drawing alone, as the server took them
+      let step = null; // that of the model
       try {
         await stream(path, body, (event) => {
           if ("place" in event) status?.waiting(event.place);
-          else if ("seconds" in event) ({ seconds } = event);
+          else if ("seconds" in event) ({ seconds, step = null } = event);
           else if ("state" in event) {
             (states[event.first] ||= []).push({ t: event.t, x: bytes(event.x), x0: bytes(event.x0) });
             status?.progress(states.flat().length / (total + 1));
@@ -80,7 +81,7 @@ export function drawer(status, onstop = () => {}) {
       }
       if (mine !== controller) return null;
       status?.done();
-      return { states: states[0] || [], groups: states, seconds };
+      return { states: states[0] || [], groups: states, seconds, step };
     },
   };
 }

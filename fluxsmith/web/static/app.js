@@ -70,6 +70,11 @@ export function open(view, values = {}) {
   location.hash = `/${view}?${new URLSearchParams(values)}`;
 }
 
+function ready() {
+  main.inert = false;
+  main.ariaBusy = "false";
+}
+
 async function show() {
   const name = location.hash.replace(/^#\/?/, "").split("?")[0];
   const view = VIEWS[name] ? name : "draw";
@@ -79,6 +84,7 @@ async function show() {
   unwritten = null;
   here = location.hash;
   const mine = ++shows;
+  const within = main.contains(document.activeElement);
   main.inert = true; // a view that was left takes no input while the next one comes
   for (const link of nav.children) {
     const here = link.hash === `#/${view}`;
@@ -87,18 +93,21 @@ async function show() {
     if (here) link.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
   document.title = `${VIEWS[view].title} – fluxsmith`;
-  if (!main.children.length) main.append(h("p", { className: "muted", role: "status" }, "Opening the models …"));
+  if (main.querySelector("h1")) main.ariaBusy = "true";
+  else main.replaceChildren(h("p", { className: "muted", role: "status" }, "Opening the models …"));
   try {
     const models = await get("/api/models");
     if (mine !== shows) return; // another view was asked for meanwhile
     if (!models.length && view !== "learn") throw new Error("No model here has a checkpoint yet. Its training can be watched already: choose Watch it learn.");
     const root = h("div", { className: "view" }, h("div", {}, h("h1", {}, VIEWS[view].title), h("p", { className: "lead" }, VIEWS[view].lead)));
     main.replaceChildren(root);
-    main.inert = false;
+    ready();
+    scrollTo(0, 0);
+    if (within) main.focus({ preventScroll: true });
     leave = VIEWS[view].mount(root, { models, open, settings: (usual, limits) => settings(view, usual, limits) }) || leave;
   } catch (error) {
     if (mine !== shows) return;
-    main.inert = false;
+    ready();
     main.replaceChildren(h("p", { className: "notice bad", role: "alert" }, error.message));
   }
 }

@@ -10,7 +10,7 @@ import { after, choice, field, h, number, slider, status } from "./ui.js";
 export const title = "Branch";
 export const lead = "The same noise, led to different ends: where do the paths part, and when is it decided what a picture shows?";
 const SCALES = "0, 1, 1.5, 2, 3, 4, 6, 8";
-const MOST = 12;
+const MOST = 10; // as many as there are colours
 const STEPS = { min: 1, max: 50 };
 const SIDE = 420;
 const EDGE = 36;
@@ -71,7 +71,7 @@ export function mount(root, { models, settings }) {
       const group = h("g", { class: `c${path.c}${dim}` }, h("polyline", { class: "line", points: points.map((p) => p.map((v) => v.toFixed(1)).join(",")).join(" ") }));
       points.forEach(([x, y], j) => group.append(h("circle", { class: "dot", cx: x, cy: y, r: j === i ? 5 : 1.8 })));
       const [x, y] = points.at(-1);
-      const side = x < points[0][0] ? -1 : 1; // away from where it comes from
+      const side = x > SIDE / 2 ? -1 : 1; // to where there is room
       group.append(h("text", { x: x + 9 * side, y: y + 4, "text-anchor": side < 0 ? "end" : "start" }, path.name.replace("guidance ", "")));
       map.append(group);
     }
@@ -83,7 +83,7 @@ export function mount(root, { models, settings }) {
   function drawSure(t) {
     if (!found.confidence) return;
     const series = paths.map((p) => ({ c: p.c, dim: values.marked >= 0 && values.marked !== p.index, points: found.times.map((at, i) => [1 - at, found.confidence[values.shown][p.index][i]]) }));
-    sure.replaceChildren(lines("How sure a classifier is of what was asked for, over t", series, {
+    sure.replaceChildren(lines("How sure a classifier is of what was asked for, or of what it sees at the end, over t", series, {
       x: { min: 0, max: 1, ticks: [[0, "t = 1, noise"], [0.5, "0.5"], [1, "t = 0"]] },
       y: { min: 0, max: 1, ticks: [[0, "0%"], [0.5, "50%"], [1, "100%"]] },
       now: 1 - t, height: 220, place: sure }));
@@ -106,7 +106,7 @@ export function mount(root, { models, settings }) {
     if (!now) return;
     found = now;
     const { asked, many } = now;
-    paths = asked.map((name, index) => ({ name, index, c: index % 10, group: many ? index : 0, row: many ? 0 : index, canvas: h("canvas", { role: "img" }), sure: h("span", { className: "number muted" }) }));
+    paths = asked.map((name, index) => ({ name, index, c: index, group: many ? index : 0, row: many ? 0 : index, canvas: h("canvas", { role: "img" }), sure: h("span", { className: "number muted" }) }));
     places.replaceChildren(...paths.map((path) => h("button", { type: "button", className: `c${path.c}`, ariaPressed: values.marked === path.index, onclick: () => mark(path.index) },
       path.canvas, h("span", { className: "swatch" }), h("b", {}, path.name), path.sure)));
     way.load(found.states[0]);
@@ -140,7 +140,7 @@ export function mount(root, { models, settings }) {
   const steps = slider("Steps", { ...STEPS, value: values.steps, oninput: (v) => change({ steps: v }) });
   const seed = number("Seed", values.seed, (v) => change({ seed: v }), { min: 0 });
   const dice = h("button", { type: "button", onclick: () => { seed.control.value = Math.floor(Math.random() * 1e6); change({ seed: +seed.control.value }); } }, "New noise");
-  const chosen = modelSelect(models, values.model, (name) => { stop(); const before = model; model = find(models, name); adopt(before); listed.value = values.prompts; single.value = values.prompt; guidance.set(values.guidance); steps.set(values.steps); fit(); change({ model: name }); });
+  const chosen = modelSelect(models, values.model, (name) => { stop(); way.load([]); const before = model; model = find(models, name); adopt(before); listed.value = values.prompts; single.value = values.prompt; guidance.set(values.guidance); steps.set(values.steps); fit(); change({ model: name }); });
   const parts = { list: field("Prompts, one a line", listed), one: field("Prompt", single), scales: field("Scales", scaled) };
   function fit() {
     by.element.hidden = !model.guided;

@@ -31,6 +31,7 @@ export function mount(root, { models, settings }) {
     side.guidance.element.hidden = !side.model.guided;
     side.select = modelSelect(models, values[key], (name) => {
       side.model = find(models, name);
+      forget();
       side.adopt(true);
       side.steps.set(values[`steps${letter}`]);
       side.guidance.set(values[`guidance${letter}`]);
@@ -52,6 +53,11 @@ export function mount(root, { models, settings }) {
       figure.firstChild.ariaLabel = `${prompts()[i]}, by ${side.model.name} at ${time(own.t)}`;
     });
   }));
+  // What is shown is of the models of before.
+  function forget() {
+    sides.forEach((side) => { side.drawer.stop(); side.drawn = null; side.canvases.replaceChildren(); });
+    way.load([]);
+  }
   const figures = h("table", { className: "figures" });
   const remark = h("p", { className: "small muted" });
 
@@ -60,28 +66,36 @@ export function mount(root, { models, settings }) {
     const asked = prompts();
     sides.forEach((side) => side.drawer.stop());
     if (!asked.length) { told.failed("Give prompts, one a line."); return; }
+    const fresh = []; // both sides change together
     for (const side of sides) {
       const more = {};
       const drawn = await side.drawer.draw("/api/draw", { ...request(side.model, side.own()), prompts: asked, judge: true }, { extra: (event) => Object.assign(more, event) });
       if (!drawn) return;
-      side.drawn = { ...drawn, ...more };
-      side.canvases.style.setProperty("--columns", Math.ceil(Math.sqrt(asked.length)));
-      side.canvases.replaceChildren(...asked.map((prompt, i) => h("figure", {}, h("canvas", { role: "img", ariaLabel: prompt }), h("figcaption", {}, more.seen && !more.right[i] ? `${prompt}, seen: ${more.seen[i]}` : prompt))));
+      fresh.push({ ...drawn, ...more });
     }
+    sides.forEach((side, k) => {
+      const { seen, right } = (side.drawn = fresh[k]);
+      side.canvases.style.setProperty("--columns", Math.ceil(Math.sqrt(asked.length)));
+      side.canvases.replaceChildren(...asked.map((prompt, i) => h("figure", {}, h("canvas", { role: "img", ariaLabel: prompt }), h("figcaption", {}, seen && right[i] !== true ? `${prompt}, seen: ${seen[i]}` : prompt))));
+    });
     if (again) way.redraw();
     else way.load(sides.reduce((a, b) => (b.drawn.states.length > a.drawn.states.length ? b : a)).drawn.states);
     tell(asked.length);
     root.dataset.drawn = 1;
   }
+  function asAsked(right) {
+    const known = right.filter((r) => r !== null);
+    return known.length ? `${known.filter(Boolean).length} of ${known.length}` : "the data know none of these prompts";
+  }
   function tell(n) {
     const [a, b] = sides;
     const rows = [
       ["Network", (s) => `${s.model.parameters.network.toLocaleString("en")} parameters`],
-      ["Trained", (s) => `${s.model.step.toLocaleString("en")} steps${s.model.student ? ", as a student" : ""}`],
+      ["Trained", (s) => `${s.drawn.step.toLocaleString("en")} steps${s.model.student ? ", as a student" : ""}`],
       ["Pictures", (s) => `${s.model.size}×${s.model.size}, ${s.model.data}`],
       ["Evaluations a picture", (s) => evaluations(s.model, s.own())],
       ["Time a picture, now", (s) => `${((1000 * s.drawn.seconds) / n).toFixed(1)} ms`],
-      ["As asked, a classifier says", (s) => (s.drawn.right ? `${s.drawn.right.filter(Boolean).length} of ${n}` : s.drawn.judge === "training" ? "it is being trained" : "there is none")],
+      ["As asked, a classifier says", (s) => (s.drawn.right ? asAsked(s.drawn.right) : s.drawn.judge === "training" ? "it is being trained" : "there is none")],
     ];
     figures.replaceChildren(h("thead", {}, h("tr", {}, h("td", {}, h("span", { className: "hidden-text" }, "Figure")), sides.map((s) => h("th", { scope: "col" }, s.model.name)))),
       h("tbody", {}, rows.map(([name, show]) => h("tr", {}, h("th", { scope: "row" }, name), sides.map((s) => h("td", {}, show(s)))))));

@@ -29,18 +29,29 @@ export function mount(root, { models, settings }) {
   }
 
   const told = status();
+  const saved = status();
+  let saving = null;
+  let at = null; // the step of the run that is shown
   const { draw, stop } = drawer(told, () => { newer = false; });
   const canvases = h("div", { className: "pictures" });
   const save = (kind) => async () => {
-    const asked = new AbortController();
-    told.busy(() => asked.abort());
+    saving?.abort();
+    const mine = (saving = new AbortController());
+    const name = `${values.prompt || "picture"}-seed${values.seed}.${kind === "gif" ? "gif" : "png"}`;
+    const asked = body();
+    if (at && !asked.model.includes("@")) asked.model += `@${at}`; // a run in training has newer ones
+    saved.busy(() => mine.abort());
     try {
-      const blob = await (await post(`/api/save/${kind}`, body(), asked.signal)).blob();
-      const link = h("a", { href: URL.createObjectURL(blob), download: `${values.prompt || "picture"}-seed${values.seed}.${kind === "gif" ? "gif" : "png"}` });
+      const blob = await (await post(`/api/save/${kind}`, asked, mine.signal)).blob();
+      const link = h("a", { href: URL.createObjectURL(blob), download: name });
       link.click();
       setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
-      told.done("saved");
-    } catch (error) { if (error.name === "AbortError") told.done("stopped"); else told.failed(error.message); }
+      saved.done("saved");
+    } catch (error) {
+      if (mine !== saving) return;
+      if (error.name === "AbortError") saved.done("stopped");
+      else saved.failed(error.message);
+    }
   };
   const body = (steps = values.steps) => ({ ...request(model, { ...values, steps }), prompts: Array(values.pictures).fill(values.prompt) });
 
@@ -55,6 +66,7 @@ export function mount(root, { models, settings }) {
   async function full() {
     const drawn = await draw("/api/draw", body());
     if (!drawn) return;
+    at = model.checkpoints.length ? drawn.step : null;
     lay();
     way.load(drawn.states);
     const each = (drawn.seconds * 1000) / values.pictures;
@@ -94,9 +106,11 @@ export function mount(root, { models, settings }) {
   const solver = select("Solver", Object.keys(model.solvers), values.solver, (v) => change({ solver: v }));
   const seed = number("Seed", values.seed, (v) => change({ seed: v }), { min: 0, step: 1 });
   const dice = h("button", { type: "button", onclick: () => { seed.control.value = Math.floor(Math.random() * 1e6); change({ seed: +seed.control.value }); } }, "New noise");
-  const pictures = choice("Pictures", PICTURES, values.pictures, (v) => { stop(); change({ pictures: v }); }, true);
+  const pictures = choice("Pictures", PICTURES, values.pictures, (v) => { stop(); way.load([]); change({ pictures: v }); }, true);
   const chosen = modelSelect(models, values.model, (name) => {
     stop(); // what comes would be another model's pictures
+    way.load([]);
+    at = null;
     const before = model;
     model = find(models, name);
     adopt(before);
@@ -117,9 +131,9 @@ export function mount(root, { models, settings }) {
       h("section", { className: "panel", ariaLabel: "Settings" }, chosen.element, guidance.element, steps.element, solver.element,
         h("div", { className: "pick" }, seed.element, dice), pictures.element,
         h("div", { className: "field" }, h("span", { className: "label" }, "Save"),
-          h("div", { className: "row" }, ["png", "gif", "filmstrip"].map((kind) => h("button", { type: "button", onclick: save(kind) }, { png: "PNG", gif: "GIF", filmstrip: "Filmstrip" }[kind])))))),
+          h("div", { className: "row" }, ["png", "gif", "filmstrip"].map((kind) => h("button", { type: "button", onclick: save(kind) }, { png: "PNG", gif: "GIF", filmstrip: "Filmstrip" }[kind]))), saved.element))),
   );
   lay();
   full();
-  return () => { newer = false; stop(); way.stop(); };
+  return () => { newer = false; saving?.abort(); stop(); way.stop(); };
 }

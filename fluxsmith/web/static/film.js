@@ -21,6 +21,7 @@ export function film(values, set, onshow) {
   function pause() { stop(); stay(scrub.value); }
   function stop() { cancelAnimationFrame(playing); playing = 0; button.textContent = "Play"; }
   function play() {
+    if (!states.length) return;
     const began = performance.now();
     const last = states.length - 1;
     button.textContent = "Pause";

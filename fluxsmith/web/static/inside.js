@@ -110,7 +110,7 @@ export function mount(root, { models, settings }) {
   const guidance = slider("Guidance", { ...GUIDANCE, value: values.guidance, oninput: (v) => change({ guidance: v }) });
   const steps = slider("Steps", { ...STEPS, value: values.steps, oninput: (v) => change({ steps: v }) });
   const seed = number("Seed", values.seed, (v) => change({ seed: v }), { min: 0 });
-  const chosen = modelSelect(models, values.model, (name) => { const before = model; model = find(models, name); adopt(before); prompt.value = values.prompt; offered.fill(model.prompts, values.prompt); guidance.element.hidden = !model.guided; guidance.set(values.guidance); steps.set(values.steps); layout(); change({ model: name, word: 0 }); });
+  const chosen = modelSelect(models, values.model, (name) => { stop(); way.load([]); const before = model; model = find(models, name); adopt(before); prompt.value = values.prompt; offered.fill(model.prompts, values.prompt); guidance.element.hidden = !model.guided; guidance.set(values.guidance); steps.set(values.steps); layout(); change({ model: name, word: 0 }); });
   guidance.element.hidden = !model.guided;
   root.append(
     h("div", { className: "stack tight" }, field("Prompt", prompt), offered.element),

@@ -31,6 +31,7 @@ export function mount(root, { models, settings, open }) {
   let facts = models;
   let filling = null;
   let looking = null;
+  let lost = false; // whether the last look failed
   const columns = new Map(); // step -> states
   let way = { ...PLAIN, rows: [] }; // how the model is drawn with, and which of the states are rows
   let laid = []; // the steps of the columns that are there
@@ -41,7 +42,7 @@ export function mount(root, { models, settings, open }) {
   const trouble = h("p", { className: "notice bad", role: "alert", hidden: true }); // of the training
   const buttons = { stop: act("Stop training", "stop"), on: act("Go on", "go-on"), now: act("Sample now", "snapshot") };
   function act(text, what) {
-    return h("button", { type: "button", onclick: async () => { try { await post(`/api/runs/${encodeURIComponent(values.run)}/${what}`); look(); } catch (error) { told.failed(error.message); } } }, text);
+    return h("button", { type: "button", onclick: async () => { try { await post(`/api/runs/${encodeURIComponent(values.run)}/${what}`); if (what === "snapshot") halted = null; look(); } catch (error) { told.failed(error.message); } } }, text);
   }
   const base = select("Config", [], "", () => {});
   const begin = h("button", { type: "button", className: "primary", onclick: async () => {
@@ -65,7 +66,7 @@ export function mount(root, { models, settings, open }) {
   const legend = h("div", { className: "legend" }, Object.entries(CURVES).map(([key, name], i) => h("label", { className: `c${i}` },
     h("input", { type: "checkbox", checked: shownCurves().includes(key), onchange: (event) => { const now = shownCurves().filter((k) => k !== key); set({ curves: [...now, ...(event.target.checked ? [key] : [])].filter(Boolean).join(",") }); plot(); } }), h("span", { className: "swatch" }), name)));
 
-  const later = after(250, () => { columns.clear(); fill(true); });
+  const later = after(250, () => { columns.clear(); laid = []; fill(true); }); // the cells are empty again
   const again = (changes) => { set(changes); later(); };
 
   async function runs(name) {
@@ -109,6 +110,7 @@ export function mount(root, { models, settings, open }) {
     try {
       const now = await get(`/api/runs/${encodeURIComponent(values.run)}?seen=${records.length}`);
       if (gone || mine !== looking) return;
+      if (lost) { lost = false; told.well(); }
       if (now.seen < records.length) clear(); // it is trained anew
       else records.push(...now.records);
       run = now;
@@ -126,6 +128,7 @@ export function mount(root, { models, settings, open }) {
       fill();
     } catch (error) {
       if (gone || mine !== looking) return;
+      lost = true;
       told.failed(error.message);
       timer = setTimeout(look, 5 * EVERY);
       return;
@@ -183,7 +186,7 @@ export function mount(root, { models, settings, open }) {
     const cell = (step, row) => h("td", {}, h("button", { type: "button", tabIndex: -1, ariaLabel: `step ${step}, t = ${(1 - rows[row] / steps).toFixed(1)}: not drawn yet`, onclick: () => open("draw", { model: `${run.name}@${step}`, prompt: values.prompt, guidance: values.guidance, steps, solver, seed: values.seed, pictures: 1, shown: values.shown, at: rows[row] === steps ? -1 : rows[row] }), onpointerenter: () => play(step), onfocus: () => { mark(step, row); if (played !== step) play(step); } }, h("canvas", { width: 1, height: 1 })));
     map.replaceChildren(h("table", {}, h("caption", { className: "hidden-text" }, "Checkpoints across, t down. Arrow keys move, Enter opens a cell in Draw."),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "t"), shown.map((step) => h("th", { scope: "col" }, step.toLocaleString("en"))))),
-      h("tbody", {}, rows.map((at, row) => h("tr", {}, h("th", { scope: "row" }, (1 - at / steps).toFixed(1)), shown.map((step) => cell(step, row)))))));
+      h("tbody", {}, rows.map((at, row) => h("tr", {}, h("th", { scope: "row" }, (1 - at / steps).toFixed(2)), shown.map((step) => cell(step, row)))))));
     const nearest = shown.reduce((a, b) => (Math.abs(b - chosen.step) < Math.abs(a - chosen.step) ? b : a));
     mark(nearest, Math.min(chosen.row, rows.length - 1));
     paintAll();
@@ -208,6 +211,7 @@ export function mount(root, { models, settings, open }) {
     way.rows.forEach((at, row) => {
       const button = cellAt(step, row);
       if (!button || !states[at]) return;
+      button.closest("tr").firstChild.textContent = states[at].t.toFixed(2); // a schedule may bend it
       paint(button.firstChild, states[at][values.shown], 0, model);
       button.ariaLabel = `${values.prompt} at step ${step}, ${time(states[at].t)}: open in Draw`;
     });

@@ -88,14 +88,22 @@ export function mount(root, { models, settings }) {
     return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height].map((v) => v * model.size);
   };
   board.addEventListener("pointerdown", (event) => {
+    if (event.button || !event.isPrimary) return;
     board.setPointerCapture(event.pointerId);
     remember();
     last = place(event);
     stroke(last, last);
     soon();
   });
-  board.addEventListener("pointermove", (event) => { if (last) { const to = place(event); stroke(last, to); last = to; soon(); } });
-  for (const end of ["pointerup", "pointercancel"]) board.addEventListener(end, () => { last = null; });
+  board.addEventListener("pointermove", (event) => {
+    if (!last || !event.isPrimary) return;
+    if (!event.buttons) { last = null; return; } // it was let go where we did not hear of it
+    const to = place(event);
+    stroke(last, to);
+    last = to;
+    soon();
+  });
+  for (const end of ["pointerup", "pointercancel"]) board.addEventListener(end, (event) => { if (event.isPrimary) last = null; });
   board.addEventListener("keydown", (event) => {
     const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     if (move) spot = spot.map((v, k) => Math.min(model.size - 0.5, Math.max(0.5, v + move[k] * (model.size / 16))));

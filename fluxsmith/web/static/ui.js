@@ -116,6 +116,7 @@ export function status() {
     progress(share) { bar.value = share; },
     done(words = "") { clearTimeout(timer); bar.hidden = stop.hidden = true; text.textContent = words; },
     // The same message again is not announced again.
+    well() { problem.hidden = true; },
     failed(message) { this.done(); if (problem.textContent !== message) problem.textContent = message; problem.hidden = false; },
   };
 }
