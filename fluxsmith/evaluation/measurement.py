@@ -92,8 +92,7 @@ def measure(
                 raise UserError(why)
             results[name] = EVALUATORS[name].measure(samples)
         except UserError as error:
-            told = str(error)
-            faults.append(told if told.startswith(f"{name}: ") else f"{name}: {told}")
+            faults.append(f"{name}: {str(error).removeprefix(f'{name}: ')}")
             if len(faults) == len(metrics):
                 raise UserError(f"--metrics {faults[0]}; measure something else") from None
             Console(markup=False).print(f"left out, {faults[-1]}", soft_wrap=True)
@@ -137,7 +136,7 @@ def during_training(
     reference = Reference(config, ranks, together=config.parallel.shard > 1)
     for name in list(evaluators):
         if why := lacking(name, reference, config):
-            log.warning("evaluate.metrics: left out, %s", why)
+            log.warning("evaluate.metrics: %s is left out: %s", name, why)
             del evaluators[name]
     if not evaluators:
         return None
@@ -169,11 +168,11 @@ def lacking(name: str, reference: Reference, config: RunConfig) -> str:
     """Why an evaluator can't measure this model with these data; "" where it can."""
     evaluator, conditioning = EVALUATORS[name], config.model.conditioning
     if conditioning != "text" and not evaluator.given_pictures:
-        return f"{name}: it gives no pictures, which model.conditioning={conditioning} needs"
+        return f"it gives no pictures, which model.conditioning={conditioning} needs"
     needed, there = evaluator.least_test, len(reference.test) if evaluator.least_test else 0
     if there < needed:
         return (
-            f"{name}: it needs {needed} test images, and there are {there}; hold more of them out "
+            f"it needs {needed} test images, and there are {there}; hold more of them out "
             f"(data.test_share)"
         )
     return ""

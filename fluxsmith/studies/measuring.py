@@ -75,7 +75,7 @@ def rehearse(plan: Plan, references: dict[str, Reference], console: ProgressCons
         samples = Samples(Sampler(pipeline), _reference(references, config), settings)
         for metric in asked["metrics"]:
             if why := lacking(metric, samples.reference, config):
-                raise UserError(why)
+                raise UserError(f"{metric}: {why}")
             EVALUATORS[metric].measure(samples)
 
 

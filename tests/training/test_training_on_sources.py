@@ -153,7 +153,7 @@ def test_a_set_without_test_images_trains_and_says_what_is_left_out(toy, tmp_pat
     as_folder(tmp_path / "a", MADE[:1])
     config = toy("data.source=folder", f"data.path={tmp_path / 'a'}", "evaluate.every=1")
     assert during_training(config) is None
-    assert "left out, validation_loss: it needs 2 test images, and there are 0" in caplog.text
+    assert "validation_loss is left out: it needs 2 test images, and there are 0" in caplog.text
     assert train(config) == 0
 
 

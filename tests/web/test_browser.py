@@ -221,7 +221,7 @@ def test_a_model_begins_with_its_own_prompts_and_a_student_with_its_own_steps(br
             assert page.get_by_label("What it shall become").input_value() == "my own"
             page.get_by_text("70% drawn anew").wait_for()
         with opened(browser, f"{address}#/learn?run=letters") as page:
-            assert page.locator(".map tbody th").all_inner_texts() == ["1.00", "0.50", "0.00"]
+            assert page.locator(".map tbody th").all_inner_texts() == ["1.0", "0.5", "0.0"]
 
 
 def test_a_picture_is_saved_and_a_mistake_is_a_message(browser, address):

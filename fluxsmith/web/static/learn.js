@@ -186,7 +186,7 @@ export function mount(root, { models, settings, open }) {
     const cell = (step, row) => h("td", {}, h("button", { type: "button", tabIndex: -1, ariaLabel: `step ${step}, t = ${(1 - rows[row] / steps).toFixed(1)}: not drawn yet`, onclick: () => open("draw", { model: `${run.name}@${step}`, prompt: values.prompt, guidance: values.guidance, steps, solver, seed: values.seed, pictures: 1, shown: values.shown, at: rows[row] === steps ? -1 : rows[row] }), onpointerenter: () => play(step), onfocus: () => { mark(step, row); if (played !== step) play(step); } }, h("canvas", { width: 1, height: 1 })));
     map.replaceChildren(h("table", {}, h("caption", { className: "hidden-text" }, "Checkpoints across, t down. Arrow keys move, Enter opens a cell in Draw."),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "t"), shown.map((step) => h("th", { scope: "col" }, step.toLocaleString("en"))))),
-      h("tbody", {}, rows.map((at, row) => h("tr", {}, h("th", { scope: "row" }, (1 - at / steps).toFixed(2)), shown.map((step) => cell(step, row)))))));
+      h("tbody", {}, rows.map((at, row) => h("tr", {}, h("th", { scope: "row" }, (1 - at / steps).toFixed(1)), shown.map((step) => cell(step, row)))))));
     const nearest = shown.reduce((a, b) => (Math.abs(b - chosen.step) < Math.abs(a - chosen.step) ? b : a));
     mark(nearest, Math.min(chosen.row, rows.length - 1));
     paintAll();
@@ -211,7 +211,7 @@ export function mount(root, { models, settings, open }) {
     way.rows.forEach((at, row) => {
       const button = cellAt(step, row);
       if (!button || !states[at]) return;
-      button.closest("tr").firstChild.textContent = states[at].t.toFixed(2); // a schedule may bend it
+      button.closest("tr").firstChild.textContent = states[at].t.toFixed(1); // a schedule may bend it
       paint(button.firstChild, states[at][values.shown], 0, model);
       button.ariaLabel = `${values.prompt} at step ${step}, ${time(states[at].t)}: open in Draw`;
     });
