@@ -2,9 +2,9 @@
 
 Prints the time from the command to the first picture; from a change of the guidance slider to the
 quick and to the full pictures; how 20 clients fare that draw at once. With --learn: how soon a run
-that is started on the page shows its first pictures, and what a watcher costs its training; with
---train CONFIG: the processor time of a run with snapshots beside one without. Needs the extra
-`web`, playwright and a Chromium (`chromium` in the path).
+that is started on the page shows its first pictures, and what a watcher costs its training
+(--rounds of it); with --train CONFIG: the processor time of a run with snapshots beside one
+without. Needs the extra `web`, playwright and a Chromium (`chromium` in the path).
 """
 
 import argparse
@@ -102,8 +102,8 @@ def draw_together(address: str, seconds: float) -> None:
     print(f"one of them took {statistics.median(times):.2f} s (worst {max(times):.2f})")
 
 
-def learn(page: Page, model: str) -> None:
-    """A run by the model's config, watched from its start, between two that are left alone."""
+def learn(page: Page, model: str, rounds: int) -> None:
+    """Runs by the model's config, watched from their start, each between two left alone."""
     with tempfile.TemporaryDirectory() as folder, serving(model, folder) as address:
         runs = Path(folder, "output", "page")
 
@@ -115,27 +115,35 @@ def learn(page: Page, model: str) -> None:
             number = len([*runs.glob("*")]) + 1
             page.get_by_role("button", name="Train a new one").click()
             began = time.perf_counter()
+            page.wait_for_url(f"**run={model}-{number}*")
             if watched:
                 cell = page.locator(".map td button[aria-label*='open in Draw']")
                 cell.first.wait_for()
                 seconds = time.perf_counter() - began
                 print(f"from the start of a run to its first column: {seconds:.1f} s")
-                page.get_by_text("finished").wait_for()
-                print(f"columns when it ended: {page.locator('.map thead th').count() - 1}")
             else:
-                page.wait_for_url(f"**run={model}-{number}*")
                 page.goto("about:blank")
             run = runs / f"{model}-{number}"
             while not [*run.glob("diffusion-*.pt")] or (run / ".lock").exists():
                 time.sleep(1)
+            if watched:
+                drawn = page.locator("[data-drawn]").first.get_attribute("data-drawn")
+                print(f"columns that were drawn meanwhile: {drawn}")
             records = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
             speeds = [record["images_per_second"] for record in records if "loss" in record]
             return sum(1 / speed for speed in speeds)
 
-        alone, watched, again = (trained(watched) for watched in (False, True, False))
+        alone, ratios = [trained(False)], []
+        for _ in range(rounds):
+            watched = trained(True)
+            alone.append(trained(False))
+            ratios.append(2 * watched / sum(alone[-2:]))
+        shown = ", ".join(f"{ratio:.3f}" for ratio in ratios)
         print(
-            f"training with a watcher took {2 * watched / (alone + again):.3f} of the time without"
+            f"training with a watcher took {statistics.median(ratios):.3f} of the time without",
+            end="",
         )
+        print(f" (median of {shown})")
 
 
 def snapshots_cost(config: str) -> None:
@@ -158,6 +166,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="digits-tiny")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--learn", action="store_true")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--train", metavar="CONFIG")
     options = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -176,7 +185,7 @@ def main() -> None:
             page.goto("about:blank")
             draw_together(address, options.seconds)
         if options.learn:
-            learn(page, options.model)
+            learn(page, options.model, options.rounds)
         browser.close()
     if options.train:
         snapshots_cost(options.train)

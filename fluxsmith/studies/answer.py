@@ -91,7 +91,7 @@ def answer(plan: Plan, command: str, before: dict[str, Any]) -> dict[str, Any]:
             "fluxsmith": __version__,
             "torch": torch.__version__,
             "python": sys.version.split()[0],
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "machine": f"{platform.machine()}, threads: {torch.get_num_threads()}",
         },
     }
 

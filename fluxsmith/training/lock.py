@@ -5,6 +5,7 @@ import contextlib
 import os
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import IO
@@ -62,32 +63,37 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         self.path = folder / ".lock"
         self._stream: IO[str] | None = None
+        self._changing = threading.RLock()  # a checkpoint's thread takes it as the training's does
 
     def take(self) -> None:
         """Takes the lock if it is not held, or no longer, since the folder was deleted. Raises a
         FolderTakenError that names the process which has it, and a UserError where the folder can't
         be written to."""
-        while not self._held():
-            self.release()
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                stream = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 (stays open)
-            except (OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or error
-                raise UserError(
-                    f"can't write to {self.path.parent}: {reason}; set output_dir"
-                ) from None
-            try:
-                _lock_soon(stream)
-            except (BlockingIOError, PermissionError):
-                raise FolderTakenError(self._refusal(stream)) from None
-            except OSError:
-                pass  # this file system has no locks, so nothing is protected
-            self._stream = stream
-            with contextlib.suppress(OSError):  # on a full disk the lock has no name in it
-                stream.truncate(0)
-                stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-                stream.flush()
+        with self._changing:
+            while not self._held():
+                self._take_anew()
+
+    def _take_anew(self) -> None:
+        self.release()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            stream = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 (stays open)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(
+                f"can't write to {self.path.parent}: {reason}; set output_dir"
+            ) from None
+        try:
+            _lock_soon(stream)
+        except (BlockingIOError, PermissionError):
+            raise FolderTakenError(self._refusal(stream)) from None
+        except OSError:
+            pass  # this file system has no locks, so nothing is protected
+        self._stream = stream
+        with contextlib.suppress(OSError):  # on a full disk the lock has no name in it
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            stream.flush()
 
     def __enter__(self) -> "FolderLock":
         return self
@@ -96,21 +102,21 @@ class FolderLock:
         self.release()
 
     def release(self) -> None:
-        if self._stream is None:
-            return
-        with contextlib.suppress(OSError):
-            if self._held():
-                self.path.unlink()  # while it is still locked, so that nobody else has it
-        with contextlib.suppress(OSError):
-            self._stream.close()
-        self._stream = None
+        with self._changing:
+            stream, self._stream = self._stream, None
+            if stream is None:
+                return
+            with contextlib.suppress(OSError), stream:
+                if self._is(stream):
+                    self.path.unlink()  # while it is still locked, so that nobody else has it
 
     def _held(self) -> bool:
+        return self._stream is not None and self._is(self._stream)
+
+    def _is(self, stream: IO[str]) -> bool:
         """Whether the file that is locked is the one that is there."""
-        if self._stream is None:
-            return False
         try:
-            return os.path.samestat(os.fstat(self._stream.fileno()), self.path.stat())
+            return os.path.samestat(os.fstat(stream.fileno()), self.path.stat())
         except OSError:
             return False
 

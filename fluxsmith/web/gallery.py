@@ -134,7 +134,7 @@ def run_config(folder: Path) -> RunConfig | None:
     return _read(file, file.stat().st_mtime_ns) if file.is_file() else None
 
 
-@functools.lru_cache(64)  # a run that is watched is looked at every second
+@functools.lru_cache(64)  # a run that is watched is looked at again and again
 def _read(file: Path, changed: int) -> RunConfig:
     return read_config(file)
 

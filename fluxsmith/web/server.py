@@ -9,10 +9,11 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import anyio
+import torch
 import uvicorn
 from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
@@ -95,6 +96,7 @@ class Page:
         self.gallery = gallery
         self.runs = Runs(gallery, runs_folder)
         self.line = Line()
+        self._threads = torch.get_num_threads()
         self.judges = Judges()
 
     def app(self) -> Starlette:
@@ -129,7 +131,11 @@ class Page:
         self.runs.close()
 
     async def models(self, request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(self.gallery.facts))
+        def facts() -> list[dict[str, Any]]:
+            self._share_cores()  # models that are new are opened
+            return self.gallery.facts()
+
+        return JSONResponse(await run_in_threadpool(facts))
 
     async def configs(self, request: Request) -> Response:
         return JSONResponse([*await run_in_threadpool(self.gallery.configs)])
@@ -156,7 +162,19 @@ class Page:
         return self._events(lambda emit: look_inside(self.gallery.open(asked.model), asked, emit))
 
     def _events(self, work: Work) -> Response:
-        return Events(self.line.events(work))
+        return Events(self.in_line(work))
+
+    def in_line(self, work: Work) -> AsyncGenerator[Event, None]:
+        def shared(emit: Emit) -> None:
+            self._share_cores()
+            work(emit)
+
+        return self.line.events(shared)
+
+    def _share_cores(self) -> None:
+        """Two programs that compute with all cores wait for each other's threads at every turn; a
+        single thread takes no more from a run in training than its own time."""
+        torch.set_num_threads(1 if self.runs.any_trains() else self._threads)
 
     async def save(self, request: Request) -> Response:
         """A file of what was drawn: a PNG that says how to draw it again, its filmstrip, a GIF."""
@@ -177,7 +195,7 @@ class Page:
                 file = write_drawing(sampler, plan, Path(folder), command, **wanted)[SAVED[kind]]
                 files.append((file.name, file.read_bytes()))
 
-        events, problem = self.line.events(work), "stopped"
+        events, problem = self.in_line(work), "stopped"
         async with _until_left(request.receive, events):
             async for event in events:
                 problem = event.get("error", problem)

@@ -51,6 +51,9 @@ class Runs:
         runs = [(name, place) for name, place in places if (place / "config.yaml").is_file()]
         return [self._state(n, read_metrics(place / "metrics.jsonl")) for n, place in runs]
 
+    def any_trains(self) -> bool:
+        return any(map(self._training, [*self.gallery.places]))
+
     def look(self, name: str, seen: int) -> dict[str, Any]:
         """What a run is doing, its checkpoints, and its records after the first `seen`. A UserError
         where it is gone."""

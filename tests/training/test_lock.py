@@ -1,7 +1,9 @@
 """A run's folder belongs to one process that is alive."""
 
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -35,3 +37,12 @@ def test_a_lock_is_known_to_others_and_ends_with_its_process(tmp_path):
     with FolderLock(tmp_path) as lock:
         lock.take()
     assert not (tmp_path / ".lock").exists()
+
+
+def test_threads_of_a_run_whose_folder_was_deleted_take_it_together(tmp_path):
+    """Its checkpoint's thread and its training's come to it in the same moment."""
+    with FolderLock(tmp_path / "run") as lock, ThreadPoolExecutor(8) as threads:
+        for _ in range(200):
+            lock.take()
+            shutil.rmtree(tmp_path / "run")
+            list(threads.map(lambda _: lock.take(), range(8)))  # none of them raises

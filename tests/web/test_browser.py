@@ -375,6 +375,8 @@ def test_a_run_without_a_checkpoint_is_begun_watched_and_stopped(browser, tmp_pa
         before = columns.count()
         page.get_by_role("button", name="Sample now").click()
         columns.nth(before).wait_for()
+        newest = page.locator(".map tbody tr").first.locator("button").nth(before - 1)
+        newest.and_(page.locator("[aria-label*='open in Draw']")).wait_for()
         page.locator(".map [tabindex='0']").press("ArrowDown")
         cell = re.compile(r"step 1, t = 0\.8")
         assert cell.search(page.locator(".map :focus").get_attribute("aria-label"))

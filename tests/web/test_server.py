@@ -428,6 +428,36 @@ def test_a_run_that_is_deleted_while_it_is_read_is_a_message(path, tmp_path):
         assert client.get("/api/models").status_code == 200
 
 
+def test_one_thread_draws_while_a_run_trains(path, tmp_path):
+    """With more, drawing and training wait for each other's at every turn."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("data: {source: digits}\n")
+    page = Page(Gallery([str(path), str(run)]), tmp_path / "runs")
+
+    def threads():
+        found = []
+
+        async def ask():
+            async for _ in page.in_line(lambda emit: found.append(torch.get_num_threads())):
+                pass
+
+        asyncio.run(ask())
+        return found
+
+    all_of_them = [torch.get_num_threads()]
+    assert threads() == all_of_them
+    hold = "import sys; from pathlib import Path; from fluxsmith.training.lock import FolderLock\n"
+    hold += "with FolderLock(Path(sys.argv[1])) as lock: lock.take(); print(flush=True); input()"
+    command = [sys.executable, "-c", hold, str(run)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as training:
+        training.stdout.readline()
+        assert threads() == [1]
+        training.communicate(b"\n")
+    assert threads() == all_of_them
+    page.close()
+
+
 def test_without_its_extra_the_page_is_one_line(path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "starlette", None)  # cannot be imported
     with pytest.raises(SystemExit) as exit_:

@@ -11,8 +11,11 @@ export const title = "Watch it learn";
 export const lead = "A run's checkpoints across, the way from noise down: the same noise and the same prompt in every cell.";
 const PLAIN = { steps: 10, solver: "euler" }; // of a drawing, but for students of few steps
 const ROWS = 6; // at the most
-const EVERY = 1000; // ms between looks at the run
+const EVERY = 2000; // ms between looks at a run in training
+const SOON = 250; // before its first checkpoint
+const SELDOM = 5000; // at one that rests, or that can't be had
 const COLUMNS = 26; // at the most, evenly over what there is
+const SHARE = 0.02; // of the time while a run trains, that goes into columns which nobody asked for
 const SMOOTH = { min: 0, max: 0.98, step: 0.01 };
 const CURVES = { loss: "loss", "validation_loss/ema": "validation loss", loss_q1: "loss, t below 1/4", loss_q2: "t 1/4 to 1/2", loss_q3: "t 1/2 to 3/4", loss_q4: "t above 3/4" };
 
@@ -31,6 +34,8 @@ export function mount(root, { models, settings, open }) {
   let facts = models;
   let filling = null;
   let looking = null;
+  let rested = 0; // when the next such column may be drawn
+  let due = Infinity; // a snapshot later than this step was asked for
   let lost = false; // whether the last look failed
   const columns = new Map(); // step -> states
   let way = { ...PLAIN, rows: [] }; // how the model is drawn with, and which of the states are rows
@@ -42,7 +47,7 @@ export function mount(root, { models, settings, open }) {
   const trouble = h("p", { className: "notice bad", role: "alert", hidden: true }); // of the training
   const buttons = { stop: act("Stop training", "stop"), on: act("Go on", "go-on"), now: act("Sample now", "snapshot") };
   function act(text, what) {
-    return h("button", { type: "button", onclick: async () => { try { await post(`/api/runs/${encodeURIComponent(values.run)}/${what}`); if (what === "snapshot") halted = null; look(); } catch (error) { told.failed(error.message); } } }, text);
+    return h("button", { type: "button", onclick: async () => { try { await post(`/api/runs/${encodeURIComponent(values.run)}/${what}`); if (what === "snapshot") { halted = null; due = run.step; } look(); } catch (error) { told.failed(error.message); } } }, text);
   }
   const base = select("Config", [], "", () => {});
   const begin = h("button", { type: "button", className: "primary", onclick: async () => {
@@ -90,6 +95,7 @@ export function mount(root, { models, settings, open }) {
     model = null;
     filling = null;
     halted = null;
+    due = Infinity;
     laid = [];
     map.replaceChildren();
   }
@@ -130,11 +136,10 @@ export function mount(root, { models, settings, open }) {
       if (gone || mine !== looking) return;
       lost = true;
       told.failed(error.message);
-      timer = setTimeout(look, 5 * EVERY);
+      timer = setTimeout(look, SELDOM);
       return;
     }
-    const every = !run.training ? 5 * EVERY : run.checkpoints.length ? EVERY : EVERY / 4;
-    timer = setTimeout(look, every);
+    timer = setTimeout(look, !run.training ? SELDOM : run.checkpoints.length ? EVERY : SOON);
   }
 
   function picked() {
@@ -143,12 +148,14 @@ export function mount(root, { models, settings, open }) {
   }
 
   // Draws the columns that are missing, one after the other, the newest first. It is called at each
-  // look, and begins `anew` where the prompt or another setting has changed.
+  // look, and begins `anew` where the prompt or another setting has changed. Those that come while
+  // the run trains, on the same processors, are drawn now and then, the rest when it has ended.
   async function fill(anew = false) {
     if (anew) { stop(); halted = null; }
     if (!run?.checkpoints.length) return;
     if (!anew && (filling || halted === true || run.checkpoints.includes(halted))) return;
     const mine = (filling = {});
+    const asked = anew || !columns.size;
     try {
       if (!model) {
         facts = await get("/api/models");
@@ -166,9 +173,13 @@ export function mount(root, { models, settings, open }) {
       lay();
       for (const step of [...picked()].reverse()) {
         if (columns.has(step)) continue;
+        const began = performance.now();
+        if (!asked && run.training && began < rested && step <= due) return;
         const drawn = await draw("/api/draw", { model: `${run.name}@${step}`, prompts: [values.prompt], steps: way.steps, solver: way.solver, guidance: model.guided ? values.guidance : 1, seed: values.seed });
         if (gone || mine !== filling) return;
         if (!drawn) { if (halted !== true) halted = step; return; }
+        rested = began + (performance.now() - began) / SHARE;
+        if (step > due) due = Infinity;
         columns.set(step, drawn.states);
         paintColumn(step);
         root.dataset.drawn = columns.size;
