@@ -139,11 +139,8 @@ def learn(page: Page, model: str, rounds: int) -> None:
             alone.append(trained(False))
             ratios.append(2 * watched / sum(alone[-2:]))
         shown = ", ".join(f"{ratio:.3f}" for ratio in ratios)
-        print(
-            f"training with a watcher took {statistics.median(ratios):.3f} of the time without",
-            end="",
-        )
-        print(f" (median of {shown})")
+        middle = statistics.median(ratios)
+        print(f"training with a watcher took {middle:.3f} of the time without (of {shown})")
 
 
 def snapshots_cost(config: str) -> None:

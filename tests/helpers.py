@@ -1,6 +1,11 @@
 """What several test modules need."""
 
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,3 +70,16 @@ def same(a: Any, b: Any) -> bool:
 def without_times(record: dict[str, float]) -> dict[str, float]:
     """A record of a run without what depends on how fast it was."""
     return {k: v for k, v in record.items() if k not in ("images_per_second", "data_wait")}
+
+
+@contextmanager
+def held_by_a_process(folder: Path) -> Iterator[None]:
+    """Inside, another process has the folder's lock, as a run in training does."""
+    hold = "import sys; from pathlib import Path; from fluxsmith.training.lock import FolderLock\n"
+    hold += "with FolderLock(Path(sys.argv[1])) as lock: lock.take(); print(flush=True); input()"
+    command = [sys.executable, "-c", hold, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as training:
+        assert training.stdout is not None
+        training.stdout.readline()
+        yield
+        training.communicate(b"\n")

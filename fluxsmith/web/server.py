@@ -131,14 +131,19 @@ class Page:
         self.runs.close()
 
     async def models(self, request: Request) -> Response:
-        def facts() -> list[dict[str, Any]]:
-            self._share_cores()  # models that are new are opened
-            return self.gallery.facts()
-
-        return JSONResponse(await run_in_threadpool(facts))
+        return JSONResponse(await self._opening(self.gallery.facts))
 
     async def configs(self, request: Request) -> Response:
-        return JSONResponse([*await run_in_threadpool(self.gallery.configs)])
+        return JSONResponse([*await self._opening(self.gallery.configs)])
+
+    async def _opening(self, work: Callable[[], Any]) -> Any:
+        """The result of work that may open models."""
+
+        def shared() -> Any:
+            self._share_cores()
+            return work()
+
+        return await run_in_threadpool(shared)
 
     async def draw(self, request: Request) -> Response:
         asked = await _read(request, drawing.Request)

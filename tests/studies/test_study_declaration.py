@@ -1,9 +1,7 @@
 """A study's mistakes are one line each, before anything is run; figures have names."""
 
-import subprocess
-import sys
-
 import pytest
+from helpers import held_by_a_process
 from study_makers import declare, planned
 
 from fluxsmith.cli import main
@@ -112,14 +110,11 @@ def test_runs_that_are_still_trained_are_not_deleted(tmp_path, monkeypatch):
     plan = planned(declare(tmp_path), tmp_path / "study")
     folder = plan.run_folder(plan.runs[0])
     folder.mkdir(parents=True)
-    hold = "import sys; from pathlib import Path; from fluxsmith.training.lock import FolderLock\n"
-    hold += "with FolderLock(Path(sys.argv[1])) as lock: lock.take(); print(flush=True); input()"
-    command = [sys.executable, "-c", hold, str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as training:
-        training.stdout.readline()
-        with pytest.raises(UserError, match="its training still goes on"):
-            write_plan(plan, restart=True)
-        training.communicate(b"\n")
+    with (
+        held_by_a_process(folder),
+        pytest.raises(UserError, match="its training still goes on"),
+    ):
+        write_plan(plan, restart=True)
     write_plan(plan, restart=True)
     assert not folder.exists()
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 import uvicorn
-from helpers import TOY
+from helpers import TOY, held_by_a_process
 from PIL import Image
 from starlette.testclient import TestClient
 from toy_page import drawn, endless_run, events, save_toy, wait_until
@@ -447,13 +447,8 @@ def test_one_thread_draws_while_a_run_trains(path, tmp_path):
 
     all_of_them = [torch.get_num_threads()]
     assert threads() == all_of_them
-    hold = "import sys; from pathlib import Path; from fluxsmith.training.lock import FolderLock\n"
-    hold += "with FolderLock(Path(sys.argv[1])) as lock: lock.take(); print(flush=True); input()"
-    command = [sys.executable, "-c", hold, str(run)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as training:
-        training.stdout.readline()
+    with held_by_a_process(run):
         assert threads() == [1]
-        training.communicate(b"\n")
     assert threads() == all_of_them
     page.close()
 
