@@ -20,6 +20,10 @@ def distill(
     steps: Annotated[
         int | None, typer.Option(help="Draw in so many steps, unguided: 1, 2, 4 or 8.")
     ] = None,
+    match: Annotated[
+        bool,
+        typer.Option("--match", help="With --steps: a second run, for variety and sharp edges."),
+    ] = False,
     resume: Resume = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -29,5 +33,7 @@ def distill(
 
     if guidance == (steps is not None):
         raise UserError("give --guidance or --steps N: what the student is to save")
-    config = student_config(run, steps, overrides or [])
+    if match and steps is None:
+        raise UserError("--match: is for students of few steps; give --steps N with it")
+    config = student_config(run, steps, overrides or [], match)
     raise typer.Exit(run_training(config, resume, overwrite))

@@ -10,8 +10,12 @@ OBJECTIVES: dict[str, Any] = {
     "fill": "fluxsmith.training.fill:Fill",
     "kontext": "fluxsmith.training.kontext:Kontext",
     "guidance_distillation": "fluxsmith.distillation.guidance_distillation:GuidanceDistillation",
-    "trajectory_distillation": "fluxsmith.distillation.few_steps:TrajectoryDistillation",
+    "trajectory_distillation": (
+        "fluxsmith.distillation.trajectory_distillation:TrajectoryDistillation"
+    ),
+    "distribution_matching": "fluxsmith.distillation.distribution_matching:DistributionMatching",
 }
+FEW_STEPS = "trajectory_distillation", "distribution_matching"  # of a student that knows its steps
 
 
 class ObjectiveConfig(KindSection):
@@ -21,7 +25,7 @@ class ObjectiveConfig(KindSection):
     DEFAULT = "flow_matching"
 
     kind: str
-    """flow_matching; the same with pictures, fill or kontext; of a teacher, a *_distillation."""
+    """flow_matching; with pictures: fill, kontext; with a teacher: *_distillation, *_matching."""
 
 
 class FlowConfig(KindSection):

@@ -7,7 +7,7 @@ from typing import Any
 
 from fluxsmith.config import RunConfig
 from fluxsmith.config.reading import build_config, with_overrides
-from fluxsmith.distillation.few_steps import TrajectoryDistillation
+from fluxsmith.distillation.few_steps import FewSteps
 from fluxsmith.distillation.guidance_distillation import GuidanceDistillation
 from fluxsmith.distillation.teacher import Teacher
 from fluxsmith.distillation.trajectories import whole_shards
@@ -19,6 +19,7 @@ from fluxsmith.storage.tensor_files import DamagedFileError
 DEV = "-dev"
 STEPS = 1, 2, 4, 8
 FROM = 4  # students of fewer steps begin as one of up to so many
+MATCHED = "-matched"
 
 # What training a student needs in place of its teacher's settings.
 TRAIN: dict[str, Any] = {
@@ -30,6 +31,9 @@ TRAIN: dict[str, Any] = {
     "compile": False,
     "diagnose": False,  # it looks for the faults of learning from data
 }
+# The same of one that is matched: beside a critic it needs smaller steps, and a longer average.
+MATCHING: dict[str, Any] = {"learning_rate": 3e-4, "tail": 0.7, "ema_decay": 0.995}
+MATCHING_TIME = 0.25  # of the teacher's; n steps take (8 + 6 n) / 3 as long as one of its own
 DEV_SHARE, FEW_SHARE = 0.04, 0.06  # of the teacher's steps
 LEAST = 80  # steps
 # Of the images that the teacher saw, trajectories that are made, up to those of the objective.
@@ -37,9 +41,12 @@ DEV_TRAJECTORIES, FEW_TRAJECTORIES = 1 / 600, 1 / 50
 PARTS = 4  # checkpoints and sample grids
 
 
-def student_config(run: Path, steps: int | None, overrides: Sequence[str] = ()) -> RunConfig:
+def student_config(
+    run: Path, steps: int | None, overrides: Sequence[str] = (), match: bool = False
+) -> RunConfig:
     """The config of a student of the newest checkpoint in `run`: of few steps, or of its guidance
-    where `steps` is None. It goes beside the teacher's folder, with -dev or -4step to its name."""
+    where `steps` is None; with `match` of few steps and the teacher's distribution. It goes beside
+    the teacher's folder, with -dev, -4step or -4step-matched to its name."""
     if steps is not None and steps not in STEPS:
         raise UserError(f"--steps {steps}: must be one of {', '.join(map(str, STEPS))}")
     path = checkpoints.newest(run)
@@ -47,7 +54,7 @@ def student_config(run: Path, steps: int | None, overrides: Sequence[str] = ()) 
     teacher = contents["config"]
     if (kind := teacher["model"].get("conditioning", "text")) != "text":
         raise UserError(f"{path} is a {kind} model; only models of text alone can be distilled")
-    ending = DEV if steps is None else f"-{steps}step"
+    ending = DEV if steps is None else f"-{steps}step" + MATCHED * match
     folder = path.parent if path.parent.name else path.absolute().parent
     if is_shipped(path):
         folder = Path(teacher["output_dir"])
@@ -56,8 +63,10 @@ def student_config(run: Path, steps: int | None, overrides: Sequence[str] = ()) 
     data["output_dir"] = str(folder.with_name(folder.name.removesuffix(DEV) + ending))
     dev = steps is None
     share, more = (DEV_SHARE, DEV_TRAJECTORIES) if dev else (FEW_SHARE, FEW_TRAJECTORIES)
+    if match and steps is not None:
+        share = MATCHING_TIME * 3 / (8 + 6 * steps)
     length = max(LEAST, round(share * teacher["train"]["steps"]))
-    most = (GuidanceDistillation if dev else TrajectoryDistillation).Settings.trajectories
+    most = (GuidanceDistillation if dev else FewSteps).Settings.trajectories
     paths = min(most, whole_shards(more * contents["images_seen"]))
     data["objective"] = {"teacher": str(run), "trajectories": paths}
     if is_shipped(path):
@@ -67,7 +76,7 @@ def student_config(run: Path, steps: int | None, overrides: Sequence[str] = ()) 
     data["train"].pop("adapter", None)  # a student of a LoRA is a whole model
     data["train"] |= TRAIN | {"steps": length, "sample_every": every, "checkpoint_every": every}
     data["evaluate"]["every"] = 0
-    if dev:
+    if steps is None:
         if teacher["model"]["guidance_embed"]:
             raise UserError(f"{path} has its guidance as an input already; give --steps 4")
         usual = GuidanceDistillation.Settings.highest_guidance
@@ -81,14 +90,31 @@ def student_config(run: Path, steps: int | None, overrides: Sequence[str] = ()) 
             "steps": steps,
             "guidance": teacher["sample"]["guidance"],
         }
+        if match:
+            data["objective"]["kind"] = "distribution_matching"
+            data["train"] |= MATCHING
         data["model"]["guidance_embed"] = False
         few = {"steps": steps, "solver": "euler", "guidance": 1.0, "guidance_method": "none"}
         data["sample"] |= few | {"guidance_interval": [0.0, 1.0]}
     data = with_overrides(data, overrides)
     adapted = (data["train"].get("adapter") or {}).get("kind", "none") != "none"
-    start = str(run) if adapted else _begun_from(folder, data["objective"])
+    before = Path(data["output_dir"].removesuffix(MATCHED))
+    if adapted:
+        start: str | None = str(run)
+    elif match:
+        start = str(before) if _is_that_student(before, data["objective"]) else None
+    else:
+        start = _begun_from(folder, data["objective"])
+    named = "init_from" in data["train"]
     data["train"].setdefault("init_from", start)
-    return build_config(data, origin=f"a student of {path}")
+    config = build_config(data, origin=f"a student of {path}")
+    if match and start is None and not named and not checkpoints.find(Path(data["output_dir"])):
+        raise UserError(
+            f"--match: goes on from a finished student of as many steps, of the same teacher and "
+            f"scale, and {before} holds none; make it first, without --match, or name one by "
+            f"train.init_from"
+        )
+    return config
 
 
 def _begun_from(teacher: Path, objective: dict[str, Any]) -> str | None:
@@ -97,17 +123,27 @@ def _begun_from(teacher: Path, objective: dict[str, Any]) -> str | None:
     base, steps = teacher.name.removesuffix(DEV), objective.get("steps")
     for more in (n for n in STEPS if steps in STEPS and steps < n <= FROM):
         folder = teacher.with_name(f"{base}-{more}step")
-        if found := checkpoints.find(folder):
-            try:
-                contents = checkpoints.load(found[-1][1])
-            except DamagedFileError:
-                continue
-            theirs = contents["config"]["objective"]
-            alike = all(
-                theirs.get(key) == objective[key] for key in ("kind", "teacher", "guidance")
-            )
-            alike &= contents["step"] == contents["config"]["train"]["steps"]  # it was not stopped
-            # The teacher may have been trained anew since.
-            if alike and contents["metadata"]["teacher"] == Teacher(objective["teacher"]).digest:
-                return str(folder)
+        if _is_that_student(folder, objective | {"steps": more}):
+            return str(folder)
     return None
+
+
+def _is_that_student(folder: Path, objective: dict[str, Any]) -> bool:
+    """Whether a run's folder holds the finished student of this teacher, scale and number of steps
+    that was held to trajectories."""
+    found = checkpoints.find(folder)
+    if not found:
+        return False
+    try:
+        contents = checkpoints.load(found[-1][1])
+    except DamagedFileError:
+        return False
+    theirs = contents["config"]["objective"]
+    keys = "teacher", "guidance", "steps"
+    return bool(
+        theirs["kind"] == "trajectory_distillation"
+        and all(theirs.get(key) == objective.get(key) for key in keys)
+        and contents["step"] == contents["config"]["train"]["steps"]  # it was not stopped
+        # The teacher may have been trained anew since.
+        and contents["metadata"]["teacher"] == Teacher(objective["teacher"]).digest
+    )

@@ -11,12 +11,13 @@ from fluxsmith.config import RunConfig
 from fluxsmith.config.comparing import check_same
 from fluxsmith.errors import UserError
 from fluxsmith.flow.guidance import guided
+from fluxsmith.flow.path import beside
 from fluxsmith.interop.open_pipeline import TextToImage, merge_adapter
 from fluxsmith.kernels.accelerate import accelerate
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.sampling.generate import Sampler
 from fluxsmith.storage import checkpoint as checkpoints
-from fluxsmith.text.encoder import NULL_PROMPT
+from fluxsmith.text.encoder import NULL_PROMPT, TextEmbedding
 
 # What a student shares with its teacher, so that a state means the same to both.
 SHARED = (
@@ -89,6 +90,29 @@ class Teacher:
             v_u = self.pipeline.velocity(x[rows], t[rows] if t.ndim else t, null)
             v[rows] = guided(v[rows], v_u, scale[rows])
         return v
+
+    @torch.no_grad()
+    def guided_velocity(
+        self, x: Tensor, t: Tensor, texts: tuple[TextEmbedding, TextEmbedding], scale: float,
+        precision: str,
+    ) -> Tensor:  # fmt: skip
+        """The same at one scale for all, of what `texts` gives and at times t (b,), without a look
+        at any number on the device: so it can be captured as a CUDA graph."""
+        cond, null = texts
+        if self.config.model.guidance_embed:
+            return self.pipeline.velocity(x, t, cond, scale, precision)
+        v = self.pipeline.velocity(x, t, cond, precision=precision)
+        if scale == 1:
+            return v
+        low, high = self.config.sample.guidance_interval
+        v_u = self.pipeline.velocity(x, t, null, precision=precision)
+        return torch.where(beside((low <= t) & (t <= high), v), guided(v, v_u, scale), v)
+
+    @torch.no_grad()
+    def texts(self, prompts: Sequence[str]) -> tuple[TextEmbedding, TextEmbedding]:
+        """The prompts, and as many null prompts."""
+        null = self.pipeline.encode_text([NULL_PROMPT]).expand(len(prompts))
+        return self.pipeline.encode_text(prompts), null
 
     def pictures(self, prompts: Sequence[str], seed: int, **settings: Any) -> Tensor:
         """What it draws itself, by its own settings but for those given: (n, c, h, w)."""

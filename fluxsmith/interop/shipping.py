@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fluxsmith.config import RunConfig
+from fluxsmith.config.objective_section import FEW_STEPS
 from fluxsmith.config.places import portable
 from fluxsmith.data.imageset import evenly
 from fluxsmith.errors import UserError
@@ -64,6 +65,7 @@ def export_small(
     images = pipeline.config.train.batch_size
     about: dict[str, Any] = {"stored": stored, "errors": errors, "seconds": _seconds(run, images)}
     about["command"], about["distilled"] = _command(pipeline.config)
+    about["matched"] = pipeline.config.objective.kind == "distribution_matching"
     write_card(pipeline, folder, scores=scores, samples=samples, template="shipped.md.j2", **about)
 
 
@@ -73,9 +75,10 @@ def _command(config: RunConfig) -> tuple[str, bool]:
     objective, name = config.objective, str(config.name)
     if objective.kind == "guidance_distillation":
         return f"fluxsmith distill {name.removesuffix('-dev')} --guidance", True
-    if objective.kind == "trajectory_distillation":
-        steps = objective.steps
-        return f"fluxsmith distill {name.removesuffix(f'-{steps}step')} --steps {steps}", True
+    if objective.kind in FEW_STEPS:
+        ending, match = f"-{objective.steps}step", objective.kind == "distribution_matching"
+        base = name.removesuffix("-matched").removesuffix(ending)
+        return f"fluxsmith distill {base} --steps {objective.steps}" + " --match" * match, True
     return f"fluxsmith train {name}.yaml", False
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fluxsmith.config import RunConfig
+from fluxsmith.config.objective_section import FEW_STEPS
 from fluxsmith.data.images import to_uint8
 from fluxsmith.errors import UserError
 from fluxsmith.parallel.ranks import ALONE, Ranks
@@ -36,7 +37,7 @@ def default_folder(pipeline: Pipeline, source: Path) -> Path:
 def not_learned(config: RunConfig, steps: int, solver: str, guidance: float) -> str | None:
     """What a student is asked for that it did not learn, in a line; None where there is nothing."""
     learned = config.objective
-    if learned.kind == "trajectory_distillation" and (steps, solver) != (learned.steps, "euler"):
+    if learned.kind in FEW_STEPS and (steps, solver) != (learned.steps, "euler"):
         return (
             f"steps={steps} solver={solver}: this student learned to draw in {learned.steps} steps "
             f"of euler; at other times it guesses"

@@ -29,7 +29,7 @@ def plot_loss(metrics: Path, picture: Path, title: str) -> None:
         axes.plot(*curve, color=COLOURS[i], linewidth=0.9, label=_quartile(i))
     steps, losses = [r["step"] for r in records], [r["loss"] for r in records]
     axes.plot(steps, losses, color="black", linewidth=1.5, label="all t")
-    axes.set(title=title, xlabel="step", ylabel="loss (mean squared error of v)", yscale="log")
+    axes.set(title=title, xlabel="step", ylabel="loss", yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3, which="both")

@@ -23,8 +23,9 @@ def graphed(step_on_device: TrainStep, pipeline: Pipeline, capture: CudaCapture)
         gpus = [pipeline.device] if pipeline.device.type == "cuda" else []
         with torch.random.fork_rng(gpus), unchanged(state, optimiser):  # dropout draws too
             step_on_device(step)
-        # The graph reads these tables, which the cache may drop: so they are kept with it.
-        return list(pipeline.network.rotary.tables.values())
+        # The graph reads these tables, which the caches may drop: so they are kept with it.
+        called = pipeline, *step_on_device.objective.others
+        return [table for each in called for table in each.network.rotary.tables.values()]
 
     return Graphed(step_on_device, warm_up, pipeline, capture, "train.cuda_graphs=true")
 

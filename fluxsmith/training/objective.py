@@ -53,6 +53,8 @@ class Objective(ABC):
     """What a step minimises."""
 
     module: nn.Module | None = None  # what is trained beside the pipeline, and saved with it
+    module_rate: float = 1.0  # its learning rate, as a multiple of train.learning_rate
+    others: tuple[Pipeline, ...] = ()  # pipelines that the losses call beside the one trained
     terms: tuple[str, ...] = ()  # the names in `Losses.terms`
     # Whether the losses contain gradients of the network, as a gradient penalty does. Attention is
     # then computed by operations that torch can differentiate twice, which its fused ones are not.

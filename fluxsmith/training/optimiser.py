@@ -2,7 +2,7 @@
 groups and settings to a `torch.optim.Optimizer`, and a line in `OPTIMISERS`."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,19 +16,26 @@ DEFAULT_TAIL = 0.3
 Groups = list[dict[str, Any]]
 
 
-def build_optimiser(modules: Sequence[nn.Module], config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser that a config names, of all parameters of the modules that are trained.
+def build_optimiser(
+    modules: Mapping[nn.Module, float], config: TrainConfig
+) -> torch.optim.Optimizer:
+    """The optimiser that a config names, of all parameters of the modules that are trained, each
+    with a multiple of the config's learning rate, which its groups keep as `rate`.
 
     Matrices decay; biases and scales do not.
     """
     if config.optimiser not in OPTIMISERS:
         known = ", ".join(OPTIMISERS)
         raise UserError(f"train.optimiser={config.optimiser}: must be one of {known}")
-    trained = [p for module in modules for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    groups = []
+    for rate in dict.fromkeys(modules.values()):
+        alike = [module for module, own in modules.items() if own == rate]
+        trained = [p for module in alike for p in module.parameters() if p.requires_grad]
+        matrices, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+        groups += [
+            {"params": matrices, "weight_decay": config.weight_decay, "rate": rate},
+            {"params": others, "weight_decay": 0.0, "rate": rate},
+        ]
     return OPTIMISERS[config.optimiser](groups, config)
 
 

@@ -133,8 +133,8 @@ class Update:
         # torch refuses a capture where an optimiser does not say that it is capturable.
         on_gpu = isinstance(scalars.rate, Tensor) and scalars.rate.is_cuda
         captured = on_gpu and torch.cuda.is_current_stream_capturing()
-        now = {"lr": scalars.rate, "capturable": captured}
         for group in groups:
+            now = {"lr": scalars.rate * group.get("rate", 1.0), "capturable": captured}
             group |= {key: now[key] for key in keys}
         try:
             yield

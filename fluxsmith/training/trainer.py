@@ -84,12 +84,12 @@ class Trainer:
         self.objective = objective
         self.evaluate = evaluate
         self.folder = Path(config.resolved_output_dir)
-        own = [] if objective.module is None else [objective.module]
+        own = {} if objective.module is None else {objective.module: objective.module_rate}
         parts = self.held.parts
         # Whether it must not matter how ranks cut a tensor: a single piece is one rank's.
         alike = config.train.deterministic and pieces > 1
         train = config.train.model_copy(update={"deterministic": alike})
-        self.optimiser = build_optimiser([parts, *own], train)
+        self.optimiser = build_optimiser({parts: 1.0} | own, train)
         self.ema = EMA(parts, config.train.ema_decay)
         # A fused optimiser on a GPU can skip a step that is not finite by itself.
         masked = pipeline.device.type == "cuda" and bool(self.optimiser.defaults.get("fused"))
@@ -259,7 +259,7 @@ class Trainer:
         inputs = self._prepared()
         scalars = StepScalars(rate, self.ema.share(self.step))
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate", 1.0)
         if self.graphed is not None:
             self.graphed(Step(list(inputs), scalars))
         else:

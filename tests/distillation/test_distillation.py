@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from distillation.making import QUICK, some, trainer_of
 from helpers import assert_agree, randomise, same
 from PIL import Image
 from planning.memory_profile import held_by
 
-from fluxsmith import Pipeline
 from fluxsmith.cli import main
 from fluxsmith.config import read_config
 from fluxsmith.data.images import to_uint8
@@ -34,29 +34,6 @@ from fluxsmith.training.run import build_trainer, train
 
 TIMES = 1.0, 0.75, 0.5, 0.25, 0.0
 CONFIGS = Path(__file__).parents[2] / "configs"
-QUICK = "train.steps=4", "train.sample_every=4", "train.batch_size=8", "objective.trajectories=64"
-
-
-@pytest.fixture
-def make_teacher(toy, tmp_path):
-    """make_teacher(KEY=VALUE, ...) trains nothing: random weights, saved as a run of one step."""
-
-    def make(*overrides: str, name: str = "teacher") -> Path:
-        folder = tmp_path / name
-        config = toy("train.steps=1", f"output_dir={folder}", f"name={name}", *overrides)
-        trainer = build_trainer(config, torch.device("cpu"))
-        randomise(trainer.pipeline)
-        trainer.ema.load(trainer.pipeline.state_dict())
-        folder.mkdir()
-        checkpoints.save(folder / "diffusion-1.pt", trainer.state_dict())
-        return folder
-
-    return make
-
-
-@pytest.fixture
-def teacher(make_teacher) -> Path:
-    return make_teacher()
 
 
 def command(arguments: list[str]) -> int:
@@ -64,19 +41,6 @@ def command(arguments: list[str]) -> int:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     return ended.value.code or 0
-
-
-def trainer_of(run: Path, steps: int | None, *overrides: str):
-    """The trainer of a new student."""
-    config = student_config(run, steps, [*QUICK, *overrides])
-    return build_trainer(config, torch.device("cpu"))
-
-
-def some(pipeline: Pipeline, n: int = 3):
-    """x, t and prompts at random."""
-    draw = torch.Generator().manual_seed(1)
-    x = torch.randn(n, *pipeline.latent_shape, generator=draw)
-    return x, torch.rand(n, generator=draw), ["three", "7", ""][:n]
 
 
 def test_the_teacher_guides_each_row_by_its_own_scale(teacher):

@@ -74,7 +74,7 @@ class Ranks:
 
     def told(self) -> str:
         """The ends of the logs, for a test that fails."""
-        return "".join(f"\n-- rank {rank}\n{log[-4000:]}" for rank, log in enumerate(self.logs))
+        return "".join(f"\n-- rank {rank}\n{log[-20_000:]}" for rank, log in enumerate(self.logs))
 
 
 def free_port() -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from made_pictures import as_shards, items
 from parallel.launching import Ranks, write_config
+from parallel.same import STATE, assert_equal, assert_same_checkpoints, same_states
 from reliability.comparing import left_behind
 
 from fluxsmith.storage import checkpoint as checkpoints
@@ -16,7 +17,6 @@ from fluxsmith.storage import checkpoint as checkpoints
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 ROOT = Path(__file__).parents[2]
-STATE = ("model", "ema", "optimizer", "window", "data")
 
 
 def run(folder, size, *command, **sections):
@@ -38,44 +38,12 @@ def test_snapshots_are_kept_by_the_first_rank(tmp_path):
             assert_equal(checkpoints.load(b)["ema"][name], tensor, name)
 
 
-def same_states(one, other):
-    """Whether two runs left the same but for the settings in their checkpoints."""
-    files = {name for name in one if name.endswith(".pt")}
-    assert one.keys() == other.keys()
-    return [name for name in one if name not in files and one[name] != other[name]] == []
-
-
 def beside_checkpoints(left):
     return {name: what for name, what in left.items() if not name.endswith(".pt")}
 
 
 def lines(file):
     return file.read_text().splitlines()
-
-
-def assert_same_checkpoints(one, other):
-    """Of two folders, however they were written."""
-    for (step, path), (again, beside) in zip(
-        checkpoints.find(one), checkpoints.find(other), strict=True
-    ):
-        assert step == again
-        state, found = checkpoints.load(path), checkpoints.load(beside)
-        for key in STATE:
-            assert_equal(state[key], found[key], f"{key} of step {step}")
-
-
-def assert_equal(one, other, name):
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), name
-        for key in one:
-            assert_equal(one[key], other[key], f"{name}.{key}")
-    elif isinstance(one, list | tuple):
-        for i, pair in enumerate(zip(one, other, strict=True)):
-            assert_equal(*pair, f"{name}.{i}")
-    elif hasattr(one, "equal"):
-        assert one.equal(other), name
-    else:
-        assert one == other, name
 
 
 def test_two_ranks_leave_the_bytes_of_one_replicated_or_sharded(tmp_path):
@@ -177,4 +145,5 @@ def test_many_steps_and_resumes_of_a_shipped_config(tmp_path):
     assert beside_checkpoints(through) == beside_checkpoints(one)
     one, other = (checkpoints.load(checkpoints.newest(tmp_path / n)) for n in ("one", "through"))
     for key in STATE:
-        assert_equal(one[key], other[key], key)
+        if key != "objective":
+            assert_equal(one[key], other[key], key)

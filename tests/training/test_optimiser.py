@@ -38,7 +38,7 @@ def test_linear_tail_is_flat_then_a_straight_line():
 
 def test_only_matrices_decay():
     module = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
-    optimiser = build_optimiser(module, TrainConfig(weight_decay=0.5, learning_rate=0.1))
+    optimiser = build_optimiser({module: 1.0}, TrainConfig(weight_decay=0.5, learning_rate=0.1))
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     for p in module.parameters():
         p.grad = torch.zeros_like(p)

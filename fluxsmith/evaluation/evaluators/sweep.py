@@ -10,6 +10,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from fluxsmith.config.objective_section import FEW_STEPS
 from fluxsmith.errors import UserError
 from fluxsmith.evaluation.evaluator import Evaluator, Found, Section
 from fluxsmith.evaluation.frechet import Gaussian, frechet_distance
@@ -42,7 +43,7 @@ class Sweep(Evaluator):
         """
         settings, data = samples.settings, Gaussian.of(samples.reference.train_features)
         chosen = [(settings.solver, settings.steps, settings.guidance)]
-        if samples.sampler.pipeline.config.objective.kind != "trajectory_distillation":
+        if samples.sampler.pipeline.config.objective.kind not in FEW_STEPS:
             chosen += [(*each, settings.guidance) for each in solvers_and_steps()]
         if samples.sampler.settings.guidance_method != "none":
             chosen += [(settings.solver, settings.steps, scale) for scale in GUIDANCE]

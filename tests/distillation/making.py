@@ -1,0 +1,24 @@
+"""Students as `fluxsmith distill` makes them, that are trained for a moment."""
+
+from pathlib import Path
+
+import torch
+
+from fluxsmith import Pipeline
+from fluxsmith.distillation.students import student_config
+from fluxsmith.training.run import build_trainer
+
+QUICK = "train.steps=4", "train.sample_every=4", "train.batch_size=8", "objective.trajectories=64"
+
+
+def trainer_of(run: Path, steps: int | None, *overrides: str, match: bool = False):
+    """The trainer of a new student."""
+    config = student_config(run, steps, [*QUICK, *overrides], match)
+    return build_trainer(config, torch.device("cpu"))
+
+
+def some(pipeline: Pipeline, n: int = 3):
+    """x, t and prompts at random."""
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(n, *pipeline.latent_shape, generator=draw)
+    return x, torch.rand(n, generator=draw), ["three", "7", ""][:n]
