@@ -61,12 +61,13 @@ def student_config(
     data = deepcopy(teacher)
     data["name"] = teacher["name"].removesuffix(DEV) + ending
     data["output_dir"] = str(folder.with_name(folder.name.removesuffix(DEV) + ending))
-    dev = steps is None
-    share, more = (DEV_SHARE, DEV_TRAJECTORIES) if dev else (FEW_SHARE, FEW_TRAJECTORIES)
-    if match and steps is not None:
+    share, more = FEW_SHARE, FEW_TRAJECTORIES
+    if steps is None:
+        share, more = DEV_SHARE, DEV_TRAJECTORIES
+    elif match:
         share = MATCHING_TIME * 3 / (8 + 6 * steps)
     length = max(LEAST, round(share * teacher["train"]["steps"]))
-    most = (GuidanceDistillation if dev else FewSteps).Settings.trajectories
+    most = (GuidanceDistillation if steps is None else FewSteps).Settings.trajectories
     paths = min(most, whole_shards(more * contents["images_seen"]))
     data["objective"] = {"teacher": str(run), "trajectories": paths}
     if is_shipped(path):
@@ -86,12 +87,11 @@ def student_config(
         data["sample"] |= {"guidance_method": "embedded", "guidance_interval": [0.0, 1.0]}
     else:
         data["objective"] |= {
-            "kind": "trajectory_distillation",
+            "kind": "distribution_matching" if match else "trajectory_distillation",
             "steps": steps,
             "guidance": teacher["sample"]["guidance"],
         }
         if match:
-            data["objective"]["kind"] = "distribution_matching"
             data["train"] |= MATCHING
         data["model"]["guidance_embed"] = False
         few = {"steps": steps, "solver": "euler", "guidance": 1.0, "guidance_method": "none"}

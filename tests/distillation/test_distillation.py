@@ -210,18 +210,21 @@ def test_what_was_made_is_not_made_again(teacher, tmp_path):
         again.rows([0])
 
 
-@pytest.mark.parametrize("steps", [None, 2])
-def test_a_resumed_student_is_the_student(teacher, tmp_path, steps):
+@pytest.mark.parametrize(("steps", "match"), [(None, False), (2, False), (1, True)])
+def test_a_resumed_student_is_the_student(teacher, tmp_path, steps, match):
+    """And has its critic, where it is matched."""
     changes = [*QUICK, "train.checkpoint_every=2", "train.schedule=constant", "train.tail=null"]
-    whole = student_config(teacher, steps, [*changes, f"output_dir={tmp_path / 'whole'}"])
+    changes += ["train.init_from=null"] * match
+    whole = student_config(teacher, steps, [*changes, f"output_dir={tmp_path / 'whole'}"], match)
     assert train(whole) == 0
     parted = [*changes, f"output_dir={tmp_path / 'parted'}"]
-    assert train(student_config(teacher, steps, [*parted, "train.steps=2"])) == 0
-    resumed = student_config(teacher, steps, parted)
+    assert train(student_config(teacher, steps, [*parted, "train.steps=2"], match)) == 0
+    resumed = student_config(teacher, steps, parted, match)
     assert train(resumed, resume="auto") == 0
     a, b = (checkpoints.load(tmp_path / name / "diffusion-4.pt") for name in ("whole", "parted"))
     for part in "model", "ema", "optimizer", "data":
         assert same(a[part], b[part])
+    assert ("objective" in a) == match and same(a.get("objective"), b.get("objective"))
 
 
 def test_a_batch_in_pieces_without_some_of_the_steps_teaches_the_same(teacher):

@@ -15,7 +15,6 @@ from fluxsmith.errors import UserError
 from fluxsmith.flow.path import flow_matching_loss
 from fluxsmith.flow.solvers import euler, uniform_grid
 from fluxsmith.randomness import generator
-from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.training.run import train
 
 
@@ -162,25 +161,6 @@ def test_the_critic_learns_faster_than_the_student(teacher):
     assert_agree(torch.stack(moved), torch.tensor([1e-4, 5e-4]), 1e-6)
     teachers = trainer.objective.teacher.pipeline.network.img_in.weight
     assert torch.equal(teachers, before[1])
-
-
-def test_a_resumed_one_has_its_critic(teacher, tmp_path):
-    changes = [
-        *QUICK,
-        "train.init_from=null",
-        "train.checkpoint_every=2",
-        "train.schedule=constant",
-        "train.tail=null",
-    ]
-    whole = student_config(teacher, 1, [*changes, f"output_dir={tmp_path / 'whole'}"], match=True)
-    assert whole.objective.kind == "distribution_matching"
-    assert train(whole) == 0
-    parted = [*changes, f"output_dir={tmp_path / 'parted'}"]
-    assert train(student_config(teacher, 1, [*parted, "train.steps=2"], match=True)) == 0
-    assert train(student_config(teacher, 1, parted, match=True), resume="auto") == 0
-    a, b = (checkpoints.load(tmp_path / name / "diffusion-4.pt") for name in ("whole", "parted"))
-    for part in "model", "ema", "objective", "optimizer", "data":
-        assert same(a[part], b[part]), part
 
 
 def test_a_batch_in_pieces_is_the_batch(teacher):

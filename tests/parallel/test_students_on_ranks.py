@@ -45,3 +45,4 @@ def test_two_ranks_leave_the_student_of_one(tmp_path, kind):
         assert same_states(one, left)
         assert_same_checkpoints(where, folder / "run")
         assert shard > 1 or one == left
+    assert "diffusion-6.pt" in one
