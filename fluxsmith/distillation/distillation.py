@@ -1,4 +1,5 @@
-"""What all distillation has in common: a teacher, its trajectories, and where a student begins."""
+"""What all distillation has in common: a teacher, and where a student begins; and what is common to
+students that learn from its trajectories."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -24,28 +25,14 @@ class Distillation(Objective):
     """An objective with a teacher. `scale` is the one that a student without a guidance input has
     in its weights."""
 
-    def __init__(
-        self, config: RunConfig, pipeline: Pipeline, recipe: Recipe, scale: float = 1.0
-    ) -> None:
+    def __init__(self, config: RunConfig, pipeline: Pipeline, scale: float = 1.0) -> None:
         self.config = config
         self.pipeline = pipeline
         self.scale = scale
         self.teacher = Teacher(config.objective.teacher, pipeline.device, config.train.kernels)
         self.teacher.check_student(config)
         self.teacher.share(pipeline)
-        if recipe.highest_scale != 1:
-            self.teacher.require_null_prompt()
-        settings = config.objective
-        self.store = TrajectoryStore(
-            self.teacher, recipe, settings.trajectories, config.seed, settings.cache
-        )
         self._pictures = lru_cache(maxsize=1)(self._draw)
-
-    def make(self, ranks: Ranks) -> None:
-        self.store.make(ranks)
-
-    def loader(self) -> Loader:
-        return TrajectoryLoader(self.store, self.config.train.batch_size, self.config.seed)
 
     def begin(self, load: Load) -> None:
         theirs = self.teacher.pipeline.state_dict()
@@ -77,6 +64,27 @@ class Distillation(Objective):
 
     def _draw(self, prompts: tuple[str, ...], seed: int, guidance: float) -> Tensor:
         return self.teacher.pictures(prompts, seed, guidance=guidance)
+
+
+class TrajectoryObjective(Distillation):
+    """One with a store of its teacher's trajectories."""
+
+    def __init__(
+        self, config: RunConfig, pipeline: Pipeline, recipe: Recipe, scale: float = 1.0
+    ) -> None:
+        super().__init__(config, pipeline, scale)
+        if recipe.highest_scale != 1:
+            self.teacher.require_null_prompt()
+        settings = config.objective
+        self.store = TrajectoryStore(
+            self.teacher, recipe, settings.trajectories, config.seed, settings.cache
+        )
+
+    def make(self, ranks: Ranks) -> None:
+        self.store.make(ranks)
+
+    def loader(self) -> Loader:
+        return TrajectoryLoader(self.store, self.config.train.batch_size, self.config.seed)
 
 
 def student_times(config: RunConfig, pipeline: Pipeline, steps: int) -> tuple[float, ...]:

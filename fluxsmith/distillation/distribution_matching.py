@@ -1,6 +1,7 @@
 """Distribution matching: a student of few steps whose pictures are as likely as its teacher's."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated
 
 import torch
@@ -8,44 +9,39 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from fluxsmith.config import RunConfig
-from fluxsmith.data.loader import Batch
+from fluxsmith.data.loader import Batch, Loader
 from fluxsmith.distillation.critic import Critic
-from fluxsmith.distillation.few_steps import FewSteps, states_of_steps
-from fluxsmith.distillation.trajectories import Recipe, Trajectories
-from fluxsmith.flow.path import beside, interpolate, velocity_target, x0_from_velocity
+from fluxsmith.distillation.distillation import Distillation, student_times
+from fluxsmith.distillation.few_steps import FewStepSettings, check_drawn_in_few_steps
+from fluxsmith.distillation.prompts import PromptLoader
+from fluxsmith.flow.path import beside, interpolate, velocity_target
 from fluxsmith.flow.timesteps import LogitNormal, sample
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.text.encoder import TextEmbedding, TextInput
 from fluxsmith.training.objective import Losses
 
-MATCHED = 0.8  # of the teacher's scale beyond 1: matching narrows what is drawn, as guidance does
-TIMES = LogitNormal()  # at which the two distributions are compared: middle ones, for all teachers
+TIMES = LogitNormal(mean=0.8)  # at which the two distributions are compared, for all teachers
 LEAST, MOST = 0.02, 0.98  # of these times
 DRAWS = 2  # times of each picture that the critic learns at; the first moves the picture
-LEAST_DISTANCE = 1e-3  # of a picture from the teacher's guess, that a difference is divided by
 
 
 @dataclass(frozen=True)
 class Matched:
-    """Trajectories, and as many pictures to be drawn of fresh noise with the same prompts."""
+    """Noise with prompts, and how what the student draws of them is to be noised."""
 
-    batch: Trajectories
-    noise: Tensor  # (b, c, h, w), of which the student draws
-    t: Tensor  # (b, DRAWS), to which what it draws is noised
+    batch: Batch  # whose images (b, c, h, w) are noise
+    t: Tensor  # (b, DRAWS), to which pictures are noised
     eps: Tensor  # (b, DRAWS, c, h, w), with this
 
     def split(self, parts: int) -> "list[Matched]":
-        tensors = (x.chunk(parts) for x in (self.noise, self.t, self.eps))
-        pieces = zip(self.batch.split(parts), *tensors, strict=True)
-        return [Matched(*piece) for piece in pieces]
+        tensors = self.t.chunk(parts), self.eps.chunk(parts)
+        return [Matched(*piece) for piece in zip(self.batch.split(parts), *tensors, strict=True)]
 
 
 @dataclass(frozen=True)
 class Inputs:
     """What the losses are computed from: tensors on the device."""
 
-    y: Tensor  # (b, steps + 1, c, h, w), the teacher's states
-    times: Tensor  # (b, steps + 1), of them
     noise: Tensor  # (b, c, h, w)
     t: Tensor  # (DRAWS, b)
     eps: Tensor  # (DRAWS, b, c, h, w)
@@ -54,70 +50,80 @@ class Inputs:
     null: TextEmbedding  # as many null prompts
 
 
-class DistributionMatching(FewSteps):
+class DistributionMatching(Distillation):
     """The student's pictures are moved to where its teacher finds them likelier than a critic does,
     a second network that learns what the student draws.
 
-    With x_i what i steps of the student make of a trajectory's noise, y_i its teacher's states, x
-    what all steps make of fresh noise, x_t = (1 - t) x + t eps, v_T the teacher's velocity and v_C
-    the critic's, all products and norms as means over the elements of a picture:
+    With x what the student's steps make of noise, x_t = (1 - t) x + t eps, v_T the teacher's
+    velocity and v_C the critic's, all products and norms as means over the elements of a picture:
 
-        L = r sum_i | x_i - y_i | / (t_{i-1} - t_i) / steps + g · x + | v_C(x_t, t) - (eps - x) |^2
-        g = t (v_T - v_C) / | x - (x_t - t v_T) |,  without a gradient, as x in the last term
+        L = g · x + | v_C(x_t, t) - (eps - x) |^2
+        g = t (v_T - v_C),  without a gradient, as x in the last term
 
-    g leads to a smaller divergence between the two distributions of x_t: Yin et al. 2024, "One-step
-    Diffusion with Distribution Matching Distillation" (DMD), eq. 7 and 8 on velocities, but for a
-    factor 1 - t there. The first term stands for their regression of pairs (eq. 9): it keeps the
-    variety that g alone would lose. All steps of the student get a gradient.
+    g is how far apart the two guesses of x are. It leads to a smaller divergence between the two
+    distributions of x_t: Yin et al. 2024, "One-step Diffusion with Distribution Matching
+    Distillation" (DMD), eq. 7 on velocities. Their division by the distance of x from the teacher's
+    guess (eq. 8) gained nothing here, and their regression of pairs (eq. 9) cost variety. All steps
+    of the student get a gradient.
     """
 
-    terms = ("regression", "matching", "critic")
+    terms = ("matching", "critic")
 
     @dataclass(frozen=True)
-    class Settings(FewSteps.Settings):
-        regression: Annotated[float, Gt(0), "Weight of the distance to the trajectories."] = 0.25
+    class Settings(FewStepSettings):
         matched_guidance: Annotated[
             float | None,
             Ge(0),
-            "The teacher's scale to match; if unset, 4/5 of the way to guidance.",
+            "The teacher's scale to match; if unset, a part of the way to guidance.",
         ] = None
         critic_rate: Annotated[
             float, Gt(0), "The critic's learning rate, as a multiple of train.learning_rate."
         ] = 5.0
 
-    def __init__(
-        self, config: RunConfig, pipeline: Pipeline, recipe: Recipe, scale: float = 1.0
-    ) -> None:
-        super().__init__(config, pipeline, recipe, scale)
+    def __init__(self, config: RunConfig, pipeline: Pipeline) -> None:
+        scale = config.objective.guidance
+        super().__init__(config, pipeline, scale)
         given = config.objective.matched_guidance
-        self.matched = 1 + MATCHED * (scale - 1) if given is None else given
+        self.matched = _scale(scale, config.objective.steps) if given is None else given
         if self.matched != 1:
             self.teacher.require_null_prompt()
+        self.times = student_times(config, pipeline, config.objective.steps)
         self.critic = Critic(self.teacher, config, self.matched)
         self.others = self.teacher.pipeline, self.critic.pipeline
         self.module, self.module_rate = self.critic.trained, config.objective.critic_rate
 
+    @classmethod
+    def build(cls, config: RunConfig, pipeline: Pipeline) -> "DistributionMatching":
+        check_drawn_in_few_steps(config)
+        return cls(config, pipeline)
+
+    @classmethod
+    def needs_data(cls, config: RunConfig) -> bool:
+        return False
+
+    def loader(self) -> Loader:
+        return PromptLoader(self.teacher, self.config.train.batch_size, self.config.seed)
+
     def draw(self, batch: Batch, generator: torch.Generator) -> Matched:
-        assert isinstance(batch, Trajectories)
-        shape = (len(batch), 1 + DRAWS, *batch.images.shape[2:])
-        noise = torch.randn(shape, generator=generator, device=generator.device)
+        shape = (len(batch), DRAWS, *batch.images.shape[1:])
+        eps = torch.randn(shape, generator=generator, device=generator.device)
         # Spread evenly over the density, and then dealt out: a picture's times have no relation.
         t = sample(TIMES, DRAWS * len(batch), generator, stratified=True).clamp(LEAST, MOST)
         t = t[torch.randperm(len(t), generator=generator, device=t.device)]
-        return Matched(batch, noise[:, 0], t.view(len(batch), DRAWS), noise[:, 1:])
+        return Matched(batch, t.view(len(batch), DRAWS), eps)
 
     def prepare(self, example: Matched, alike: bool = False) -> Inputs:
         batch = example.batch
         text = self.pipeline.text.read(batch.captions, room=len(batch) if alike else 0)
-        y, times = states_of_steps(batch, self.config.objective.steps)
         given, null = self.teacher.texts(batch.captions)
         t, eps = example.t.T, example.eps.transpose(0, 1)
-        return Inputs(y, times, example.noise, t, eps, text, given, null)
+        return Inputs(batch.images, t, eps, text, given, null)
 
     def losses(self, inputs: Inputs) -> Losses:
-        regression, x = self._drawn(inputs)
+        x = self._drawn(inputs)
         b, drawn, t = len(x), x.detach(), inputs.t[0]
-        at, eps, every = inputs.t.flatten(), inputs.eps.flatten(0, 1), _repeated(b, DRAWS, x)
+        every = torch.arange(b, device=x.device).repeat(DRAWS)
+        at, eps = inputs.t.flatten(), inputs.eps.flatten(0, 1)
         noised = interpolate(drawn[every], eps, at)  # (DRAWS b, c, h, w)
         v_c = self.critic.velocity(noised, at, inputs.given[every])
         error = (v_c - velocity_target(drawn[every], eps)).square().flatten(1).mean(1)
@@ -125,31 +131,23 @@ class DistributionMatching(FewSteps):
         x_t, v_c = noised[:b], v_c[:b]
         texts, precision = (inputs.given, inputs.null), self.config.train.precision
         v_t = self.teacher.guided_velocity(x_t, t, texts, self.matched, precision)
-        with torch.no_grad():
-            away = (drawn - x0_from_velocity(x_t, v_t, t)).abs().flatten(1).mean(1)
-            g = beside(t / away.clamp(min=LEAST_DISTANCE), x) * (v_t - v_c)
+        g = beside(t, x) * (v_t - v_c.detach())
         matching = (x - (drawn - g)).square().flatten(1).mean(1) / 2  # whose gradient in x is g
-        total = self.config.objective.regression * regression + matching + critic
-        terms = {"regression": regression, "matching": matching, "critic": critic}
-        return Losses(total, t, terms)
+        return Losses(matching + critic, t, {"matching": matching, "critic": critic})
 
-    def _drawn(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """How far the student's steps are from the trajectories (b,), and what it draws of fresh
-        noise (b, c, h, w)."""
-        b, precision = len(inputs.noise), self.config.train.precision
-        twice = _repeated(b, 2, inputs.noise)
-        cond = self.pipeline.embed_text(inputs.text, precision)[twice]
-        times = inputs.times[twice]
-        x, error = torch.cat((inputs.y[:, 0], inputs.noise)), inputs.noise.new_zeros(b)
-        for i in range(self.config.objective.steps):
-            step = times[:, i] - times[:, i + 1]
-            v = self.pipeline.velocity(x, times[:, i], cond, precision=precision)
-            x = x - beside(step, v) * v
-            away = (x[:b] - inputs.y[:, i + 1]).abs().flatten(1).mean(1)
-            error = error + away / step[:b]
-        return error / self.config.objective.steps, x[b:]
+    def _drawn(self, inputs: Inputs) -> Tensor:
+        """What the student draws (b, c, h, w), with a gradient through all of its steps."""
+        precision = self.config.train.precision
+        cond = self.pipeline.embed_text(inputs.text, precision)
+        x = inputs.noise
+        for t, t_next in pairwise(self.times):
+            at = x.new_full((len(x),), t)
+            x = x - (t - t_next) * self.pipeline.velocity(x, at, cond, precision=precision)
+        return x
 
 
-def _repeated(n: int, times: int, like: Tensor) -> Tensor:
-    """The rows of a batch of n so many times one after the other: (times n,)."""
-    return torch.arange(n, device=like.device).repeat(times)
+def _scale(guidance: float, steps: int) -> float:
+    """What is matched so that a student draws as its teacher does at `guidance`. Matching narrows
+    what is drawn, as guidance does, and the more the fewer the steps: it is half of the way from 1
+    for one step, and 3/4 for two."""
+    return 1 + (1 - 0.5 / steps) * (guidance - 1)

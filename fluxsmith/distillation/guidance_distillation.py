@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fluxsmith.config import RunConfig
 from fluxsmith.data.loader import Batch
-from fluxsmith.distillation.distillation import Distillation, student_times
+from fluxsmith.distillation.distillation import TrajectoryObjective, student_times
 from fluxsmith.distillation.trajectories import Recipe
 from fluxsmith.errors import UserError
 from fluxsmith.flow.path import interpolate
@@ -57,7 +57,7 @@ class Inputs:
     text: TextInput
 
 
-class GuidanceDistillation(Distillation):
+class GuidanceDistillation(TrajectoryObjective):
     """The squared error to the guided velocity of a frozen teacher (Meng et al. 2023, eq. 6 and
     algorithm 1), at noised data and at states of the teacher's own guided trajectories, which are
     what sampling meets."""

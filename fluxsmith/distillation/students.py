@@ -7,10 +7,10 @@ from typing import Any
 
 from fluxsmith.config import RunConfig
 from fluxsmith.config.reading import build_config, with_overrides
-from fluxsmith.distillation.few_steps import FewSteps
 from fluxsmith.distillation.guidance_distillation import GuidanceDistillation
 from fluxsmith.distillation.teacher import Teacher
 from fluxsmith.distillation.trajectories import whole_shards
+from fluxsmith.distillation.trajectory_distillation import TrajectoryDistillation
 from fluxsmith.errors import UserError
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.storage.shipped import is_shipped
@@ -33,7 +33,7 @@ TRAIN: dict[str, Any] = {
 }
 # The same of one that is matched: beside a critic it needs smaller steps, and a longer average.
 MATCHING: dict[str, Any] = {"learning_rate": 3e-4, "tail": 0.7, "ema_decay": 0.995}
-MATCHING_TIME = 0.25  # of the teacher's; n steps take (8 + 6 n) / 3 as long as one of its own
+MATCHING_TIME = 0.165  # of the teacher's; a step of a student of n takes (8 + 3 n) / 3 of its own
 DEV_SHARE, FEW_SHARE = 0.04, 0.06  # of the teacher's steps
 LEAST = 80  # steps
 # Of the images that the teacher saw, trajectories that are made, up to those of the objective.
@@ -61,17 +61,20 @@ def student_config(
     data = deepcopy(teacher)
     data["name"] = teacher["name"].removesuffix(DEV) + ending
     data["output_dir"] = str(folder.with_name(folder.name.removesuffix(DEV) + ending))
-    share, more = FEW_SHARE, FEW_TRAJECTORIES
-    if steps is None:
-        share, more = DEV_SHARE, DEV_TRAJECTORIES
-    elif match:
-        share = MATCHING_TIME * 3 / (8 + 6 * steps)
+    data["objective"] = {"teacher": str(run)}
+    if match and steps is not None:
+        share = MATCHING_TIME * 3 / (8 + 3 * steps)
+    else:
+        share, more = FEW_SHARE, FEW_TRAJECTORIES
+        most = TrajectoryDistillation.Settings.trajectories
+        if steps is None:
+            share, more = DEV_SHARE, DEV_TRAJECTORIES
+            most = GuidanceDistillation.Settings.trajectories
+        paths = min(most, whole_shards(more * contents["images_seen"]))
+        data["objective"]["trajectories"] = paths
+        if is_shipped(path):
+            data["objective"]["cache"] = str(folder / "trajectories")
     length = max(LEAST, round(share * teacher["train"]["steps"]))
-    most = (GuidanceDistillation if steps is None else FewSteps).Settings.trajectories
-    paths = min(most, whole_shards(more * contents["images_seen"]))
-    data["objective"] = {"teacher": str(run), "trajectories": paths}
-    if is_shipped(path):
-        data["objective"]["cache"] = str(folder / "trajectories")
     every = max(1, length // PARTS)
     del data["train"]["init_from"]
     data["train"].pop("adapter", None)  # a student of a LoRA is a whole model

@@ -48,6 +48,13 @@ class Teacher:
     def config(self) -> RunConfig:
         return self.pipeline.config
 
+    @property
+    def prompts(self) -> list[str]:
+        """Those that its checkpoint knows; a UserError where it knows none."""
+        if not self.pipeline.captions:
+            raise UserError(f"{self.path} has no captions to draw; train it with this version")
+        return self.pipeline.captions
+
     def share(self, student: Pipeline) -> None:
         """Weights that a student keeps frozen, as a LoRA does those beneath it, and that are its
         teacher's are held once for both."""

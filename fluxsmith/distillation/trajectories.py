@@ -81,9 +81,7 @@ class TrajectoryStore:
         self.recipe = recipe
         self.count = whole_shards(count)
         self.seed = address_seed(seed, "trajectories")
-        self.prompts = teacher.pipeline.captions
-        if not self.prompts:
-            raise UserError(f"{teacher.path} has no captions to draw; train it with this version")
+        self.prompts = teacher.prompts
         self.grid = torch.tensor(recipe.times)  # (k + 1,)
         about = {
             "teacher": teacher.digest,

@@ -1,17 +1,23 @@
 """Trajectory distillation: a student's steps are held to its teacher's way from the same noise."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from fluxsmith.config import RunConfig
 from fluxsmith.data.loader import Batch
-from fluxsmith.distillation.few_steps import FewSteps, states_of_steps
-from fluxsmith.distillation.trajectories import Trajectories
+from fluxsmith.distillation.distillation import TrajectoryObjective, student_times
+from fluxsmith.distillation.few_steps import FewStepSettings, check_drawn_in_few_steps
+from fluxsmith.distillation.trajectories import Recipe, Trajectories
 from fluxsmith.flow.path import beside
+from fluxsmith.pipeline import Pipeline
 from fluxsmith.text.encoder import TextInput
 from fluxsmith.training.objective import Cost, Losses
+
+KEPT = 4  # states of a trajectory, at least, so that one cache serves students of 1, 2 and 4 steps
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Inputs:
     text: TextInput
 
 
-class TrajectoryDistillation(FewSteps):
+class TrajectoryDistillation(TrajectoryObjective):
     """The student's steps are held to its teacher's trajectory from the same noise.
 
     It starts where its own steps so far have brought it, without a gradient through them:
@@ -48,6 +54,28 @@ class TrajectoryDistillation(FewSteps):
     Zhou et al. 2024, "Simple and Fast Distillation of Diffusion Models" (SFD), algorithm 1; each
     image of a batch learns one of the steps, in turn, so that all are in a batch.
     """
+
+    @dataclass(frozen=True)
+    class Settings(FewStepSettings):
+        trajectories: Annotated[int, Ge(1), "Trajectories of the teacher that are made."] = 6144
+        solver_steps: Annotated[int, Ge(1), "Steps of adams2 between two kept states."] = 3
+        cache: Annotated[str | None, "Where they are kept; beside the teacher by default."] = None
+
+    @classmethod
+    def build(cls, config: RunConfig, pipeline: Pipeline) -> "TrajectoryDistillation":
+        check_drawn_in_few_steps(config)
+        settings = config.objective
+        scale, n = settings.guidance, settings.steps
+        own = student_times(config, pipeline, n)
+        kept, between = max(KEPT, n), settings.solver_steps
+        times = student_times(config, pipeline, kept)
+        if times[:: kept // n] != own:  # a schedule whose grids do not nest
+            times, between = own, between * kept // n
+        return cls(config, pipeline, Recipe(times, between, scale, scale), scale)
+
+    @classmethod
+    def needs_data(cls, config: RunConfig) -> bool:
+        return False
 
     @classmethod
     def cost(cls, config: RunConfig) -> Cost:
@@ -63,7 +91,8 @@ class TrajectoryDistillation(FewSteps):
     def prepare(self, example: Steps, alike: bool = False) -> Inputs:
         batch, step = example.batch, example.step
         text = self.pipeline.text.read(batch.captions, room=len(batch) if alike else 0)
-        states, t = states_of_steps(batch, self.config.objective.steps)
+        every = (batch.images.shape[1] - 1) // self.config.objective.steps  # kept states in a step
+        states, t = batch.images[:, ::every], batch.t[:, ::every]
         rows = torch.arange(len(batch), device=t.device)
         x = self._rolled_out(states[:, 0], t, step, text)
         return Inputs(x, t[rows, step], t[rows, step + 1], states[rows, step + 1], text)

@@ -8,12 +8,14 @@ from fluxsmith import Pipeline
 from fluxsmith.distillation.students import student_config
 from fluxsmith.training.run import build_trainer
 
-QUICK = "train.steps=4", "train.sample_every=4", "train.batch_size=8", "objective.trajectories=64"
+BRIEF = "train.steps=4", "train.sample_every=4", "train.batch_size=8"
+QUICK = *BRIEF, "objective.trajectories=64"
 
 
 def trainer_of(run: Path, steps: int | None, *overrides: str, match: bool = False):
     """The trainer of a new student."""
-    config = student_config(run, steps, [*QUICK, *overrides], match)
+    quick = BRIEF if match else QUICK
+    config = student_config(run, steps, [*quick, *overrides], match)
     return build_trainer(config, torch.device("cpu"))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distillation.making import QUICK, some, trainer_of
+from distillation.making import BRIEF, QUICK, some, trainer_of
 from helpers import assert_agree, randomise, same
 from PIL import Image
 from planning.memory_profile import held_by
@@ -213,8 +213,8 @@ def test_what_was_made_is_not_made_again(teacher, tmp_path):
 @pytest.mark.parametrize(("steps", "match"), [(None, False), (2, False), (1, True)])
 def test_a_resumed_student_is_the_student(teacher, tmp_path, steps, match):
     """And has its critic, where it is matched."""
-    changes = [*QUICK, "train.checkpoint_every=2", "train.schedule=constant", "train.tail=null"]
-    changes += ["train.init_from=null"] * match
+    changes = ["train.checkpoint_every=2", "train.schedule=constant", "train.tail=null"]
+    changes += [*BRIEF, "train.init_from=null"] if match else QUICK
     whole = student_config(teacher, steps, [*changes, f"output_dir={tmp_path / 'whole'}"], match)
     assert train(whole) == 0
     parted = [*changes, f"output_dir={tmp_path / 'parted'}"]
