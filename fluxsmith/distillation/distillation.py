@@ -1,5 +1,4 @@
-"""What all distillation has in common: a teacher, and where a student begins; and what is common to
-students that learn from its trajectories."""
+"""What all distillation has in common: a teacher, and where a student begins."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -8,13 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from fluxsmith.config import RunConfig
-from fluxsmith.data.loader import Loader
 from fluxsmith.distillation.teacher import Teacher
-from fluxsmith.distillation.trajectories import Recipe, TrajectoryLoader, TrajectoryStore
 from fluxsmith.errors import UserError
 from fluxsmith.flow.solvers import SOLVERS
 from fluxsmith.interop.fit_weights import with_guidance
-from fluxsmith.parallel.ranks import Ranks
 from fluxsmith.pipeline import Load, Pipeline
 from fluxsmith.training.objective import Objective
 
@@ -64,27 +60,6 @@ class Distillation(Objective):
 
     def _draw(self, prompts: tuple[str, ...], seed: int, guidance: float) -> Tensor:
         return self.teacher.pictures(prompts, seed, guidance=guidance)
-
-
-class TrajectoryObjective(Distillation):
-    """One with a store of its teacher's trajectories."""
-
-    def __init__(
-        self, config: RunConfig, pipeline: Pipeline, recipe: Recipe, scale: float = 1.0
-    ) -> None:
-        super().__init__(config, pipeline, scale)
-        if recipe.highest_scale != 1:
-            self.teacher.require_null_prompt()
-        settings = config.objective
-        self.store = TrajectoryStore(
-            self.teacher, recipe, settings.trajectories, config.seed, settings.cache
-        )
-
-    def make(self, ranks: Ranks) -> None:
-        self.store.make(ranks)
-
-    def loader(self) -> Loader:
-        return TrajectoryLoader(self.store, self.config.train.batch_size, self.config.seed)
 
 
 def student_times(config: RunConfig, pipeline: Pipeline, steps: int) -> tuple[float, ...]:

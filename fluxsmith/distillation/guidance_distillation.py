@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fluxsmith.config import RunConfig
 from fluxsmith.data.loader import Batch
-from fluxsmith.distillation.distillation import TrajectoryObjective, student_times
+from fluxsmith.distillation.distillation import student_times
 from fluxsmith.distillation.trajectories import Recipe
+from fluxsmith.distillation.trajectory_objective import TrajectoryObjective
 from fluxsmith.errors import UserError
 from fluxsmith.flow.path import interpolate
 from fluxsmith.flow.timesteps import sample

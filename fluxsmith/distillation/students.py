@@ -33,7 +33,8 @@ TRAIN: dict[str, Any] = {
 }
 # The same of one that is matched: beside a critic it needs smaller steps, and a longer average.
 MATCHING: dict[str, Any] = {"learning_rate": 3e-4, "tail": 0.7, "ema_decay": 0.995}
-MATCHING_TIME = 0.165  # of the teacher's; a step of a student of n takes (8 + 3 n) / 3 of its own
+# Of the teacher's arithmetic, and a fifth of its time. A step of one of n takes (8 + 3 n) / 3.
+MATCHING_SHARE = 0.165
 DEV_SHARE, FEW_SHARE = 0.04, 0.06  # of the teacher's steps
 LEAST = 80  # steps
 # Of the images that the teacher saw, trajectories that are made, up to those of the objective.
@@ -63,7 +64,7 @@ def student_config(
     data["output_dir"] = str(folder.with_name(folder.name.removesuffix(DEV) + ending))
     data["objective"] = {"teacher": str(run)}
     if match and steps is not None:
-        share = MATCHING_TIME * 3 / (8 + 3 * steps)
+        share = MATCHING_SHARE * 3 / (8 + 3 * steps)
     else:
         share, more = FEW_SHARE, FEW_TRAJECTORIES
         most = TrajectoryDistillation.Settings.trajectories

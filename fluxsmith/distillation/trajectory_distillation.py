@@ -9,9 +9,10 @@ from torch import Tensor
 
 from fluxsmith.config import RunConfig
 from fluxsmith.data.loader import Batch
-from fluxsmith.distillation.distillation import TrajectoryObjective, student_times
+from fluxsmith.distillation.distillation import student_times
 from fluxsmith.distillation.few_steps import FewStepSettings, check_drawn_in_few_steps
 from fluxsmith.distillation.trajectories import Recipe, Trajectories
+from fluxsmith.distillation.trajectory_objective import TrajectoryObjective
 from fluxsmith.flow.path import beside
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.text.encoder import TextInput
