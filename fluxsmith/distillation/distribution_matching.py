@@ -18,7 +18,7 @@ from fluxsmith.flow.solvers import euler
 from fluxsmith.flow.timesteps import LogitNormal, sample
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.text.encoder import TextEmbedding, TextInput
-from fluxsmith.training.objective import Losses
+from fluxsmith.training.objective import Cost, Losses
 
 TIMES = LogitNormal(mean=0.8)  # at which the two distributions are compared, for all teachers
 LEAST, MOST = 0.02, 0.98  # of these times
@@ -83,8 +83,7 @@ class DistributionMatching(Distillation):
     def __init__(self, config: RunConfig, pipeline: Pipeline) -> None:
         scale = config.objective.guidance
         super().__init__(config, pipeline, scale)
-        given = config.objective.matched_guidance
-        self.matched = _matched_scale(scale, config.objective.steps) if given is None else given
+        self.matched = _matched_scale(config)
         if self.matched != 1:
             self.teacher.require_null_prompt()
         times = student_times(config, pipeline, config.objective.steps)
@@ -97,6 +96,14 @@ class DistributionMatching(Distillation):
     def build(cls, config: RunConfig, pipeline: Pipeline) -> "DistributionMatching":
         check_drawn_in_few_steps(config)
         return cls(config, pipeline)
+
+    @classmethod
+    def cost(cls, config: RunConfig) -> Cost:
+        """The student's other steps, the critic at its times, and the teacher with and without the
+        prompt."""
+        trained = config.objective.steps - 1 + DRAWS
+        passes = 1 if _matched_scale(config) == 1 else 2
+        return Cost(passes=passes, trained=trained, teachers=1, critics=1)
 
     @classmethod
     def needs_data(cls, config: RunConfig) -> bool:
@@ -147,8 +154,11 @@ class DistributionMatching(Distillation):
         return euler(velocity, inputs.noise, self.times)
 
 
-def _matched_scale(guidance: float, steps: int) -> float:
+def _matched_scale(config: RunConfig) -> float:
     """What is matched so that a student draws as its teacher does at `guidance`. Matching narrows
     what is drawn, as guidance does, and the more the fewer the steps: it is half of the way from 1
     for one step, and 3/4 for two."""
-    return 1 + (1 - 0.5 / steps) * (guidance - 1)
+    settings = config.objective
+    if settings.matched_guidance is not None:
+        return float(settings.matched_guidance)
+    return 1 + (1 - 0.5 / settings.steps) * (settings.guidance - 1)

@@ -31,9 +31,13 @@ TRAIN: dict[str, Any] = {
     "compile": False,
     "diagnose": False,  # it looks for the faults of learning from data
 }
+# The same of one of guidance, which at a smaller rate draws as its teacher at a little less of it.
+GUIDANCE: dict[str, Any] = {"learning_rate": 1.4e-3, "tail": 0.8}
+# The scales that it learns reach to this one at least, and to so many times its teacher's own.
+HIGHEST, TIMES = 3.0, 2.0
 # The same of one that is matched: beside a critic it needs smaller steps, and a longer average.
 MATCHING: dict[str, Any] = {"learning_rate": 3e-4, "tail": 0.7, "ema_decay": 0.995}
-# Of the teacher's arithmetic, and a fifth of its time. A step of one of n takes (8 + 3 n) / 3.
+# Of the teacher's arithmetic, and of its time. A step of one of n takes (8 + 3 n) / 3.
 MATCHING_SHARE = 0.165
 DEV_SHARE, FEW_SHARE = 0.04, 0.06  # of the teacher's steps
 LEAST = 80  # steps
@@ -84,8 +88,8 @@ def student_config(
     if steps is None:
         if teacher["model"]["guidance_embed"]:
             raise UserError(f"{path} has its guidance as an input already; give --steps 4")
-        usual = GuidanceDistillation.Settings.highest_guidance
-        highest = max(usual, teacher["sample"]["guidance"])  # it is drawn at its teacher's scale
+        highest = max(HIGHEST, TIMES * teacher["sample"]["guidance"])
+        data["train"] |= GUIDANCE
         data["objective"] |= {"kind": "guidance_distillation", "highest_guidance": highest}
         data["model"]["guidance_embed"] = True
         data["sample"] |= {"guidance_method": "embedded", "guidance_interval": [0.0, 1.0]}
@@ -102,32 +106,35 @@ def student_config(
         data["sample"] |= few | {"guidance_interval": [0.0, 1.0]}
     data = with_overrides(data, overrides)
     adapted = (data["train"].get("adapter") or {}).get("kind", "none") != "none"
-    before = Path(data["output_dir"].removesuffix(MATCHED))
+    own = Path(data["output_dir"].removesuffix(MATCHED))
     if adapted:
         start: str | None = str(run)
-    elif match:
-        start = str(before) if _is_that_student(before, data["objective"]) else None
+    elif match and _is_that_student(own, data["objective"]):
+        start = str(own)
     else:
-        start = _begun_from(folder, data["objective"])
+        start = _begun_from(folder, data["objective"], as_many=match)
     named = "init_from" in data["train"]
     data["train"].setdefault("init_from", start)
     config = build_config(data, origin=f"a student of {path}")
     if match and start is None and not named and not checkpoints.find(Path(data["output_dir"])):
         raise UserError(
-            f"--match: goes on from a finished student of as many steps, of the same teacher and "
-            f"scale, and {before} holds none; make it first, without --match, or name one by "
-            f"train.init_from"
+            f"--match: goes on from a finished student of as many steps or more, of the same "
+            f"teacher and scale, and there is none beside {folder}; make one first, by --steps "
+            f"{max(FROM, data['objective']['steps'])}, or name one by train.init_from"
         )
     return config
 
 
-def _begun_from(teacher: Path, objective: dict[str, Any]) -> str | None:
-    """The run beside its teacher's of a student that learns the same in more steps, from which one
-    of 1 or 2 steps begins; None where there is none."""
+def _begun_from(teacher: Path, objective: dict[str, Any], as_many: bool) -> str | None:
+    """The run beside its teacher's of a student that learns the same in more steps, up to FROM, or
+    in as many, from which one begins; None where there is none."""
     base, steps = teacher.name.removesuffix(DEV), objective.get("steps")
-    for more in (n for n in STEPS if steps in STEPS and steps < n <= FROM):
-        folder = teacher.with_name(f"{base}-{more}step")
-        if _is_that_student(folder, objective | {"steps": more}):
+    if steps not in STEPS:
+        return None
+    for n in STEPS:
+        folder = teacher.with_name(f"{base}-{n}step")
+        fits = steps < n <= FROM or (as_many and n == steps)
+        if fits and _is_that_student(folder, objective | {"steps": n}):
             return str(folder)
     return None
 

@@ -63,14 +63,17 @@ class Planner:
             network = Flux(outline.params(self.config))
             whole = outline.learned(self.config, network)
             self.sizes = Sizes.of(whole, network, network.blocks)
+            critic = self.sizes.cut
             self._teacher = outline.cost.teachers * sum(p.nbytes for p in whole.parameters())
         if adapter := self.config.train.adapter.choice:
             whole.requires_grad_(False)
             adapter.attach(network, self.config.seed)
             own = sum(p.numel() for p in whole.parameters() if p.requires_grad)
-            self.sizes = Sizes((), 0, own)  # which are whole on every rank
+            self.sizes, critic = Sizes((), 0, own), own  # which are whole on every rank
             if adapter.dtype_of(outline.stored) == outline.stored:
                 self._teacher = 0  # the frozen weights are its own
+        # Its weights, their gradients and the optimiser's two moments.
+        self._critic = outline.cost.critics * 4 * FLOAT32 * critic
         self._alone: dict[Any, Allocations] = {}  # traces, by what they depend on
 
     def forecast(self) -> Forecast:
@@ -115,12 +118,14 @@ class Planner:
     def memory(self, config: RunConfig, lost: float = 0.0) -> dict[str, int]:
         """The bytes on each device, by part, and the share `lost` of them beside."""
         local = self._on_a_rank(config)
+        held = local.train.batch_size * self.outline.passes
+        local = changed(local, train={"batch_size": held})
         key = local.train.batch_size, local.train.accumulate, config.parallel.checkpoint_activations
         if key not in self._alone:
             self._alone[key] = traced(self.outline, local)
         found = self._sharing(config).on_a_rank(self._alone[key], self.sizes)
         found["lost between tensors"] = round(lost * sum(found.values()))
-        found["teacher"] = self._teacher
+        found["teacher"], found["critic"] = self._teacher, self._critic
         found["data set"] = 0 if self.machine.gpu else self.outline.data
         return {part: size for part, size in found.items() if size}
 

@@ -248,13 +248,19 @@ class Outline:
         low, high = (of(self.params(config), math.floor(txt) + more, img) for more in (0, 1))
         return low + (high - low) * (txt % 1)
 
+    @property
+    def passes(self) -> int:
+        """Of a picture forward and backward in a step."""
+        return 1 + self.cost.trained
+
     def of_a_step(self, config: RunConfig) -> float:
         """Of a picture in a step, with the passes that teach a student."""
-        return self.flops(config) + self.cost.passes * self.flops(config, forward_flops)
+        trained = self.passes * self.flops(config)
+        return trained + self.cost.passes * self.flops(config, forward_flops)
 
     def computed(self, config: RunConfig) -> float:
         """The same with the forward pass of all blocks that is made again, to save memory."""
-        again = config.parallel.checkpoint_activations == "blocks"
+        again = self.passes * (config.parallel.checkpoint_activations == "blocks")
         return self.of_a_step(config) + again * self.flops(config, forward_flops)
 
 

@@ -18,6 +18,7 @@ from fluxsmith.model.flux import Flux
 from fluxsmith.planning.outline import Outline, autoencoder_of
 from fluxsmith.training.caption_encoding import prepare_text
 from fluxsmith.training.console import ProgressConsole
+from fluxsmith.training.objective import Cost, objective_of
 from fluxsmith.training.run import build_trainer, compile_for_training
 from fluxsmith.training.trainer import Trainer
 
@@ -25,10 +26,11 @@ BLOCK = 5  # steps measured at once
 
 
 def flops(config: RunConfig, drawn: int = 0) -> int:
-    """Of a whole training: the network's forward and backward passes, as a plan counts them. And
-    of the evaluations of the velocity for `drawn` pictures."""
+    """Of a whole training, as a plan counts them: the network's forward and backward passes and,
+    where an objective says its cost, what it takes beside them. And of the evaluations of the
+    velocity for `drawn` pictures."""
     outline, trained = _outline(config), config.train.batch_size * config.train.steps
-    return round(outline.flops(config) * trained + outline.flops(config, forward_flops) * drawn)
+    return round(outline.of_a_step(config) * trained + outline.flops(config, forward_flops) * drawn)
 
 
 def parameters(config: RunConfig) -> int:
@@ -45,7 +47,9 @@ def parameters(config: RunConfig) -> int:
 
 
 def _outline(config: RunConfig) -> Outline:
-    return Outline(config, autoencoder_of(config, []), _captions(config.data.model_dump_json()), 0)
+    autoencoder, captions = autoencoder_of(config, []), _captions(config.data.model_dump_json())
+    cost = objective_of(config).cost(config) or Cost()
+    return Outline(config, autoencoder, captions, 0, cost=cost)
 
 
 @cache

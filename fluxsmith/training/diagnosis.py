@@ -107,7 +107,7 @@ FAULTS = (
     ),
     Fault(
         "rate too low",
-        lambda seen: seen["peak_update"] < 0.001 and seen["learned"] < 0.5,
+        lambda seen: seen["peak_update"] < 0.002 and seen["learned"] < 0.5,
         "the learning rate looks too low: at its peak a step changes the blocks by "
         "{peak_update:.2%}, and little is learned; try train.learning_rate={higher:.1g}",
     ),
@@ -117,7 +117,7 @@ FAULTS = (
             seen["share"] >= 0.5
             and seen["learned"] > 1.2  # shapes, by when others have begun to read
             and seen["conditioning_gap"] + 2 * seen["conditioning_gap_stderr"]
-            < 0.005 * seen["loss_held_out"]
+            < 0.004 * seen["loss_held_out"]
         ),
         "the text is ignored: with other captions the loss is the same (conditioning gap "
         "{conditioning_gap:.4f} ± {conditioning_gap_stderr:.4f}); look at the captions",

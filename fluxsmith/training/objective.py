@@ -46,7 +46,9 @@ class Cost:
     """What a step takes beside the network that it trains."""
 
     passes: float = 0.0  # forward passes of a picture without gradients, on average
+    trained: int = 0  # passes of a picture forward and backward, held until the last has begun
     teachers: int = 0  # frozen networks of the same sizes
+    critics: int = 0  # trained ones
 
 
 class Objective(ABC):

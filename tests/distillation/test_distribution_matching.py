@@ -245,20 +245,28 @@ def test_a_teacher_without_a_null_prompt_can_be_matched_at_its_scale_1_alone(mak
         matching(plain, 2, "objective.matched_guidance=2")
 
 
-def test_it_goes_on_from_the_student_of_as_many_steps(teacher):
-    with pytest.raises(UserError, match=r"teacher-1step holds none; make it first, without"):
+def test_it_goes_on_from_the_student_of_as_many_steps_or_of_more(teacher):
+    with pytest.raises(UserError, match=r"none beside .*teacher; make one first, by --steps 4,"):
         student_config(teacher, 1, BRIEF, match=True)
     for steps in 4, 1:
         assert train(student_config(teacher, steps, QUICK)) == 0
-    with pytest.raises(UserError, match="teacher-2step holds none"):
-        student_config(teacher, 2, BRIEF, match=True)
+    more = student_config(teacher, 2, BRIEF, match=True)
+    assert more.train.init_from == str(teacher.with_name("teacher-4step"))
+    with pytest.raises(UserError, match=r"none beside .*make one first, by --steps 8,"):
+        student_config(teacher, 8, BRIEF, match=True)
     config = student_config(teacher, 1, BRIEF, match=True)
     assert config.objective.kind == "distribution_matching"
     assert config.resolved_output_dir.endswith("teacher-1step-matched")
     assert config.train.init_from == str(teacher.with_name("teacher-1step"))
+    elsewhere = student_config(teacher, 1, [*BRIEF, "output_dir=elsewhere"], match=True)
+    assert elsewhere.train.init_from == config.train.init_from
+    own = f"output_dir={teacher}-own"
+    assert train(student_config(teacher, 2, [*QUICK, own])) == 0
+    after = student_config(teacher, 2, [*BRIEF, f"{own}-matched"], match=True)
+    assert after.train.init_from == f"{teacher}-own"
     named = student_config(teacher, 2, [*BRIEF, f"train.init_from={teacher}-4step"], match=True)
     assert named.train.init_from.endswith("-4step")
-    with pytest.raises(UserError, match=r"objective\.steps=3"):  # before that none is there
+    with pytest.raises(UserError, match=r"objective\.steps=3"):  # before what it begins as
         student_config(teacher, 2, ["objective.steps=3"], match=True)
 
 

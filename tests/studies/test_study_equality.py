@@ -6,6 +6,7 @@ from study_makers import declare
 
 from fluxsmith import Pipeline
 from fluxsmith.config import read_config
+from fluxsmith.config.objective_section import ObjectiveConfig
 from fluxsmith.config.reading import build_config, with_overrides
 from fluxsmith.errors import UserError
 from fluxsmith.model.flops import forward_flops, training_flops
@@ -63,6 +64,23 @@ def test_flops_are_those_of_the_real_pipeline():
     assert flops(config) == each * 10 * config.train.batch_size
     drawn = 100 * forward_flops(pipeline.network.params, txt, img)
     assert flops(config, drawn=100) - flops(config) == drawn
+
+
+def test_flops_of_a_student_are_those_of_its_teacher_too():
+    """By hand: a student of four steps takes one and a half before the one that it learns; a
+    matched one of two is trained through both, beside a critic at two times and two of the
+    teacher's."""
+    base = read_config("configs/image/digits/tiny-4step.yaml", ["train.steps=10"])
+    pipeline = Pipeline.build(base)
+    txt = pipeline.encode_text(["seven"]).tokens.shape[1]
+    sizes = pipeline.network.params, txt, pipeline.image_tokens(pipeline.latent_shape)
+    pictures = 10 * base.train.batch_size
+    step = training_flops(*sizes)
+    assert flops(base) == (step + 1.5 * forward_flops(*sizes)) * pictures
+    objective = {"kind": "distribution_matching", "teacher": "any", "steps": 2, "guidance": 1.5}
+    section = ObjectiveConfig.model_validate(objective)
+    matched = base.model_copy(update={"objective": section})
+    assert flops(matched) == (4 * step + 2 * forward_flops(*sizes)) * pictures
 
 
 def test_what_can_not_be_met_is_refused():

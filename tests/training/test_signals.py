@@ -77,15 +77,11 @@ def test_every_fault_has_a_line_and_is_planted():
     assert planted | LATER.keys() == {each.name for each in FAULTS}
 
 
-def test_the_measured_recipes_are_those_of_before_and_healthy_rates_are_near_them():
-    read, bases = PLANTED["read"], PLANTED["BASES"]
-    for name, steps in {"digits": 800, "mnist": 3600}.items():
-        config = read(bases[name])
-        assert (config.flow.prediction, config.flow.mean) == ("velocity", 0)
-        assert (config.train.learning_rate, config.train.steps) == (1e-3, steps)
-        assert read(bases[f"{name}-today"]).flow.prediction == "data"
-    rates = {read(base).train.learning_rate for base in PLANTED["healthy"]()}
-    assert rates == {3e-4, 1e-3, 3e-3}
+def test_healthy_rates_are_near_those_of_the_configs_that_ship():
+    read, runs = PLANTED["read"], PLANTED["healthy"]()
+    assert len({tuple(run) for run in runs}) == 30
+    rates = {read(run).train.learning_rate / read(run[:1]).train.learning_rate for run in runs}
+    assert all(0.15 <= round(rate, 6) <= 3 for rate in rates)
 
 
 def test_a_run_is_the_same_to_the_bit_looked_at_or_not(toy, tmp_path):
