@@ -4,8 +4,8 @@
 
 Plants each fault into the real trainer, on digits and on MNIST, trains the first tenth of the run
 and notes what was said. Then trains healthy runs to their end and notes what was said of those.
-Prints two tables in Markdown, and writes the figures of all runs to --records. Needs MNIST in
-$FLUXSMITH_DATA/mnist; `--only digits` does without.
+Prints two tables in Markdown, and writes what all runs recorded to --records, if that is given.
+Needs MNIST in $FLUXSMITH_DATA/mnist; `--only digits` does without.
 """
 
 import argparse
@@ -265,7 +265,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, a thread each")
     parser.add_argument("--only", default="digits,mnist", help=f"of {', '.join(BASES)}")
     parser.add_argument("--faults", default=",".join(FAULTS))
-    parser.add_argument("--records", type=Path, default=Path("planted_faults.json"))
+    parser.add_argument("--records", type=Path, metavar="FILE.json")
     parser.add_argument("--healthy", type=int, help="so many of them; all by default")
     options = parser.parse_args()
     wanted = options.faults.split(",") if options.faults else []
@@ -297,7 +297,8 @@ def main() -> None:
             alarms += bool(told.said)
             records[told.name] = told.records
             print(f"| {told.name} | {told.steps} | {'; '.join(told.lines)} |", flush=True)
-    options.records.write_text(json.dumps(records), encoding="utf-8")
+    if options.records:
+        options.records.write_text(json.dumps(records), encoding="utf-8")
     print(f"\n{alarms} of {len(runs)} healthy runs with a false alarm")
 
 

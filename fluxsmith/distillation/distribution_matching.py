@@ -100,7 +100,7 @@ class DistributionMatching(Distillation):
     @classmethod
     def cost(cls, config: RunConfig) -> Cost:
         """The student's other steps, the critic at its times, and the teacher with and without the
-        prompt."""
+        prompt; one whose scale is an input takes one of these two."""
         trained = config.objective.steps - 1 + DRAWS
         passes = 1 if _matched_scale(config) == 1 else 2
         return Cost(passes=passes, trained=trained, teachers=1, critics=1)
