@@ -22,6 +22,7 @@ from fluxsmith.training.objective import Cost, Losses
 
 TIMES = LogitNormal(mean=0.8)  # at which the two distributions are compared, for all teachers
 LEAST, MOST = 0.02, 0.98  # of these times
+MATCHED = 0.6  # of the way from a scale of 1 to the teacher's
 DRAWS = 2  # times of each picture that the critic learns at; the first moves the picture
 
 
@@ -74,7 +75,7 @@ class DistributionMatching(Distillation):
         matched_guidance: Annotated[
             float | None,
             Ge(0),
-            "Scale to match; unset: half of the way to guidance for 1 step, 3/4 for 2.",
+            "Scale to match; unset: 0.6 of the way from 1 to guidance.",
         ] = None
         critic_rate: Annotated[
             float, Gt(0), "The critic's learning rate, as a multiple of train.learning_rate."
@@ -155,10 +156,9 @@ class DistributionMatching(Distillation):
 
 
 def _matched_scale(config: RunConfig) -> float:
-    """What is matched so that a student draws as its teacher does at `guidance`. Matching narrows
-    what is drawn, as guidance does, and the more the fewer the steps: it is half of the way from 1
-    for one step, and 3/4 for two."""
+    """What is matched so that a student draws as its teacher does at `guidance`: 0.6 of the way
+    from 1 to it, since matching narrows what is drawn, as guidance does."""
     settings = config.objective
     if settings.matched_guidance is not None:
         return float(settings.matched_guidance)
-    return 1 + (1 - 0.5 / settings.steps) * (settings.guidance - 1)
+    return 1 + MATCHED * (settings.guidance - 1)

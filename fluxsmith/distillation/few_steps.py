@@ -16,7 +16,7 @@ class FewStepSettings:
 
     teacher: Annotated[str, "The run or checkpoint that is learned from."]
     steps: Annotated[Literal[1, 2, 4, 8], "Steps that the student draws with."] = 4
-    guidance: Annotated[float, Ge(0), "The teacher's scale."] = 2.0
+    guidance: Annotated[float, Ge(0), "The teacher's scale, which it is to draw like."] = 2.0
 
 
 def check_drawn_in_few_steps(config: RunConfig) -> None:

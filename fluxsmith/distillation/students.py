@@ -37,12 +37,13 @@ GUIDANCE: dict[str, Any] = {"learning_rate": 1.4e-3, "tail": 0.8}
 HIGHEST, TIMES = 3.0, 2.0
 # The same of one that is matched: beside a critic it needs smaller steps, and a longer average.
 MATCHING: dict[str, Any] = {"learning_rate": 3e-4, "tail": 0.7, "ema_decay": 0.995}
-# Of the teacher's arithmetic, and of its time. A step of one of n takes (8 + 3 n) / 3.
-MATCHING_SHARE = 0.165
+# Of the teacher's arithmetic, and of its time, for one step and for more, which begin nearer to it.
+# A step of one of n takes (8 + 3 n) / 3.
+ONE_SHARE, MORE_SHARE = 0.165, 0.1
 DEV_SHARE, FEW_SHARE = 0.04, 0.06  # of the teacher's steps
 LEAST = 80  # steps
 # Of the images that the teacher saw, trajectories that are made, up to those of the objective.
-DEV_TRAJECTORIES, FEW_TRAJECTORIES = 1 / 600, 1 / 50
+DEV_TRAJECTORIES, FEW_TRAJECTORIES = 1 / 600, 1 / 100
 PARTS = 4  # checkpoints and sample grids
 
 
@@ -68,7 +69,7 @@ def student_config(
     data["output_dir"] = str(folder.with_name(folder.name.removesuffix(DEV) + ending))
     data["objective"] = {"teacher": str(run)}
     if match and steps is not None:
-        share = MATCHING_SHARE * 3 / (8 + 3 * steps)
+        share = (ONE_SHARE if steps == 1 else MORE_SHARE) * 3 / (8 + 3 * steps)
     else:
         share, more = FEW_SHARE, FEW_TRAJECTORIES
         most = TrajectoryDistillation.Settings.trajectories

@@ -19,6 +19,8 @@ from fluxsmith.text.encoder import TextInput
 from fluxsmith.training.objective import Cost, Losses
 
 KEPT = 4  # states of a trajectory, at least, so that one cache serves students of 1, 2 and 4 steps
+# A student's few steps act as less guidance than its trajectories had, so these have more of it.
+MORE = 1.1
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,13 @@ class TrajectoryDistillation(TrajectoryObjective):
         L = | v(x_i, t_i) - (x_i - y_{i+1}) / (t_i - t_{i+1}) |,  of the element-wise mean
 
     Zhou et al. 2024, "Simple and Fast Distillation of Diffusion Models" (SFD), algorithm 1; each
-    image of a batch learns one of the steps, in turn, so that all are in a batch.
+    image of a batch learns one of the steps, in turn, so that all are in a batch. The trajectories
+    are guided by 1 + MORE (w - 1), where w is the scale that the student is to draw like.
     """
 
     @dataclass(frozen=True)
     class Settings(FewStepSettings):
-        trajectories: Annotated[int, Ge(1), "Trajectories of the teacher that are made."] = 6144
+        trajectories: Annotated[int, Ge(1), "Trajectories of the teacher that are made."] = 3072
         solver_steps: Annotated[int, Ge(1), "Steps of adams2 between two kept states."] = 3
         cache: Annotated[str | None, "Where they are kept; beside the teacher by default."] = None
 
@@ -66,13 +69,14 @@ class TrajectoryDistillation(TrajectoryObjective):
     def build(cls, config: RunConfig, pipeline: Pipeline) -> "TrajectoryDistillation":
         check_drawn_in_few_steps(config)
         settings = config.objective
-        scale, n = settings.guidance, settings.steps
+        w, n = settings.guidance, settings.steps
+        scale = max(w, 1 + MORE * (w - 1))
         own = student_times(config, pipeline, n)
         kept, between = max(KEPT, n), settings.solver_steps
         times = student_times(config, pipeline, kept)
         if times[:: kept // n] != own:  # a schedule whose grids do not nest
             times, between = own, between * kept // n
-        return cls(config, pipeline, Recipe(times, between, scale, scale), scale)
+        return cls(config, pipeline, Recipe(times, between, scale, scale), w)
 
     @classmethod
     def needs_data(cls, config: RunConfig) -> bool:

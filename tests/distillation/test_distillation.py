@@ -132,6 +132,12 @@ def test_a_few_step_student_learns_where_its_own_steps_bring_it(teacher, steps):
         assert losses.t[row] == 1 - i / steps
 
 
+def test_trajectories_are_guided_a_tenth_more_than_a_student_is_to_draw(teacher):
+    for scale, expected in (0.5, 0.5), (1, 1), (1.5, 1.55), (3, 3.2):
+        recipe = trainer_of(teacher, 4, f"objective.guidance={scale}").objective.store.recipe
+        assert recipe.lowest_scale == recipe.highest_scale == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 4])
 @pytest.mark.parametrize("schedule", ["uniform", "flux", "shifted"])
 def test_a_student_learns_at_the_times_that_it_is_drawn_at(teacher, schedule, steps):

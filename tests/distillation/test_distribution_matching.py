@@ -229,13 +229,13 @@ def test_a_dev_teacher_and_its_critic_are_given_the_scale_that_is_matched(make_t
         assert_agree(objective.critic.velocity(x, t, cond), expected, 1e-5)
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(1, [1, 1.25, 2]), (2, [1, 1.375, 2.5])])
-def test_the_scale_that_is_matched_follows_the_teachers(teacher, steps, expected):
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_scale_that_is_matched_follows_the_teachers(teacher, steps):
     found = [
         matching(teacher, steps, f"objective.guidance={scale}").objective.matched
         for scale in (1, 1.5, 3)
     ]
-    assert found == pytest.approx(expected)
+    assert found == pytest.approx([1, 1.3, 2.2])
 
 
 def test_a_teacher_without_a_null_prompt_can_be_matched_at_its_scale_1_alone(make_teacher):

@@ -72,6 +72,31 @@ def test_what_shows_later_is_named_by_its_figures(toy, name):
     assert diagnosis.said == [name]
 
 
+@pytest.mark.parametrize(
+    ("update", "learned", "losses", "said"),
+    [
+        # mnist/small, 1,050 steps: as it is, at 30 times its rate and at a 30th (docs/signals.md)
+        (0.0051, 1.21, [0.5, 0.25], []),
+        (0.0111, 1.13, [0.34, 397.0, 0.29], ["rate too high"]),
+        (0.00022, 1.11, [0.9, 0.31], ["rate too low"]),
+        # digits/colored at 3 times its rate, and a model that is trained further at a small one
+        (0.0126, 3.47, [0.1, 0.124], []),
+        (0.00022, 1.3, [0.2, 0.2], []),
+        # digits/tiny at a 30th of its rate, after 78 steps, and at three tenths
+        (0.0011, -0.5, [2.0, 1.5], ["rate too low"]),
+        (0.0026, 0.78, [0.5, 0.4], []),
+    ],
+)
+def test_a_learning_rate_is_told_by_what_was_measured(toy, update, learned, losses, said):
+    train = toy("train.steps=100").train
+    diagnosis = Diagnosis(train)
+    for loss in losses:
+        diagnosis.lines(10, {"loss": loss})
+    record = {"average_step": 1.0, "learning_rate": train.learning_rate, "loss": losses[-1]}
+    diagnosis.lines(10, record | {"update/blocks": update, "learned": learned})
+    assert diagnosis.said == said
+
+
 def test_every_fault_has_a_line_and_is_planted():
     planted = {each.said for each in PLANTED["FAULTS"].values()}
     assert planted | LATER.keys() == {each.name for each in FAULTS}
