@@ -16,6 +16,7 @@ class Autoencoder(Protocol):
     channels: int
     image_channels: int
     factor: int
+    bound: float  # of latents: beyond it, either way, what is drawn of them stays the same
     dtype: torch.dtype  # that latents have in training, whose last bits a cache doesn't keep
 
     @property

@@ -1,6 +1,7 @@
 """FLUX.1's autoencoder as the flow sees it: frozen, its latents centred and scaled."""
 
 import hashlib
+import math
 from functools import cached_property
 
 import torch
@@ -20,6 +21,8 @@ class FluxAutoencoder:
     `max_batch`: so many pictures are coded at once; 0: the whole batch. `dtype`: what latents are
     rounded to in training.
     """
+
+    bound = math.inf
 
     def __init__(
         self,

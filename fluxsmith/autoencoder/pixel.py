@@ -8,6 +8,7 @@ from torch import Tensor
 
 class PixelAutoencoder:
     factor = 1
+    bound = 1.0  # pictures are clamped to it when they are drawn
     dtype = torch.float32
     digest = None
 

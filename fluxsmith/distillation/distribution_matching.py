@@ -20,9 +20,12 @@ from fluxsmith.pipeline import Pipeline
 from fluxsmith.text.encoder import TextEmbedding, TextInput
 from fluxsmith.training.objective import Cost, Losses
 
-TIMES = LogitNormal(mean=0.8)  # at which the two distributions are compared, for all teachers
+TIMES = LogitNormal(mean=0.3, scale=0.7)  # at which the two distributions are compared
 LEAST, MOST = 0.02, 0.98  # of these times
-MATCHED = 0.6  # of the way from a scale of 1 to the teacher's
+MATCHED = 0.51  # of the way from a scale of 1 to the teacher's
+# Pixels are moved outwards up to so many times the bound that they are clamped to when they are
+# drawn; of a student of one step, which leaves more of them grey, and of others.
+MARGIN_OF_ONE, MARGIN = 1.2, 1.0
 DRAWS = 2  # times of each picture that the critic learns at; the first moves the picture
 
 
@@ -55,8 +58,9 @@ class DistributionMatching(Distillation):
     """The student's pictures are moved to where its teacher finds them likelier than a critic does,
     a second network that learns what the student draws.
 
-    With x what the student's steps make of noise, x_t = (1 - t) x + t eps, v_T the teacher's
-    velocity and v_C the critic's, all products and norms as means over the elements of a picture:
+    With x what the student's steps make of noise, clamped as drawn pixels are, x_t = (1 - t) x +
+    t eps, v_T the teacher's velocity and v_C the critic's, all products and norms as means over the
+    elements of a picture:
 
         L = g · x + | v_C(x_t, t) - (eps - x) |^2
         g = t (v_T - v_C),  without a gradient, as x in the last term
@@ -65,7 +69,8 @@ class DistributionMatching(Distillation):
     distributions of x_t: Yin et al. 2024, "One-step Diffusion with Distribution Matching
     Distillation" (DMD), eq. 7 on velocities. Their division by the distance of x from the teacher's
     guess (eq. 8) gained nothing here, and their regression of pairs (eq. 9) cost variety. All steps
-    of the student get a gradient.
+    of the student get a gradient, as if nothing had been clamped, but pixels that are far beyond
+    that bound aren't moved further.
     """
 
     terms = ("matching", "critic")
@@ -75,7 +80,7 @@ class DistributionMatching(Distillation):
         matched_guidance: Annotated[
             float | None,
             Ge(0),
-            "Scale to match; unset: 0.6 of the way from 1 to guidance.",
+            "Scale to match; unset: 0.51 of the way from 1 to guidance.",
         ] = None
         critic_rate: Annotated[
             float, Gt(0), "The critic's learning rate, as a multiple of train.learning_rate."
@@ -89,6 +94,9 @@ class DistributionMatching(Distillation):
             self.teacher.require_null_prompt()
         times = student_times(config, pipeline, config.objective.steps)
         self.times = torch.tensor(times, device=pipeline.device)
+        margin = MARGIN_OF_ONE if config.objective.steps == 1 else MARGIN
+        self.bound = pipeline.autoencoder.bound
+        self.furthest = margin * self.bound
         self.critic = Critic(self.teacher, config, self.matched)
         self.others = self.teacher.pipeline, self.critic.pipeline
         self.module, self.module_rate = self.critic.trained, config.objective.critic_rate
@@ -130,7 +138,7 @@ class DistributionMatching(Distillation):
 
     def losses(self, inputs: Inputs) -> Losses:
         x = self._drawn(inputs)
-        b, drawn, t = len(x), x.detach(), inputs.t[0]
+        b, t, drawn = len(x), inputs.t[0], x.detach().clamp(-self.bound, self.bound)
         every = torch.arange(b, device=x.device).repeat(DRAWS)
         at, eps = inputs.t.flatten(), inputs.eps.flatten(0, 1)
         noised = interpolate(drawn[every], eps, at)  # (DRAWS b, c, h, w)
@@ -141,7 +149,9 @@ class DistributionMatching(Distillation):
         texts, precision = (inputs.given, inputs.null), self.config.train.precision
         v_t = self.teacher.guided_velocity(x_t, t, texts, self.matched, precision)
         g = beside(t, x) * (v_t - v_c.detach())
-        matching = (x - (drawn - g)).square().flatten(1).mean(1) / 2  # whose gradient in x is g
+        held = (x.detach().abs() > self.furthest) & (x.detach() * g < 0)
+        target = x.detach() - g.masked_fill(held, 0)
+        matching = (x - target).square().flatten(1).mean(1) / 2  # whose gradient in x is g
         return Losses(matching + critic, t, {"matching": matching, "critic": critic})
 
     def _drawn(self, inputs: Inputs) -> Tensor:
@@ -156,7 +166,7 @@ class DistributionMatching(Distillation):
 
 
 def _matched_scale(config: RunConfig) -> float:
-    """What is matched so that a student draws as its teacher does at `guidance`: 0.6 of the way
+    """What is matched so that a student draws as its teacher does at `guidance`: a part of the way
     from 1 to it, since matching narrows what is drawn, as guidance does."""
     settings = config.objective
     if settings.matched_guidance is not None:

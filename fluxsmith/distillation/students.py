@@ -39,8 +39,9 @@ HIGHEST, TIMES = 3.0, 2.0
 MATCHING: dict[str, Any] = {"learning_rate": 3e-4, "tail": 0.7, "ema_decay": 0.995}
 # Of the teacher's arithmetic, and of its time, for one step and for more, which begin nearer to it.
 # A step of one of n takes (8 + 3 n) / 3.
-ONE_SHARE, MORE_SHARE = 0.165, 0.1
-DEV_SHARE, FEW_SHARE = 0.04, 0.06  # of the teacher's steps
+ONE_SHARE, MORE_SHARE = 0.145, 0.085
+# Of the teacher's steps. One step is only to begin the matching, which finds the rest better.
+DEV_SHARE, FEW_SHARE, SINGLE_SHARE = 0.033, 0.05, 0.03
 LEAST = 80  # steps
 # Of the images that the teacher saw, trajectories that are made, up to those of the objective.
 DEV_TRAJECTORIES, FEW_TRAJECTORIES = 1 / 600, 1 / 100
@@ -71,7 +72,7 @@ def student_config(
     if match and steps is not None:
         share = (ONE_SHARE if steps == 1 else MORE_SHARE) * 3 / (8 + 3 * steps)
     else:
-        share, more = FEW_SHARE, FEW_TRAJECTORIES
+        share, more = SINGLE_SHARE if steps == 1 else FEW_SHARE, FEW_TRAJECTORIES
         most = TrajectoryDistillation.Settings.trajectories
         if steps is None:
             share, more = DEV_SHARE, DEV_TRAJECTORIES

@@ -7,6 +7,7 @@ train.on_save_error says to stop; the checkpoint before it stays intact.
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -71,7 +72,8 @@ class Saver:
         if kind is not None and not issubclass(kind, Exception):
             self._given_up.set()  # the writing checks this between tensors
         if self._writing is not None:
-            self._writing.join(timeout=5 if self._given_up.is_set() else None)
+            with suppress(RuntimeError):  # a signal may come just before it is started
+                self._writing.join(timeout=5 if self._given_up.is_set() else None)
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Starts to write the checkpoint of this state. Raises a UserError where the one before

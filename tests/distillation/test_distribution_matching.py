@@ -41,7 +41,9 @@ def test_the_critics_loss_is_flow_matching_of_what_is_drawn(teacher, steps):
     noise, captions = example.batch.images, example.batch.captions
     cond = student.encode_text(captions)
     with torch.no_grad():
-        drawn = euler(lambda x, t: student.velocity(x, t, cond), noise, uniform_grid(steps))
+        made = euler(lambda x, t: student.velocity(x, t, cond), noise, uniform_grid(steps))
+    drawn = made.clamp(-1, 1)
+    assert not torch.equal(drawn, made)
     critic = trainer.objective.critic
     cond, _ = trainer.objective.teacher.texts(captions)
     with torch.no_grad():
@@ -54,8 +56,8 @@ def test_the_critics_loss_is_flow_matching_of_what_is_drawn(teacher, steps):
     assert_agree(losses.terms["critic"], sum(expected) / 2, 1e-4)
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-def test_a_picture_moves_by_the_difference_of_teacher_and_critic(teacher, steps):
+@pytest.mark.parametrize(("steps", "furthest"), [(1, 1.2), (2, 1)])
+def test_a_picture_moves_by_the_difference_of_teacher_and_critic(teacher, steps, furthest):
     """Oracle: the same by way of the picture, through all steps of the student."""
     trainer = matching(teacher, steps, "objective.matched_guidance=3")
     objective, student = trainer.objective, trainer.pipeline
@@ -66,12 +68,16 @@ def test_a_picture_moves_by_the_difference_of_teacher_and_critic(teacher, steps)
     x, cond = example.batch.images, student.encode_text(captions)
     for i in range(steps):
         x = x - student.velocity(x, (1 - i / steps) * ones, cond) / steps
-    x_t = torch.lerp(x.detach(), eps, t)
+    made = x.detach()
+    x_t = torch.lerp(made.clamp(-1, 1), eps, t)
     with torch.no_grad():
         v_t = objective.teacher.velocity(x_t, at, captions, 3 * ones)
         v_c = objective.critic.velocity(x_t, at, objective.teacher.texts(captions)[0])
+    g = t * (v_t - v_c)
+    stay = ((made > furthest) & (g < 0)) | ((made < -furthest) & (g > 0))
+    assert 0 < stay.sum() < (made.abs() > furthest).sum()
     weights = list(student.network.parameters())
-    expected = torch.autograd.grad(x, weights, t * (v_t - v_c) / x.numel())
+    expected = torch.autograd.grad(x, weights, g.masked_fill(stay, 0) / x.numel())
     found = torch.autograd.grad(losses.terms["matching"].mean(), weights)
     for ours, theirs in zip(found, expected, strict=True):
         assert_agree(ours, theirs, within=1e-3 * float(theirs.abs().max()) + 1e-9)
@@ -89,7 +95,7 @@ def test_a_pictures_times_have_no_relation_and_are_spread_over_the_density(teach
     trainer = matching(teacher, 1, "train.batch_size=64")
     t = trainer.objective.draw(trainer.next_batch(), generator(0, "test")).t
     assert abs(float(torch.corrcoef(t.T)[0, 1])) < 0.4
-    slices = torch.special.ndtr(t.flatten().logit() - 0.8).mul(t.numel()).long()
+    slices = torch.special.ndtr((t.flatten().logit() - 0.3) / 0.7).mul(t.numel()).long()
     assert len(slices.unique()) > 0.95 * t.numel()  # one in each, but for those that are cut
 
 
@@ -235,7 +241,7 @@ def test_the_scale_that_is_matched_follows_the_teachers(teacher, steps):
         matching(teacher, steps, f"objective.guidance={scale}").objective.matched
         for scale in (1, 1.5, 3)
     ]
-    assert found == pytest.approx([1, 1.3, 2.2])
+    assert found == pytest.approx([1, 1.255, 2.02])
 
 
 def test_a_teacher_without_a_null_prompt_can_be_matched_at_its_scale_1_alone(make_teacher):

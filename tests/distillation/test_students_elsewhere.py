@@ -3,15 +3,18 @@ in diffusers' FluxPipeline what they draw here."""
 
 import pytest
 import torch
+from distillation.making import trainer_of
 from helpers import assert_agree, randomise
 from tiny_autoencoder import save_autoencoder
 from tiny_encoders import save_flux_text
 
 from fluxsmith import Pipeline
 from fluxsmith.distillation.students import student_config
+from fluxsmith.flow.path import flow_matching_loss
+from fluxsmith.flow.solvers import euler, uniform_grid
 from fluxsmith.interop.exporting import export
 from fluxsmith.model.tokens import patchify, unpatchify
-from fluxsmith.randomness import image_noise
+from fluxsmith.randomness import generator, image_noise
 from fluxsmith.sampling.generate import Sampler
 from fluxsmith.storage import checkpoint as checkpoints
 from fluxsmith.training.run import build_trainer, train
@@ -84,3 +87,29 @@ def test_a_student_draws_the_same_in_diffusers(teacher, steps, tmp_path):
     theirs = unpatchify(expected, 2, *pipeline.latent_shape[1:])
     assert theirs.std() > 0.3
     assert_agree(seen[0], theirs, within=1e-4)
+
+
+@pytest.mark.parametrize("teacher", ["plain"], indirect=True)
+def test_latents_are_matched_as_large_as_they_are(teacher):
+    """Pixels are clamped, as they are when they are drawn; latents aren't."""
+    brief = "train.init_from=null", "train.batch_size=3"
+    trainer = trainer_of(teacher, 1, *brief, match=True)
+    objective, student = trainer.objective, trainer.pipeline
+    example = objective.draw(trainer.next_batch(), generator(0, "test"))
+    noise, captions = example.batch.images, example.batch.captions
+    with torch.no_grad():
+        cond = student.encode_text(captions)
+        drawn = euler(lambda x, t: student.velocity(x, t, cond), noise, uniform_grid(1))
+        assert (drawn.abs() > 1).float().mean() > 0.1
+        found = objective.losses(objective.prepare(example)).terms["critic"]
+        cond, _ = objective.teacher.texts(captions)
+        expected = [
+            flow_matching_loss(
+                lambda x, t: objective.critic.velocity(x, t, cond),
+                drawn,
+                example.eps[:, i],
+                example.t[:, i],
+            )
+            for i in range(2)
+        ]
+    assert_agree(found, sum(expected) / 2, 1e-4)

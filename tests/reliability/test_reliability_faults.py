@@ -208,3 +208,19 @@ def test_memory_for_no_copy_of_the_state_is_no_reason_not_to_save_it(toy, run_fo
     with Saver(run_folder, trainer.config.train, print) as saver:
         saver.save(state)
         assert steps_saved(run_folder) == [2]
+
+
+def test_a_signal_just_before_a_write_begins_ends_the_run_and_no_more(toy, run_folder, monkeypatch):
+    trainer = build_trainer(toy(), torch.device("cpu"))
+    run_folder.mkdir()
+
+    def signalled(thread):
+        raise SystemExit(143)
+
+    with (
+        pytest.raises(SystemExit, match="143"),
+        Saver(run_folder, trainer.config.train, print) as saver,
+    ):
+        monkeypatch.setattr(threading.Thread, "start", signalled)
+        saver.save(trainer.state_dict())
+    assert not list(run_folder.iterdir())
