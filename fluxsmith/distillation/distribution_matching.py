@@ -138,7 +138,8 @@ class DistributionMatching(Distillation):
 
     def losses(self, inputs: Inputs) -> Losses:
         x = self._drawn(inputs)
-        b, t, drawn = len(x), inputs.t[0], x.detach().clamp(-self.bound, self.bound)
+        b, t, made = len(x), inputs.t[0], x.detach()
+        drawn = made.clamp(-self.bound, self.bound)
         every = torch.arange(b, device=x.device).repeat(DRAWS)
         at, eps = inputs.t.flatten(), inputs.eps.flatten(0, 1)
         noised = interpolate(drawn[every], eps, at)  # (DRAWS b, c, h, w)
@@ -149,8 +150,8 @@ class DistributionMatching(Distillation):
         texts, precision = (inputs.given, inputs.null), self.config.train.precision
         v_t = self.teacher.guided_velocity(x_t, t, texts, self.matched, precision)
         g = beside(t, x) * (v_t - v_c.detach())
-        held = (x.detach().abs() > self.furthest) & (x.detach() * g < 0)
-        target = x.detach() - g.masked_fill(held, 0)
+        held = (made.abs() > self.furthest) & (made * g < 0)
+        target = made - g.masked_fill(held, 0)
         matching = (x - target).square().flatten(1).mean(1) / 2  # whose gradient in x is g
         return Losses(matching + critic, t, {"matching": matching, "critic": critic})
 

@@ -7,7 +7,6 @@ train.on_save_error says to stop; the checkpoint before it stays intact.
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -71,9 +70,9 @@ class Saver:
         once, and the half-written file is deleted."""
         if kind is not None and not issubclass(kind, Exception):
             self._given_up.set()  # the writing checks this between tensors
-        if self._writing is not None:
-            with suppress(RuntimeError):  # a signal may come just before it is started
-                self._writing.join(timeout=5 if self._given_up.is_set() else None)
+        # A signal may come just before it is started.
+        if self._writing is not None and self._writing.is_alive():
+            self._writing.join(timeout=5 if self._given_up.is_set() else None)
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Starts to write the checkpoint of this state. Raises a UserError where the one before
