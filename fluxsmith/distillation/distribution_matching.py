@@ -22,11 +22,18 @@ from fluxsmith.training.objective import Cost, Losses
 
 TIMES = LogitNormal(mean=0.3, scale=0.7)  # at which the two distributions are compared
 LEAST, MOST = 0.02, 0.98  # of these times
-MATCHED = 0.51  # of the way from a scale of 1 to the teacher's
-# Pixels are moved outwards up to so many times the bound that they are clamped to when they are
-# drawn; of a student of one step, which leaves more of them grey, and of others.
-MARGIN_OF_ONE, MARGIN = 1.2, 1.0
 DRAWS = 2  # times of each picture that the critic learns at; the first moves the picture
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far a student is moved."""
+
+    part: float  # of the way from a scale of 1 to the teacher's: the scale that is matched
+    margin: float  # pixels go outwards up to so many times the bound that drawing clamps them to
+
+
+ONE_STEP, MORE_STEPS = Reach(0.58, 1.6), Reach(0.51, 1.0)  # one step leaves more pixels grey
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,8 @@ class DistributionMatching(Distillation):
     distributions of x_t: Yin et al. 2024, "One-step Diffusion with Distribution Matching
     Distillation" (DMD), eq. 7 on velocities. Their division by the distance of x from the teacher's
     guess (eq. 8) gained nothing here, and their regression of pairs (eq. 9) cost variety. All steps
-    of the student get a gradient, as if nothing had been clamped, but pixels that are far beyond
-    that bound aren't moved further.
+    of the student get a gradient, as if nothing had been clamped, but pixels beyond `furthest`
+    aren't moved further out.
     """
 
     terms = ("matching", "critic")
@@ -80,7 +87,7 @@ class DistributionMatching(Distillation):
         matched_guidance: Annotated[
             float | None,
             Ge(0),
-            "Scale to match; unset: 0.51 of the way from 1 to guidance.",
+            "Scale to match; unset: 0.51 of the way from 1 to guidance, 0.58 at one step.",
         ] = None
         critic_rate: Annotated[
             float, Gt(0), "The critic's learning rate, as a multiple of train.learning_rate."
@@ -94,9 +101,8 @@ class DistributionMatching(Distillation):
             self.teacher.require_null_prompt()
         times = student_times(config, pipeline, config.objective.steps)
         self.times = torch.tensor(times, device=pipeline.device)
-        margin = MARGIN_OF_ONE if config.objective.steps == 1 else MARGIN
         self.bound = pipeline.autoencoder.bound
-        self.furthest = margin * self.bound
+        self.furthest = _reach(config).margin * self.bound
         self.critic = Critic(self.teacher, config, self.matched)
         self.others = self.teacher.pipeline, self.critic.pipeline
         self.module, self.module_rate = self.critic.trained, config.objective.critic_rate
@@ -172,4 +178,8 @@ def _matched_scale(config: RunConfig) -> float:
     settings = config.objective
     if settings.matched_guidance is not None:
         return float(settings.matched_guidance)
-    return 1 + MATCHED * (settings.guidance - 1)
+    return 1 + _reach(config).part * (settings.guidance - 1)
+
+
+def _reach(config: RunConfig) -> Reach:
+    return ONE_STEP if config.objective.steps == 1 else MORE_STEPS

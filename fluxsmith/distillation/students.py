@@ -8,7 +8,7 @@ from typing import Any
 from fluxsmith.config import RunConfig
 from fluxsmith.config.reading import build_config, with_overrides
 from fluxsmith.distillation.guidance_distillation import GuidanceDistillation
-from fluxsmith.distillation.teacher import Teacher
+from fluxsmith.distillation.teacher import Teacher, require_guidance
 from fluxsmith.distillation.trajectories import whole_shards
 from fluxsmith.distillation.trajectory_distillation import TrajectoryDistillation
 from fluxsmith.errors import UserError
@@ -61,6 +61,7 @@ def student_config(
     teacher = contents["config"]
     if (kind := teacher["model"].get("conditioning", "text")) != "text":
         raise UserError(f"{path} is a {kind} model; only models of text alone can be distilled")
+    require_guidance(path, teacher["sample"].get("guidance_method", ""))
     ending = DEV if steps is None else f"-{steps}step" + MATCHED * match
     folder = path.parent if path.parent.name else path.absolute().parent
     if is_shipped(path):

@@ -26,6 +26,12 @@ SHARED = (
 )  # fmt: skip
 
 
+def require_guidance(path: Path, guidance_method: str) -> None:
+    """Raises a UserError for a student of few steps, which is drawn without guidance."""
+    if guidance_method == "none":
+        raise UserError(f"{path} is a student of few steps, which can't teach; name its teacher")
+
+
 class Teacher:
     """Averaged weights of a checkpoint, or of the newest in a run's folder."""
 
@@ -36,10 +42,7 @@ class Teacher:
         self.pipeline = TextToImage.from_checkpoint(self.path, str(device))
         merge_adapter(self.pipeline, None)
         self.pipeline.requires_grad_(False)
-        if self.config.sample.guidance_method == "none":
-            raise UserError(
-                f"{self.path} is a student of few steps, which can't teach; name its teacher"
-            )
+        require_guidance(self.path, self.config.sample.guidance_method)
         self._kernels = kernels
         accelerate(self.pipeline.network, kernels)
         self.digest = self.pipeline.digest()

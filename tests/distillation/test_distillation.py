@@ -441,6 +441,8 @@ def mistakes(make_teacher, tmp_path):
         ([str(teacher), "--steps", "3"], "--steps 3: must be one of"),
         ([str(teacher), "--steps", "1000"], "--steps 1000: must be one of"),
         ([str(student), "--steps", "1"], "a student of few steps, which can't teach"),
+        ([str(student), "--steps", "1", "--match"], "a student of few steps, which can't teach"),
+        ([str(student), "--guidance"], "a student of few steps, which can't teach"),
         ([str(never_null), "--guidance"], "data.caption_dropout=0.*no null prompt"),
         ([str(never_null), "--steps", "4"], "data.caption_dropout=0.*no null prompt"),
         ([*scale, "objective.lowest_guidance=0.5"], "objective.lowest_guidance=0.5"),
