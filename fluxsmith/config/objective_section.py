@@ -7,6 +7,7 @@ from fluxsmith.config.kinds import KindSection
 # Import paths of the objectives; `Settings` of the class, if there is one, are the kind's keys.
 OBJECTIVES: dict[str, Any] = {
     "flow_matching": "fluxsmith.training.flow_matching:FlowMatching",
+    "stable_target": "fluxsmith.training.stable_target:StableTarget",
     "fill": "fluxsmith.training.fill:Fill",
     "kontext": "fluxsmith.training.kontext:Kontext",
     "guidance_distillation": "fluxsmith.distillation.guidance_distillation:GuidanceDistillation",
@@ -15,6 +16,7 @@ OBJECTIVES: dict[str, Any] = {
     ),
     "distribution_matching": "fluxsmith.distillation.distribution_matching:DistributionMatching",
 }
+FROM_DATA = "flow_matching", "stable_target"  # of captions and pictures alone
 FEW_STEPS = "trajectory_distillation", "distribution_matching"  # of a student that knows its steps
 
 
@@ -25,7 +27,7 @@ class ObjectiveConfig(KindSection):
     DEFAULT = "flow_matching"
 
     kind: str
-    """flow_matching; with pictures: fill, kontext; with a teacher: *_distillation, *_matching."""
+    """flow_matching, stable_target; fill, kontext; with a teacher: *_distillation, *_matching."""
 
 
 class FlowConfig(KindSection):

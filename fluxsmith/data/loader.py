@@ -298,18 +298,18 @@ class MemoryLoader(EpochLoader):
         counts = {part.shape: len(part) for part in parts}
         super().__init__(counts, batch_size, seed, settings)
         self.images = [part.pairs.to(device) for part in parts]
-        self._labels = [part.labels.tolist() for part in parts]
-        self._ways = [part.captions for part in parts]  # by label
+        self.labels = [part.labels.tolist() for part in parts]
+        self.ways = [part.captions for part in parts]  # each label's captions
 
     def read(self, step: int, rows: Rows) -> tuple[Tensor, list[str]]:
         places = self.places(step, rows)
         bucket = places[0].bucket
-        images, labels, ways = self.images[bucket], self._labels[bucket], self._ways[bucket]
+        images, labels, ways = self.images[bucket], self.labels[bucket], self.ways[bucket]
         where = to_device(torch.tensor([place.row for place in places]), images.device)
         return images[where], [self.caption(place, ways[labels[place.row]]) for place in places]
 
     def captions(self) -> list[str]:
-        return distinct(ways for own in self._ways for ways in own)
+        return distinct(ways for own in self.ways for ways in own)
 
 
 class RecordLoader(EpochLoader):

@@ -6,9 +6,11 @@ Esser et al. 2024, "Scaling Rectified Flow Transformers", eq. 13.
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 LEAST_TIME = 0.05  # that data predictions are divided by
+NO_TIME = 1e-4  # up to which x_t can have come of one picture alone
 
 # (x_t (b, c, h, w), t (b,) or scalar) -> v (b, c, h, w)
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -34,6 +36,23 @@ def flow_matching_loss(velocity: Velocity, x0: Tensor, eps: Tensor, t: Tensor) -
     v = velocity_target(x0, eps)
     error = velocity(x_t, t).float() - v.float()
     return error.square().flatten(1).mean(1)
+
+
+def posterior_mean(x0: Tensor, eps: Tensor, t: Tensor, others: Tensor) -> Tensor:
+    """The mean of the data that x_t = (1 - t) x0 + t eps may have come of: x0 or any of `others`
+    (n, c, h, w), all as likely beforehand: (b, c, h, w).
+
+    Xu, Tong & Jaakkola 2023, "Stable Target Field for Reduced Variance Score Estimation in
+    Diffusion Models", with the weights of this path, N(x_t; (1 - t) x_i, t^2). Where x0 and the
+    others are drawn alike its expectation, given x_t, is that of x0: whatever their number, it has
+    the same mean and less variance.
+    """
+    times, each = t.view(-1, 1).clamp(min=NO_TIME), others.flatten(1)  # (b, 1), (n, d)
+    x_t, own = interpolate(x0, eps, t).flatten(1), x0.flatten(1)  # (b, d)
+    near = x_t @ each.T - (1 - times) / 2 * torch.linalg.vector_norm(each, dim=1) ** 2  # (b, n)
+    nearest = (x_t * own).sum(1, keepdim=True) - (1 - times) / 2 * own.square().sum(1, keepdim=True)
+    weights = (torch.cat((nearest, near), dim=1) * (1 - times) / times**2).softmax(1)
+    return (weights[:, :1] * own + weights[:, 1:] @ each).view_as(x0)
 
 
 def x0_from_velocity(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The rectified-flow objective: the squared error of the velocity at a random time."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from fluxsmith.autoencoder.conditioning import ImageCondition
 from fluxsmith.config import RunConfig
 from fluxsmith.data.loader import Batch
 from fluxsmith.errors import UserError
-from fluxsmith.flow.path import flow_matching_loss
+from fluxsmith.flow.path import Velocity, flow_matching_loss
 from fluxsmith.flow.timesteps import Density, sample
 from fluxsmith.pipeline import Pipeline
 from fluxsmith.text.encoder import TextInput
@@ -95,12 +96,16 @@ class FlowMatching(Objective):
         return Inputs(x0, example.eps, example.t, text)
 
     def losses(self, inputs: Inputs) -> Losses:
-        cond = self.pipeline.embed_text(inputs.text, self.precision)
-
-        def velocity(x_t: Tensor, t: Tensor) -> Tensor:
-            return self.pipeline.velocity(
-                x_t, t, cond, precision=self.precision, image_cond=inputs.image_cond
-            )
-
+        velocity = self.velocity(inputs)
         loss = flow_matching_loss(velocity, inputs.x0, inputs.eps, inputs.t)
         return Losses(loss, inputs.t)
+
+    def velocity(self, inputs: Inputs) -> Velocity:
+        """The pipeline's, for the text and the pictures of the inputs."""
+        cond = self.pipeline.embed_text(inputs.text, self.precision)
+        return partial(
+            self.pipeline.velocity,
+            cond=cond,
+            precision=self.precision,
+            image_cond=inputs.image_cond,
+        )

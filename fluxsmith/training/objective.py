@@ -91,6 +91,9 @@ class Objective(ABC):
         """What it trains on where it needs no data."""
         raise NotImplementedError
 
+    def see(self, loader: Loader) -> None:  # noqa: B027 (most see batches alone)
+        """Looks at what it will be trained on."""
+
     def begin(self, load: Load) -> None:  # noqa: B027 (most objectives begin with what is there)
         """Gives a new model the weights that it starts from, where they are not to be random."""
 

@@ -203,6 +203,7 @@ def build_trainer(
     objective.make(ranks)
     fresh = start.path is None
     loader = loader or objective.loader()
+    objective.see(loader)
     if fresh and not pipeline.base:
         objective.begin(held.load)
     if fresh and config.train.init_from is not None and not pipeline.base:

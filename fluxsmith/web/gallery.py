@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxsmith.config import read_config
+from fluxsmith.config.objective_section import FROM_DATA
 from fluxsmith.config.reading import build_config
 from fluxsmith.config.run_config import RunConfig
 from fluxsmith.data.imageset import evenly
@@ -108,7 +109,7 @@ class Gallery:
         for name, place in [*self.places.items()]:
             with contextlib.suppress(UserError):  # no checkpoint so far
                 found[name] = run_config(place) or self.open(name).config
-        plain = {n: c for n, c in found.items() if c.objective.kind == "flow_matching"}
+        plain = {n: c for n, c in found.items() if c.objective.kind in FROM_DATA}
         return dict(
             sorted(plain.items(), key=lambda one: one[1].train.steps * one[1].train.batch_size)
         )
@@ -167,7 +168,7 @@ def _facts(pipeline: Pipeline) -> dict[str, Any]:
         "guided": config.sample.guidance_method != "none",
         "doubled": config.sample.guidance_method == "cfg",  # guidance takes two evaluations
         "solvers": {name: [s.evaluations(n) for n in (1, 2)] for name, s in SOLVERS.items()},
-        "student": config.objective.kind != "flow_matching",
+        "student": config.objective.kind not in FROM_DATA,
         "images": pipeline.step * config.train.batch_size,
         "data": config.data.source,
         "latent": [channels, height, width],

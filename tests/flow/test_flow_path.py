@@ -1,5 +1,7 @@
 """The straight path: its ends, its inverses, and the loss of a velocity along it."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from fluxsmith.flow.path import (
     eps_from_velocity,
     flow_matching_loss,
     interpolate,
+    posterior_mean,
     velocity_from_x0,
     velocity_target,
     x0_from_velocity,
@@ -91,3 +94,40 @@ def test_loss_of_a_half_precision_velocity_is_float32():
     assert (
         flow_matching_loss(lambda x, t: x.bfloat16(), x, -x, torch.rand(2)).dtype == torch.float32
     )
+
+
+def test_of_two_pictures_the_posterior_is_logistic():
+    """Its log odds are (|x_t - (1 - t) x1|^2 - |x_t - (1 - t) x0|^2) / 2t^2."""
+    g = torch.Generator().manual_seed(0)
+    x0, eps, other = torch.randn(3, 4, 2, 3, 3, generator=g).double()
+    t = torch.tensor([0.3, 0.6, 0.9, 1.0]).double()
+    x_t = interpolate(x0, eps, t)
+    for i in range(4):
+        away = [(x_t[i] - (1 - t[i]) * x[i]).square().sum() for x in (x0, other)]
+        share = torch.sigmoid((away[1] - away[0]) / (2 * t[i] ** 2))
+        found = posterior_mean(x0[i : i + 1], eps[i : i + 1], t[i : i + 1], other[i : i + 1])
+        torch.testing.assert_close(found[0], share * x0[i] + (1 - share) * other[i])
+
+
+def test_without_noise_only_the_picture_itself_can_have_been():
+    x0, eps, others = torch.randn(3, 5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(posterior_mean(x0, eps, torch.zeros(5), others), x0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_posterior_means_have_the_expectation_of_the_data_and_less_variance(n):
+    """Given x_t, over all ways to draw x0 and n others from three pictures."""
+    pictures, t = torch.tensor([-1.0, 0.2, 1.5]).double(), torch.tensor([0.6]).double()
+    for x_t in (-0.8, 0.0, 0.4):
+        chances, own, means = [], [], []
+        for drawn in itertools.product(pictures, repeat=n + 1):
+            x0, *others = (x.view(1, 1, 1, 1) for x in drawn)
+            eps = (x_t - (1 - t) * x0) / t
+            chances.append((-eps.square() / 2).exp().item())
+            own.append(x0.item())
+            means.append(posterior_mean(x0, eps, t, torch.cat(others)).item())
+        chance, own, means = (torch.tensor(x).double() for x in (chances, own, means))
+        chance /= chance.sum()
+        expected = chance @ own
+        torch.testing.assert_close(chance @ means, expected)
+        assert chance @ (means - expected) ** 2 < 0.9 * chance @ (own - expected) ** 2
