@@ -74,6 +74,11 @@ class Batch:
         ]
 
 
+def mirrored(images: Tensor, which: Tensor) -> Tensor:
+    """Some of the images (b, c, h, w) left to right: those where `which` (b,) is true."""
+    return torch.where(which[:, None, None, None], images.flip(-1), images)
+
+
 def batch_of(images: Tensor, captions: list[str], channels: int) -> Batch:
     """Of pixels, which are uint8, or of latents, which are floats. Pixels of more channels than an
     image has are pairs, as in `Decoded`."""
@@ -221,8 +226,7 @@ class EpochLoader(ABC):
             draw = generator(self.seed, "flip", step)
             coins = torch.rand(self.batch_size, generator=draw) < 0.5
             coins = coins if rows is None else coins[list(rows)]
-            mirrored = to_device(coins, images.device)[:, None, None, None]
-            images = torch.where(mirrored, images.flip(-1), images)
+            images = mirrored(images, to_device(coins, images.device))
         return batch_of(images, captions, self.channels)
 
     def places(self, step: int, rows: Rows = None) -> list[Place]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fluxsmith.data.loader import Batch, MemoryLoader, batch_of
+from fluxsmith.data.loader import Batch, MemoryLoader, batch_of, mirrored
 from fluxsmith.device import to_device
 
 DROPPED = ""  # the caption in place of one that is dropped
@@ -61,7 +61,7 @@ class Peers:
         # In a fifteenth of the time that indexing takes.
         images = self.loader.images[drawn.bucket].index_select(0, drawn.images)
         if self.loader.flip:
-            images = torch.where(drawn.mirrored[:, None, None, None], images.flip(-1), images)
+            images = mirrored(images, drawn.mirrored)
         return batch_of(images, [DROPPED] * len(images), self.loader.channels)
 
 
@@ -81,14 +81,15 @@ class _Bucket:
         self._counts = to_device(counts, device)
         self._starts = to_device(counts.cumsum(0) - counts, device)
         weights: dict[str, dict[int, float]] = {}  # by caption and label
-        for label, (own, count) in enumerate(zip(ways, counts.tolist(), strict=True)):
+        sizes = counts.tolist()
+        for label, (own, count) in enumerate(zip(ways, sizes, strict=True)):
             often = {caption: n / len(own) for caption, n in Counter(own).items()}
             if dropout:
                 often[DROPPED] = dropout + (1 - dropout) * often.get(DROPPED, 0.0)
             for caption, share in often.items() if count else ():
                 weights.setdefault(caption, {})[label] = share * count
         shared = [found for caption, found in weights.items() if caption != DROPPED]
-        self.most = max((sum(counts[[*found]].tolist()) for found in shared), default=0)
+        self.most = max((sum(sizes[label] for label in found) for found in shared), default=0)
         groups: dict[tuple[tuple[int, float], ...], int] = {}
         self.group = {
             caption: groups.setdefault(tuple(found.items()), len(groups))

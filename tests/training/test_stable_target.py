@@ -89,7 +89,7 @@ def test_micro_batches_have_the_targets_of_the_batch(made):
 
 
 def captioned(ways, counts):
-    """A loader of pictures whose value is their label."""
+    """Pictures whose value is their label."""
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     images = labels.to(torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4).contiguous()
     return ImageSet(images, labels, ways)
